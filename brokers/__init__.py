@@ -1,0 +1,1 @@
+"""The broker of a stage: its queue machine and its service."""

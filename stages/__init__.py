@@ -1,0 +1,1 @@
+"""The worker: its machines, compute thread, and the models cut into stages."""

@@ -1,0 +1,23 @@
+"""The three ways in which things go wrong, told apart by who is to blame."""
+
+from __future__ import annotations
+
+
+class ZswarmError(Exception):
+    """Base of all errors that zswarm raises on purpose."""
+
+
+class LocalProtocolError(ZswarmError):
+    """Our own code tried something that the protocol forbids: a bug of ours."""
+
+
+class RemoteProtocolError(ZswarmError):
+    """A peer sent something that the protocol forbids: drop it and keep running."""
+
+
+class UserError(ZswarmError):
+    """Something that the user can mend; its text says where, what, and what instead. Exit code 2."""
+
+
+class RunFailed(ZswarmError):
+    """The run cannot go on; its text says what happened and what it means. Exit code 1."""

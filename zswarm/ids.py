@@ -1,0 +1,116 @@
+"""Names of things: who, where, which microbatch. Every id is a `NewType`, so mypy tells them apart."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import NewType
+
+RunId = NewType("RunId", int)
+"""One training run: 64 random bits, chosen by the trainer when the run is made."""
+Generation = NewType("Generation", int)
+"""How many times the run's trainer has been started; a peer refuses an older one."""
+Branch = NewType("Branch", int)
+"""How many times the run has been rolled back; work of an older branch is void."""
+Step = NewType("Step", int)
+"""Optimizer step. Parameters of step t are constants until COMMIT(t) makes them those of t + 1."""
+Microbatch = NewType("Microbatch", int)
+"""Index of a microbatch within its step; its samples are a function of (seed, step, index) alone."""
+Attempt = NewType("Attempt", int)
+"""How often the trainer has admitted a microbatch, counted from 0."""
+Session = NewType("Session", int)
+"""Fencing token of one life of one process, issued by the coordinator, never reused; 0 is the trainer."""
+Lease = NewType("Lease", int)
+"""One assignment of a job to a worker by a broker; unique among the leases of that broker's session."""
+Round = NewType("Round", int)
+"""One attempt to all-reduce and commit a stage's gradient; unique within a run, never reused."""
+NodeId = NewType("NodeId", str)
+"""The name of a process that people read in logs, such as `worker-3`."""
+Stage = NewType("Stage", int)
+"""A run of consecutive layers, counted from 0 (the one that embeds)."""
+
+Address = NewType("Address", str)
+"""Where a socket listens, such as `tcp://127.0.0.1:4711`: a peer that we dial."""
+Link = NewType("Link", bytes)
+"""The return address of a connection that a peer dialled; valid as long as that connection."""
+Peer = Address | Link
+"""Whom to send to: an address that we dial or the link of somebody who dialled us."""
+
+TRAINER = Session(0)
+
+
+class Role(StrEnum):
+    """What a process does in the swarm."""
+
+    WORKER = "worker"
+    BROKER = "broker"
+
+
+class Purpose(IntEnum):
+    """Why a microbatch goes through the pipeline."""
+
+    TRAIN = 0
+    """Forward and backward; its gradient is counted once at every stage."""
+    EVALUATE = 1
+    """Forward only, to the loss; leaves no trace in the parameters."""
+
+
+class JobKind(IntEnum):
+    """What a broker asks of a worker."""
+
+    FORWARD = 0
+    BACKWARD = 1
+    FUSED = 2
+    """The last stage of a training microbatch: forward, loss and backward in one job."""
+    EVALUATE = 3
+    """The last stage of an evaluation microbatch: forward and loss."""
+
+
+class JobStatus(IntEnum):
+    """How a job ended at the worker."""
+
+    DONE = 0
+    WRONG_STEP = 1
+    """The worker holds parameters of another step; the job waits in the broker."""
+    NEEDS_INPUT = 2
+    """A backward came without the stage input and the worker no longer keeps it."""
+    CORRUPT = 3
+    """The payload's checksum does not match."""
+
+
+class Direction(IntEnum):
+    """Which leg of a microbatch's way an acknowledgement is about."""
+
+    FORWARD = 0
+    BACKWARD = 1
+    LOSS = 2
+    """The loss of an evaluated microbatch, on its way to the trainer."""
+
+
+class NackCode(IntEnum):
+    """Why a broker did not take a payload."""
+
+    BUSY = 0
+    CORRUPT = 1
+    STALE = 2
+
+
+class RejectCode(IntEnum):
+    """Why a process may not take part."""
+
+    VERSION = 0
+    WRONG_RUN = 1
+    NOT_NEEDED = 2
+    FULL = 3
+
+
+class ReducePhase(IntEnum):
+    """The two halves of an all-reduce: summing a shard, then handing the sum round."""
+
+    SCATTER = 0
+    GATHER = 1
+
+
+class StatePart(IntEnum):
+    """What part of a layer's state is transferred."""
+
+    PARAMETERS = 0

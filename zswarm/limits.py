@@ -1,0 +1,46 @@
+"""Every bound of the protocol and the reason for its number, in one place."""
+
+from __future__ import annotations
+
+MAX_FRAME_BYTES = 1 << 20
+"""One payload frame. libzmq's heartbeat timer is reset by complete frames only, so a large frame on
+a slow link kills its own connection (a 16 MiB frame over 2 MiB/s never arrives)."""
+MAX_FRAMES = 64
+"""Payload frames of one message: with MAX_FRAME_BYTES, 64 MiB per message."""
+MAX_PAYLOAD_BYTES = MAX_FRAME_BYTES * MAX_FRAMES
+MAX_HEADER_BYTES = 4096
+"""msgpack header of one message; the usual one has under 200."""
+MAX_TEXT_CHARS = 512
+MAX_DIMENSIONS = 4
+MAX_DIMENSION = 1 << 20
+MAX_TENSORS = 4
+"""Tensors travelling together: the activation and what rides along with it, such as labels."""
+MAX_STAGES = 256
+MAX_MICROBATCHES = 8192
+"""Microbatches of one step: a ledger is a bitmap of this many bits in a header."""
+MAX_LEDGER_BYTES = MAX_MICROBATCHES // 8
+MAX_PARTICIPANTS = 256
+"""Workers of one stage that reduce together: their sessions are listed in a header."""
+MAX_LEASES_PER_WORKER = 64
+MAX_MEMBERS = 4096
+"""Processes in one view."""
+MAX_VIEW_BYTES = MAX_FRAME_BYTES
+
+HEARTBEAT_S = 1.0
+"""Default heartbeat interval; every deadline follows from it."""
+RESEND_HEARTBEATS = 1.0
+"""An unacknowledged message is sent again after this many heartbeats."""
+PREFETCH = 2
+"""Jobs leased to one worker: one running, one arriving while it runs."""
+CREDIT_UNITS = 2
+"""Microbatches that a broker lets each producer send ahead while it has room."""
+BROKER_CAPACITY_BYTES = 1 << 30
+"""Default bound of what a broker keeps in memory."""
+REDUCE_CHUNK_BYTES = 1 << 20
+"""One chunk of an all-reduce: one frame, so that other traffic can pass between."""
+REDUCE_WINDOW = 8
+"""Unacknowledged chunks per peer during an all-reduce."""
+OUTBOX_LENGTH = 4
+"""Outputs waiting for credit at a worker before it stops taking new forward jobs."""
+TURN_MESSAGES = 64
+"""Messages that one turn of a poll loop takes from one socket before it looks at the others."""

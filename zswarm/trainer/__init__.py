@@ -1,0 +1,1 @@
+"""The trainer: coordinator machine, run folder, service."""
