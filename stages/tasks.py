@@ -1,0 +1,184 @@
+"""What the worker's machine asks of its compute thread, and what comes back.
+
+Tasks are carried out one after the other, in their order. The simulator answers them symbolically.
+Frames are opaque to the machine: read-only buffers in production.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zswarm.ids import JobKind, JobStatus, Lease, Round, Stage, StatePart, Step
+from zswarm.messages import Key, Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """Make the stage's layers and optimizer from the run's configuration (JSON). Answer: Built or Failed."""
+
+    stage: Stage
+    num_stages: int
+    configuration: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Do a job. Answers: Emitted where there is a dx, then Ran; or Failed.
+
+    FORWARD takes `x`, yields `y`, keeps the graph or the input until the backward or `ForgetStep`.
+    BACKWARD takes `dy` and, where the worker may not have kept it, `x`. FUSED and EVALUATE take `x`.
+    With `accumulate` false nothing is added to the accumulator: only dx is wanted.
+    """
+
+    lease: Lease
+    kind: JobKind
+    key: Key
+    accumulate: bool
+    x: Load | None
+    dy: Load | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Copy the accumulator for a round of `num_shards` participants. Answer: Snapshotted."""
+
+    round: Round
+    num_shards: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """Add the participants' contributions to one shard, in the order given. Answer: Summed.
+
+    `contributions[i]` are the chunks of participant i's share of this shard, in order; the own one is
+    among them as Snapshotted gave it.
+    """
+
+    round: Round
+    shard: int
+    contributions: tuple[tuple[Load, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assemble:
+    """Put the summed shards together: the stage's reduced gradient. Answer: Assembled."""
+
+    round: Round
+    shards: tuple[tuple[Load, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discard:
+    """Forget a round's snapshot and result; the accumulator stays. No answer."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """Take the optimizer step with a round's reduced gradient, clear the accumulator and all that was
+    kept of this step's microbatches. With `apply` false only clear. Answer: Applied."""
+
+    step: Step
+    round: Round
+    scale: float
+    lr: float
+    apply: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """Write one layer's state as a safetensors file in memory. Answer: Exported."""
+
+    part: StatePart
+    layer: int
+
+
+Task = Build | Run | Snapshot | Sum | Assemble | Discard | Apply | Export
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """The stage exists."""
+
+    num_parameters: int
+    first_layer: int
+    num_layers: int
+    parameter_digest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emitted:
+    """The gradient of the stage's input is there; the parameters' gradients may still be in work."""
+
+    lease: Lease
+    dx: Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """A job has ended. `y` is the output of a FORWARD; the losses are those of FUSED and EVALUATE."""
+
+    lease: Lease
+    status: JobStatus
+    y: Load | None
+    kept: bool
+    loss_sum: float
+    num_targets: int
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshotted:
+    """The own contribution, `shards[i]` in chunks of at most `REDUCE_CHUNK_BYTES`."""
+
+    round: Round
+    shards: tuple[tuple[Load, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summed:
+    """One shard, summed."""
+
+    round: Round
+    shard: int
+    chunks: tuple[Load, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """The reduced gradient is held for Apply. `digest` is equal wherever its bits are equal."""
+
+    round: Round
+    digest: int
+    finite: bool
+    square_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """The parameters are those of `step` + 1."""
+
+    step: Step
+    parameter_digest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A safetensors file; `buffer` supports slicing."""
+
+    part: StatePart
+    layer: int
+    buffer: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A layer raised, or the stage could not be built: `layer` and `text` are for the user."""
+
+    layer: str
+    text: str
+
+
+Outcome = Built | Emitted | Ran | Snapshotted | Summed | Assembled | Applied | Exported | Failed

@@ -1,0 +1,55 @@
+"""What every machine is made of: events in, commands out, and no other way in or out.
+
+A machine is a plain class that decides without doing:
+
+    handle(event, now) -> list[Command]     what follows from this event at this (monotonic) time
+    next_deadline_s() -> float | None       when it wants a Tick at the latest
+
+`now` is in seconds of the process's own monotonic clock; no time stamp crosses machines. Commands are
+carried out in their order. The service of a process and the simulator run the same machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from zswarm.ids import Peer
+from zswarm.messages import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A checked message came from `peer`; `frames` are its payload, opaque to machines."""
+
+    peer: Peer
+    message: Message
+    frames: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Send a message; it may get lost, be repeated or be overtaken, and the machine counts on nothing else."""
+
+    peer: Peer
+    message: Message
+    frames: tuple[Any, ...] = ()
+
+
+E_contra = TypeVar("E_contra", contravariant=True)
+C_co = TypeVar("C_co", covariant=True)
+
+
+class Machine(Protocol[E_contra, C_co]):
+    """The interface above, for services and the simulator."""
+
+    def handle(self, event: E_contra, now: float) -> list[C_co]:
+        """Decide what follows from the event."""
+
+    def next_deadline_s(self) -> float | None:
+        """Return the monotonic time of the next Tick wanted, or None."""

@@ -1,0 +1,509 @@
+"""Every message of the protocol: one frozen dataclass per kind.
+
+The fields' annotations are the contract: the wire codec (`zswarm.wire`) checks type and range of each
+of them on arrival. Integers are bounded by `U32`, `U64` and friends, sequences by `Length`. A field
+with a default may be missing on the wire (older peer); unknown fields are ignored (newer peer).
+
+Sockets (see docs/protocol.md): `coordinator` (a ROUTER at the trainer, everybody dials), `control` and
+`work` (two ROUTERs at each broker, so that small messages never wait behind payloads), `peer` (a
+ROUTER at each worker, the workers of its own stage and the trainer dial).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+from zswarm import limits
+from zswarm.ids import (
+    Address,
+    Attempt,
+    Branch,
+    Direction,
+    Generation,
+    JobKind,
+    JobStatus,
+    Lease,
+    Microbatch,
+    NackCode,
+    NodeId,
+    Purpose,
+    ReducePhase,
+    RejectCode,
+    Role,
+    Round,
+    RunId,
+    Session,
+    Stage,
+    StatePart,
+    Step,
+)
+
+
+class Range(NamedTuple):
+    """Inclusive bounds of a number."""
+
+    low: float
+    high: float
+
+
+class Length(NamedTuple):
+    """Most elements of a sequence, characters of a text or bytes of a blob."""
+
+    most: int
+
+
+U32 = Range(0, 2**32 - 1)
+U64 = Range(0, 2**64 - 1)
+FINITE = Range(-1.8e308, 1.8e308)
+SECONDS = Range(0.0, 1e9)
+TEXT = Length(limits.MAX_TEXT_CHARS)
+
+Bytes = Annotated[int, Range(0, 2**53)]
+Seconds = Annotated[float, SECONDS]
+Text = Annotated[str, TEXT]
+Crc = Annotated[int, U32]
+StepField = Annotated[Step, U64]
+MicrobatchField = Annotated[Microbatch, Range(0, limits.MAX_MICROBATCHES - 1)]
+StageField = Annotated[Stage, Range(0, limits.MAX_STAGES - 1)]
+SessionField = Annotated[Session, U64]
+Ledger = Annotated[bytes, Length(limits.MAX_LEDGER_BYTES)]
+"""Set of microbatches as a little-endian bitmap: bit m is set when microbatch m is in it."""
+Route = Annotated[tuple[SessionField, ...], Length(limits.MAX_STAGES)]
+"""Sessions of the home brokers, stage 0 first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """How one tensor lies in a payload: `codec` names its encoding, `shape` and `dtype` what it decodes to."""
+
+    codec: Annotated[str, Length(16)]
+    dtype: Annotated[str, Length(16)]
+    shape: Annotated[tuple[Annotated[int, Range(0, limits.MAX_DIMENSION)], ...], Length(limits.MAX_DIMENSIONS)]
+    size_bytes: Annotated[int, Range(0, limits.MAX_PAYLOAD_BYTES)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """Description of a payload: its tensors in order, its size, and CRC-32 over all of its bytes."""
+
+    tensors: Annotated[tuple[TensorSpec, ...], Length(limits.MAX_TENSORS)]
+    size_bytes: Annotated[int, Range(1, limits.MAX_PAYLOAD_BYTES)]
+    crc: Crc
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that carry this parcel: all of `MAX_FRAME_BYTES`, but for the last."""
+        return -(-self.size_bytes // limits.MAX_FRAME_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A parcel together with the frames that hold it.
+
+    The frames are opaque to every machine: buffers in production, symbols in the simulator.
+    """
+
+    parcel: Parcel
+    frames: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What every message says: whose run it is, and who speaks."""
+
+    run: Annotated[RunId, U64]
+    generation: Annotated[Generation, U32]
+    session: SessionField
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMessage(Message):
+    """A message about one optimizer step; a receiver drops what is older than its own (branch, step)."""
+
+    branch: Annotated[Branch, U32]
+    step: StepField
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicrobatchMessage(StepMessage):
+    """A message about one attempt of one microbatch."""
+
+    microbatch: MicrobatchField
+    attempt: Annotated[Attempt, U32]
+    purpose: Purpose
+
+    @property
+    def key(self) -> tuple[Branch, Step, Purpose, Microbatch, Attempt]:
+        """What names the attempt everywhere; messages with equal keys are duplicates."""
+        return (self.branch, self.step, self.purpose, self.microbatch, self.attempt)
+
+
+Key = tuple[Branch, Step, Purpose, Microbatch, Attempt]
+
+
+# -- coordinator socket: membership ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Register(Message):
+    """Process -> coordinator, repeated until answered: here I am. `session` and `run` are 0 or the last known."""
+
+    node: Annotated[NodeId, TEXT]
+    boot_nonce: Annotated[int, U64]
+    """Random, one per life of the process: the same nonce gets the same session again."""
+    role: Role
+    addresses: Annotated[tuple[Annotated[Address, TEXT], ...], Length(2)]
+    """Broker: control, work. Worker: peer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome(StepMessage):
+    """Coordinator -> process: the answer to Register. Payload: the run's configuration as JSON.
+
+    `session` is the trainer's; `yours` the one that the process speaks with from now on.
+    """
+
+    yours: SessionField
+    stage: StageField
+    num_stages: Annotated[int, Range(1, limits.MAX_STAGES)]
+    heartbeat_s: Seconds
+    size_bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject(Message):
+    """Anybody -> peer: you cannot take part; `text` says why in words."""
+
+    code: RejectCode
+    text: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerHeartbeat(StepMessage):
+    """Worker -> coordinator: everything that the coordinator decides from, all of it each time.
+
+    Sent once per interval and whenever `ledger` or `step` changes. `report` grows with each one, so
+    that a late one is told from a new one.
+    """
+
+    stage: StageField
+    view: Annotated[int, U64]
+    report: Annotated[int, U64]
+    ready: bool
+    """The stage's parameters exist and are those of `step`."""
+    ledger: Ledger
+    prepared: Annotated[Round, U64]
+    """The round whose result this worker holds; 0 for none."""
+    busy_s: Seconds
+    num_jobs: Annotated[int, U64]
+    parameter_digest: Annotated[int, U64]
+    text: Text = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerHeartbeat(Message):
+    """Broker -> coordinator, once per interval: what its queue holds."""
+
+    stage: StageField
+    view: Annotated[int, U64]
+    num_queued: Annotated[int, U32]
+    num_leased: Annotated[int, U32]
+    held_bytes: Bytes
+    free_bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatAck(Message):
+    """Coordinator -> process: heard you; `view` is the number of the newest view."""
+
+    view: Annotated[int, U64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One live process of the swarm, in a view."""
+
+    member: SessionField
+    node: Annotated[NodeId, TEXT]
+    role: Role
+    stage: StageField
+    addresses: Annotated[tuple[Annotated[Address, TEXT], ...], Length(2)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View(StepMessage):
+    """Coordinator -> process: who is in the swarm. Payload: the members, packed by the wire codec."""
+
+    view: Annotated[int, U64]
+    size_bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure(Message):
+    """Worker -> coordinator: a layer raised or the stage could not be built; the run cannot go on."""
+
+    stage: StageField
+    layer: Text
+    text: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop(Message):
+    """Coordinator -> process, repeated: the run is over, end yourself. Process -> coordinator: leaving."""
+
+
+# -- coordinator socket: the commit ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare(StepMessage):
+    """Coordinator -> every worker of a stage: all-reduce what you have, if `ledger` is what you have."""
+
+    round: Annotated[Round, U64]
+    participants: Annotated[tuple[SessionField, ...], Length(limits.MAX_PARTICIPANTS)]
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared(StepMessage):
+    """Worker -> coordinator: I hold the stage's reduced gradient of this round."""
+
+    round: Annotated[Round, U64]
+    digest: Annotated[int, U64]
+    finite: bool
+    square_norm: Annotated[float, FINITE]
+    """Of the reduced gradient of the whole stage, before clipping; 0 where it is not finite."""
+    ledger: Ledger
+    """Of this worker's own contribution."""
+    loss_sum: Annotated[float, FINITE]
+    """Over this worker's own contribution; 0 but for the last stage."""
+    num_targets: Annotated[int, U64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort(StepMessage):
+    """Coordinator -> worker: forget this round; your accumulator is untouched."""
+
+    round: Annotated[Round, U64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit(StepMessage):
+    """Coordinator -> worker, repeated until it reports step + 1: apply the optimizer step.
+
+    Parameters change here and nowhere else: `gradient * scale`, learning rate `lr`; with `apply`
+    false (a gradient that is not finite) only the step number advances.
+    """
+
+    round: Annotated[Round, U64]
+    digest: Annotated[int, U64]
+    scale: Annotated[float, FINITE]
+    lr: Annotated[float, FINITE]
+    apply: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated(MicrobatchMessage):
+    """Last-stage worker -> coordinator: the loss of an evaluation microbatch; answered by Ack."""
+
+    loss_sum: Annotated[float, FINITE]
+    num_targets: Annotated[int, U64]
+
+
+# -- work socket: producer and broker ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach(Message):
+    """Producer or worker -> broker, once per interval: keep my return address, tell me my credit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit(Message):
+    """Broker -> producer: `granted_bytes` is what the producer may have sent in all, ever.
+
+    A cumulative count: losing, repeating or reordering it does no harm, the largest one holds.
+    """
+
+    granted_bytes: Bytes
+    free_bytes: Bytes
+    depth: Annotated[int, U32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward(MicrobatchMessage):
+    """Producer -> broker of the next stage, with payload: the stage's input. Answered by Ack or Nack."""
+
+    route: Route
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backward(MicrobatchMessage):
+    """Worker -> home broker of the previous stage, with payload: the gradient of that stage's output.
+
+    Never refused for want of room: taking the Forward has reserved it. Answered by Ack or Nack.
+    """
+
+    route: Route
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack(MicrobatchMessage):
+    """Receiver -> sender: it is in my memory. A broker's answer carries the sender's credit."""
+
+    direction: Direction
+    granted_bytes: Bytes
+    free_bytes: Bytes
+    depth: Annotated[int, U32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nack(MicrobatchMessage):
+    """Broker -> sender: not taken. BUSY: try another broker; CORRUPT: send again; STALE: forget it."""
+
+    direction: Direction
+    code: NackCode
+    granted_bytes: Bytes
+    free_bytes: Bytes
+    depth: Annotated[int, U32]
+
+
+# -- control and work sockets: broker and its workers ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready(StepMessage):
+    """Worker -> broker of its stage (control), once per interval and whenever `step` changes."""
+
+    slots: Annotated[int, Range(0, limits.MAX_LEASES_PER_WORKER)]
+    """How many leases of this broker the worker will hold at once."""
+    held: Annotated[tuple[Annotated[Lease, U64], ...], Length(limits.MAX_LEASES_PER_WORKER)]
+    """Leases of this broker that it has and has not finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(MicrobatchMessage):
+    """Broker -> worker (work), payload x then dy: do this. Sent again when Ready lacks the lease."""
+
+    lease: Annotated[Lease, U64]
+    kind: JobKind
+    accumulate: bool
+    route: Route
+    x: Parcel | None
+    dy: Parcel | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(StepMessage):
+    """Worker -> broker (control): how the job ended; sent again when the job comes again."""
+
+    lease: Annotated[Lease, U64]
+    status: JobStatus
+    kept: bool
+    """The worker still has the stage input: the backward need not bring it."""
+    compute_s: Seconds
+    slots: Annotated[int, Range(0, limits.MAX_LEASES_PER_WORKER)]
+
+
+# -- peer socket: workers of one stage ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk(StepMessage):
+    """Worker -> worker, with payload: part of a shard of the gradient in an all-reduce."""
+
+    round: Annotated[Round, U64]
+    phase: ReducePhase
+    shard: Annotated[int, Range(0, limits.MAX_PARTICIPANTS - 1)]
+    chunk: Annotated[int, U32]
+    num_chunks: Annotated[int, U32]
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkAck(StepMessage):
+    """Worker -> worker: the chunk is in my memory."""
+
+    round: Annotated[Round, U64]
+    phase: ReducePhase
+    shard: Annotated[int, Range(0, limits.MAX_PARTICIPANTS - 1)]
+    chunk: Annotated[int, U32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull(StepMessage):
+    """Anybody with a session -> worker: send me `layer`'s state from `offset_bytes` on."""
+
+    part: StatePart
+    layer: Annotated[int, U32]
+    offset_bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State(StepMessage):
+    """Worker -> asker, with payload: a range of the layer's state, a safetensors file of `total_bytes`."""
+
+    part: StatePart
+    layer: Annotated[int, U32]
+    offset_bytes: Bytes
+    total_bytes: Bytes
+    parcel: Parcel
+
+
+KINDS: dict[int, type[Message]] = {
+    1: Register,
+    2: Welcome,
+    3: Reject,
+    4: WorkerHeartbeat,
+    5: BrokerHeartbeat,
+    6: HeartbeatAck,
+    7: View,
+    8: Failure,
+    9: Stop,
+    16: Prepare,
+    17: Prepared,
+    18: Abort,
+    19: Commit,
+    20: Evaluated,
+    32: Attach,
+    33: Credit,
+    34: Forward,
+    35: Backward,
+    36: Ack,
+    37: Nack,
+    48: Ready,
+    49: Job,
+    50: Result,
+    64: Chunk,
+    65: ChunkAck,
+    66: Pull,
+    67: State,
+}
+"""The number of each kind on the wire. A number is never reused."""
+
+
+def payload_bytes(message: Message) -> int:
+    """Payload bytes that follow this message's header; 0 for a control message."""
+    match message:
+        case Forward() | Backward() | Chunk() | State():
+            return message.parcel.size_bytes
+        case Job():
+            return (message.x.size_bytes if message.x else 0) + (message.dy.size_bytes if message.dy else 0)
+        case Welcome() | View():
+            return message.size_bytes
+        case _:
+            return 0
+
+
+def payload_parcels(message: Message) -> tuple[Parcel, ...]:
+    """The parcels of this message's payload, in the order of their frames."""
+    match message:
+        case Forward() | Backward() | Chunk() | State():
+            return (message.parcel,)
+        case Job():
+            return tuple(parcel for parcel in (message.x, message.dy) if parcel is not None)
+        case _:
+            return ()
