@@ -168,6 +168,10 @@ class Welcome(StepMessage):
     stage: StageField
     num_stages: Annotated[int, Range(1, limits.MAX_STAGES)]
     heartbeat_s: Seconds
+    unit_bytes: Annotated[int, Range(1, limits.MAX_PAYLOAD_BYTES)]
+    """Size of one microbatch at this stage's input: what a broker counts credits in."""
+    wiring: Annotated[str, Length(32)]
+    """How a producer picks brokers: a name from `zswarm.wiring`."""
     size_bytes: Bytes
 
 
