@@ -41,6 +41,14 @@ class Send:
     frames: tuple[Any, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """The process has nothing left to do; `text` says why. Code 0 is success."""
+
+    code: int
+    text: str
+
+
 E_contra = TypeVar("E_contra", contravariant=True)
 C_co = TypeVar("C_co", covariant=True)
 
