@@ -7,7 +7,6 @@ Frames are opaque to the machine: read-only buffers in production.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from zswarm.ids import JobKind, JobStatus, Lease, Round, Stage, StatePart, Step
 from zswarm.messages import Key, Load
@@ -89,10 +88,11 @@ class Apply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """Write one layer's state as a safetensors file in memory. Answer: Exported."""
+    """Take a range of one layer's state, a safetensors file in memory. Answer: Exported."""
 
     part: StatePart
     layer: int
+    offset_bytes: int
 
 
 Task = Build | Run | Snapshot | Sum | Assemble | Discard | Apply | Export
@@ -166,11 +166,13 @@ class Applied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """A safetensors file; `buffer` supports slicing."""
+    """A range of at most `STATE_RANGE_BYTES` from `offset_bytes` on, of a file of `total_bytes`."""
 
     part: StatePart
     layer: int
-    buffer: Any
+    offset_bytes: int
+    total_bytes: int
+    load: Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

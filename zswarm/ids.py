@@ -73,8 +73,6 @@ class JobStatus(IntEnum):
     """The worker holds parameters of another step; the job waits in the broker."""
     NEEDS_INPUT = 2
     """A backward came without the stage input and the worker no longer keeps it."""
-    CORRUPT = 3
-    """The payload's checksum does not match."""
 
 
 class Direction(IntEnum):
@@ -90,8 +88,7 @@ class NackCode(IntEnum):
     """Why a broker did not take a payload."""
 
     BUSY = 0
-    CORRUPT = 1
-    STALE = 2
+    STALE = 1
 
 
 class RejectCode(IntEnum):

@@ -40,6 +40,8 @@ REDUCE_CHUNK_BYTES = 1 << 20
 """One chunk of an all-reduce: one frame, so that other traffic can pass between."""
 REDUCE_WINDOW = 8
 """Unacknowledged chunks per peer during an all-reduce."""
+STATE_RANGE_BYTES = 8 << 20
+"""One answer to a Pull: enough that asking costs nothing, few enough that others get their turn."""
 OUTBOX_LENGTH = 4
 """Outputs waiting for credit at a worker before it stops taking new forward jobs."""
 TURN_MESSAGES = 64

@@ -319,20 +319,31 @@ class Evaluated(MicrobatchMessage):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a broker tells one producer about itself.
+
+    `granted_bytes` is what the producer may have sent in all, ever: a cumulative count, so that losing,
+    repeating or reordering it does no harm and the largest one holds.
+    """
+
+    granted_bytes: Bytes
+    free_bytes: Bytes
+    depth: Annotated[int, U32]
+    """Microbatches queued and leased."""
+    response_s: Seconds
+    """Moving average of the time from a microbatch's arrival to its result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attach(Message):
     """Producer or worker -> broker, once per interval: keep my return address, tell me my credit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit(Message):
-    """Broker -> producer: `granted_bytes` is what the producer may have sent in all, ever.
+    """Broker -> producer: how much more you may send, and how busy I am."""
 
-    A cumulative count: losing, repeating or reordering it does no harm, the largest one holds.
-    """
-
-    granted_bytes: Bytes
-    free_bytes: Bytes
-    depth: Annotated[int, U32]
+    room: Room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,23 +367,19 @@ class Backward(MicrobatchMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack(MicrobatchMessage):
-    """Receiver -> sender: it is in my memory. A broker's answer carries the sender's credit."""
+    """Receiver -> sender: it is in my memory. A broker's answer to a Forward carries the sender's credit."""
 
     direction: Direction
-    granted_bytes: Bytes
-    free_bytes: Bytes
-    depth: Annotated[int, U32]
+    room: Room | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nack(MicrobatchMessage):
-    """Broker -> sender: not taken. BUSY: try another broker; CORRUPT: send again; STALE: forget it."""
+    """Broker -> sender: not taken. BUSY: try another broker; STALE: forget it."""
 
     direction: Direction
     code: NackCode
-    granted_bytes: Bytes
-    free_bytes: Bytes
-    depth: Annotated[int, U32]
+    room: Room | None
 
 
 # -- control and work sockets: broker and its workers ------------------------------------------------
