@@ -57,7 +57,7 @@ def _split(value: object) -> object:
 
 def _betas(value: object) -> object:
     """Turn `betas` into a pair of floats in [0, 1)."""
-    if isinstance(value, (list, tuple)) and len(value) == 2:  # noqa: PLR2004 - AdamW has two moments
+    if isinstance(value, (list, tuple)) and len(value) == 2:
         numbers = [float(beta) for beta in value if type(beta) in {int, float} and 0 <= beta < 1]
         if len(numbers) == len(value):
             return tuple(numbers)

@@ -57,7 +57,7 @@ def _problem(details: ErrorDetails, schema: type[BaseModel]) -> str:
     location = [str(part) for part in details["loc"]]
     kind, context = details["type"], details.get("ctx", {})
     name = ".".join(location[:2])
-    if kind == "value_error" and len(location) < 2:  # noqa: PLR2004 - a check over several keys names them itself
+    if kind == "value_error" and len(location) < 2:
         return str(context["error"])
     if kind == "missing":
         return _missing(location, schema)
@@ -81,9 +81,7 @@ def _problem(details: ErrorDetails, schema: type[BaseModel]) -> str:
     if location[:1] == ["model"]:
         return f"{given}: model arguments are texts, numbers, true, false, lists or tables"
     if kind == "string_pattern_mismatch":
-        return (
-            f"{given}: must be 1 to 64 letters, digits, dots, dashes or underscores and begin with a letter or digit"
-        )
+        return f"{given}: must be 1 to 64 letters, digits, dots, dashes or underscores and begin with a letter or digit"
     return f"{given}: {details['msg']}"
 
 
@@ -115,7 +113,7 @@ def _choices(location: list[str], schema: type[BaseModel]) -> list[str]:
 
 def _show(value: object) -> str:
     text = "true" if value is True else "false" if value is False else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - what fits on a line
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _type(value: object) -> str:
