@@ -50,13 +50,13 @@ class Exit:
 
 
 E_contra = TypeVar("E_contra", contravariant=True)
-C_co = TypeVar("C_co", covariant=True)
+C = TypeVar("C")
 
 
-class Machine(Protocol[E_contra, C_co]):
+class Machine(Protocol[E_contra, C]):
     """The interface above, for services and the simulator."""
 
-    def handle(self, event: E_contra, now: float) -> list[C_co]:
+    def handle(self, event: E_contra, now: float) -> list[C]:
         """Decide what follows from the event."""
 
     def next_deadline_s(self) -> float | None:

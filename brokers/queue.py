@@ -1,0 +1,350 @@
+"""The broker's machine: a queue of microbatches, balanced over the workers of one stage.
+
+Theory of operation. Producers send Forward within their credit (`brokers.credit`), workers of the next
+stage send Backward; both are acknowledged once they are in memory, and an equal key is a duplicate.
+Each worker says with Ready which parameters it holds and how many leases it takes. Jobs go out
+
+    to the worker with the fewest leases first; to that worker first a backward that it ran the
+    forward of, then a backward that nobody kept the input of, then the oldest forward, then a
+    backward that another worker kept but is too busy to take soon.
+
+Only jobs of the worker's own (branch, step) are dispatched; those of the next step wait. A lease ends
+with its Result, or when the worker leaves the view. What is repeated until true: Job when Ready lacks
+its lease, Credit at every Attach. Payloads are opaque.
+
+Ignored on purpose: results of unknown leases (their entry has been settled otherwise), messages of
+older (branch, step), Attach of sessions that the view does not know (their link is kept).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from brokers.credit import Credits
+from brokers.entries import Entry, EntryState, LeaseRecord, Worker
+from zswarm import limits
+from zswarm.ids import (
+    TRAINER,
+    Branch,
+    Direction,
+    JobKind,
+    JobStatus,
+    Lease,
+    Link,
+    NackCode,
+    Peer,
+    Purpose,
+    Role,
+    Session,
+    Step,
+)
+from zswarm.machine import Send
+from zswarm.membership import Membership
+from zswarm.messages import (
+    Ack,
+    Attach,
+    Backward,
+    Credit,
+    Forward,
+    Job,
+    Key,
+    Load,
+    Member,
+    MicrobatchMessage,
+    Nack,
+    Ready,
+    Result,
+    Room,
+)
+
+EMA = 0.1
+"""Weight of a new response time, as in the released SWARM code."""
+STEAL_FACTOR = 2.0
+"""A backward is given to a worker that must recompute only if the wait is this many jobs longer."""
+
+
+def average(mean: float, value: float) -> float:
+    """Return the moving average of positive values after one more; the first stands for itself."""
+    return mean + EMA * (value - mean) if mean else value
+
+
+class Queue:
+    """The queue of one stage's broker. Methods return the Sends that follow."""
+
+    def __init__(self, membership: Membership, *, capacity_bytes: int) -> None:
+        self._me = membership
+        self._last_stage = membership.stage == membership.num_stages - 1
+        self.credits = Credits(capacity_bytes=capacity_bytes, unit_bytes=membership.unit_bytes)
+        self.entries: dict[Key, Entry] = {}
+        self._settled: set[Key] = set()
+        self.workers: dict[Session, Worker] = {}
+        self._producer_links: dict[Session, Link] = {}
+        self._version: tuple[Branch, Step] = (Branch(0), Step(0))
+        self._next_lease = 1
+        self._response_s = 0.0
+
+    # -- membership ----------------------------------------------------------------------------------
+
+    def set_members(self, members: tuple[Member, ...], now: float) -> list[Send]:
+        """Adopt the newest view: who produces for this stage, who works at it."""
+        stage = self._me.stage
+        workers = {m.member for m in members if m.role is Role.WORKER and m.stage == stage}
+        for session in sorted(set(self.workers) - workers):
+            for record in list(self.workers[session].leases.values()):
+                self._requeue(record)
+            del self.workers[session]
+        for session in sorted(workers - set(self.workers)):
+            self.workers[session] = Worker(session=session, leases={})
+        before = {m.member for m in members if m.role is Role.WORKER and m.stage == stage - 1}
+        producers = before if stage > 0 else {TRAINER}
+        return self._announce(self.credits.set_producers(producers)) + self._dispatch(now)
+
+    def attach(self, message: Attach, link: Link, now: float) -> list[Send]:
+        """Keep the work link of a producer or worker; tell a producer its credit."""
+        if worker := self.workers.get(message.session):
+            worker.work = link
+            return self._dispatch(now)
+        self._producer_links[message.session] = link
+        if self.credits.account(message.session) is None:
+            return []
+        return self._announce([message.session])
+
+    def _announce(self, producers: list[Session]) -> list[Send]:
+        sends = []
+        for producer in producers:
+            link, room = self._producer_links.get(producer), self._room(producer)
+            if link is not None and room is not None:
+                sends.append(Send(peer=link, message=Credit(**self._me.header(), room=room)))
+        return sends
+
+    def _room(self, producer: Session) -> Room | None:
+        account = self.credits.account(producer)
+        if account is None:
+            return None
+        return Room(
+            granted_bytes=account.granted_bytes,
+            free_bytes=self.credits.free_bytes,
+            depth=self.depth,
+            response_s=self._response_s,
+        )
+
+    @property
+    def depth(self) -> int:
+        """Microbatches with a job to do: queued or leased."""
+        return sum(entry.state is not EntryState.WAITING for entry in self.entries.values())
+
+    # -- producers -----------------------------------------------------------------------------------
+
+    def forward(self, message: Forward, frames: tuple[Any, ...], peer: Peer, now: float) -> list[Send]:
+        """Queue a stage input, within its producer's credit."""
+        if self._is_stale(message):
+            return [self._nack(message, Direction.FORWARD, NackCode.STALE, peer)]
+        if message.key in self.entries or message.key in self._settled:
+            return [self._ack(message, Direction.FORWARD, peer)]
+        if not self.credits.take(message.session, message.parcel.size_bytes):
+            return [self._nack(message, Direction.FORWARD, NackCode.BUSY, peer)]
+        kind = JobKind.FORWARD
+        if self._last_stage:
+            kind = JobKind.FUSED if message.purpose is Purpose.TRAIN else JobKind.EVALUATE
+        self.entries[message.key] = Entry(
+            key=message.key,
+            kind=kind,
+            route=message.route,
+            x=Load(parcel=message.parcel, frames=frames),
+            arrived_at_s=now,
+        )
+        granted = [p for p in self.credits.grant() if p != message.session]
+        return [*self._dispatch(now), self._ack(message, Direction.FORWARD, peer), *self._announce(granted)]
+
+    def backward(self, message: Backward, frames: tuple[Any, ...], peer: Peer, now: float) -> list[Send]:
+        """Queue the gradient of a stage output; its room was reserved with the input."""
+        if self._is_stale(message):
+            return [self._nack(message, Direction.BACKWARD, NackCode.STALE, peer)]
+        entry = self.entries.get(message.key)
+        if entry is None:
+            code = Direction.BACKWARD
+            known = message.key in self._settled
+            return [self._ack(message, code, peer) if known else self._nack(message, code, NackCode.STALE, peer)]
+        if entry.state in (EntryState.BACKWARD_QUEUED, EntryState.BACKWARD_LEASED):
+            return [self._ack(message, Direction.BACKWARD, peer)]
+        if entry.record is not None:
+            self._end(entry.record)
+        entry.dy = Load(parcel=message.parcel, frames=frames)
+        entry.state = EntryState.BACKWARD_QUEUED
+        entry.arrived_at_s = now
+        return [*self._dispatch(now), self._ack(message, Direction.BACKWARD, peer)]
+
+    def _is_stale(self, message: MicrobatchMessage) -> bool:
+        return (message.branch, message.step) < self._version
+
+    def _ack(self, message: MicrobatchMessage, direction: Direction, peer: Peer) -> Send:
+        room = self._room(message.session) if direction is Direction.FORWARD else None
+        return Send(
+            peer=peer, message=Ack(**self._me.header(), **self._key_fields(message), direction=direction, room=room)
+        )
+
+    def _nack(self, message: MicrobatchMessage, direction: Direction, code: NackCode, peer: Peer) -> Send:
+        room = self._room(message.session) if direction is Direction.FORWARD else None
+        fields = self._key_fields(message)
+        return Send(peer=peer, message=Nack(**self._me.header(), **fields, direction=direction, code=code, room=room))
+
+    @staticmethod
+    def _key_fields(message: MicrobatchMessage) -> dict[str, Any]:
+        return dict(zip(("branch", "step", "purpose", "microbatch", "attempt"), message.key, strict=True))
+
+    # -- workers -------------------------------------------------------------------------------------
+
+    def ready(self, message: Ready, link: Link, now: float) -> list[Send]:
+        """Note what a worker holds; repeat jobs that it should have got by now."""
+        worker = self.workers.get(message.session)
+        if worker is None:
+            return []
+        worker.control = link
+        worker.version = (message.branch, message.step)
+        worker.slots = message.slots
+        self._advance(worker.version)
+        sends = []
+        for record in worker.leases.values():
+            overdue = now - record.sent_at_s > 2 * limits.RESEND_HEARTBEATS * self._me.heartbeat_s
+            if record.lease not in message.held and overdue and worker.work is not None:
+                sends.append(self._job(record, worker.work, now))
+        return self._announce(self.credits.grant()) + sends + self._dispatch(now)
+
+    def result(self, message: Result, now: float) -> list[Send]:
+        """Settle a lease."""
+        worker = self.workers.get(message.session)
+        if worker is None:
+            return []
+        worker.slots = message.slots
+        record = worker.leases.get(message.lease)
+        if record is None:
+            return self._dispatch(now)
+        entry = record.entry
+        if message.status is not JobStatus.DONE:
+            if message.status is JobStatus.WRONG_STEP:
+                worker.version = (message.branch, message.step)
+            self._requeue(record)
+            return self._dispatch(now)
+        self._end(record)
+        if record.kind is JobKind.FORWARD and entry.key[2] is Purpose.TRAIN:
+            entry.state = EntryState.WAITING
+            entry.affine = message.session if message.kept else None
+        else:
+            self._settle(entry)
+        worker.job_s = average(worker.job_s, message.compute_s)
+        self._response_s = average(self._response_s, now - entry.arrived_at_s)
+        return self._dispatch(now) + self._announce(self.credits.grant())
+
+    def _advance(self, version: tuple[Branch, Step]) -> None:
+        """A worker holds newer parameters: everything older is committed, or void."""
+        if version <= self._version:
+            return
+        self._version = version
+        for entry in [e for e in self.entries.values() if e.version < version]:
+            if entry.record is not None:
+                self._end(entry.record)
+            self._settle(entry)
+        self._settled = {key for key in self._settled if (key[0], key[1]) >= version}
+
+    def _end(self, record: LeaseRecord) -> None:
+        del self.workers[record.worker].leases[record.lease]
+        record.entry.record = None
+
+    def _requeue(self, record: LeaseRecord) -> None:
+        self._end(record)
+        entry = record.entry
+        if entry.affine == record.worker:
+            entry.affine = None
+        back = record.kind is JobKind.BACKWARD
+        entry.state = EntryState.BACKWARD_QUEUED if back else EntryState.FORWARD_QUEUED
+
+    def _settle(self, entry: Entry) -> None:
+        del self.entries[entry.key]
+        self._settled.add(entry.key)
+        self.credits.reserved_bytes -= 2 * entry.x.parcel.size_bytes
+
+    # -- dispatch ------------------------------------------------------------------------------------
+
+    def _dispatch(self, now: float) -> list[Send]:
+        sends: list[Send] = []
+        while True:
+            able = sorted(
+                (w for w in self.workers.values() if w.free_slots > 0),
+                key=lambda w: (len(w.leases), w.job_s, w.session),
+            )
+            for worker in able:
+                entry = self._pick(worker)
+                if entry is not None:
+                    sends.append(self._lease(worker, entry, now))
+                    break
+            else:
+                return sends
+
+    def _pick(self, worker: Worker) -> Entry | None:
+        """Return the entry that this worker shall have next; see the order in the module's text."""
+        forward: Entry | None = None
+        foreign: Entry | None = None
+        orphan: Entry | None = None
+        for entry in self.entries.values():
+            if entry.version != worker.version:
+                continue
+            if entry.state is EntryState.FORWARD_QUEUED:
+                forward = forward or entry
+            elif entry.state is EntryState.BACKWARD_QUEUED:
+                if entry.affine == worker.session:
+                    return entry
+                if entry.affine not in self.workers:
+                    orphan = orphan or entry
+                elif foreign is None and self._is_worth_stealing(entry, worker):
+                    foreign = entry
+        return orphan or forward or foreign
+
+    def _is_worth_stealing(self, entry: Entry, thief: Worker) -> bool:
+        if thief.leases or entry.affine is None:
+            return False
+        owner = self.workers[entry.affine]
+        backlog = len(owner.leases) + sum(
+            other.state is EntryState.BACKWARD_QUEUED and other.affine == owner.session
+            for other in self.entries.values()
+        )
+        return owner.free_slots <= 0 and backlog * owner.job_s > STEAL_FACTOR * max(thief.job_s, owner.job_s)
+
+    def _lease(self, worker: Worker, entry: Entry, now: float) -> Send:
+        lease = Lease(self._next_lease)
+        self._next_lease += 1
+        back = entry.state is EntryState.BACKWARD_QUEUED
+        record = LeaseRecord(
+            lease=lease,
+            entry=entry,
+            worker=worker.session,
+            kind=JobKind.BACKWARD if back else entry.kind,
+            with_input=not back or entry.affine != worker.session,
+            sent_at_s=now,
+        )
+        entry.record = record
+        entry.state = EntryState.BACKWARD_LEASED if back else EntryState.FORWARD_LEASED
+        worker.leases[lease] = record
+        assert worker.work is not None
+        return self._job(record, worker.work, now)
+
+    def _job(self, record: LeaseRecord, link: Link, now: float) -> Send:
+        record.sent_at_s = now
+        entry = record.entry
+        x = entry.x if record.with_input else None
+        dy = entry.dy if record.kind is JobKind.BACKWARD else None
+        branch, step, purpose, microbatch, attempt = entry.key
+        message = Job(
+            **self._me.header(),
+            branch=branch,
+            step=step,
+            purpose=purpose,
+            microbatch=microbatch,
+            attempt=attempt,
+            lease=record.lease,
+            kind=record.kind,
+            accumulate=purpose is Purpose.TRAIN,
+            route=entry.route,
+            x=x.parcel if x else None,
+            dy=dy.parcel if dy else None,
+        )
+        return Send(peer=link, message=message, frames=(x.frames if x else ()) + (dy.frames if dy else ()))

@@ -1,0 +1,95 @@
+"""How a process takes part: it registers until it is welcomed, then heartbeats for ever.
+
+    NEW --Register, repeated--> WELCOMED --View--> sees the swarm
+                     \\--Reject--> out
+
+Shared by broker and worker. Repeating Register with the same boot nonce gets the same session again.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from zswarm.ids import Address, Branch, Generation, NodeId, Role, RunId, Session, Stage, Step
+from zswarm.machine import Send
+from zswarm.messages import Member, Message, Register, View, Welcome
+
+
+class Header(TypedDict):
+    """The fields that every message has."""
+
+    run: RunId
+    generation: Generation
+    session: Session
+
+
+class Membership:
+    """What a process knows of its own place in the swarm."""
+
+    def __init__(
+        self, *, node: NodeId, boot_nonce: int, role: Role, addresses: tuple[Address, ...], coordinator: Address
+    ) -> None:
+        self.node = node
+        self.role = role
+        self.coordinator = coordinator
+        self._boot_nonce = boot_nonce
+        self._addresses = addresses
+        self.run = RunId(0)
+        self.generation = Generation(0)
+        self.session = Session(0)
+        self.stage = Stage(0)
+        self.num_stages = 1
+        self.branch = Branch(0)
+        self.step = Step(0)
+        self.heartbeat_s = 1.0
+        self.unit_bytes = 1
+        self.wiring = "queue"
+        self.is_welcome = False
+        self.view = 0
+        self.members: tuple[Member, ...] = ()
+
+    def header(self) -> Header:
+        """Return the fields that start every message of this process."""
+        return {"run": self.run, "generation": self.generation, "session": self.session}
+
+    def register(self) -> Send:
+        """Ask to take part; to be repeated until welcomed."""
+        message = Register(
+            **self.header(),
+            node=self.node,
+            boot_nonce=self._boot_nonce,
+            role=self.role,
+            addresses=self._addresses,
+        )
+        return Send(peer=self.coordinator, message=message)
+
+    def welcome(self, message: Welcome) -> bool:
+        """Take the place that the coordinator gives; False if it is not news."""
+        if self.is_welcome:
+            return False
+        self.run, self.generation, self.session = message.run, message.generation, message.yours
+        self.stage, self.num_stages = message.stage, message.num_stages
+        self.branch, self.step = message.branch, message.step
+        self.heartbeat_s = message.heartbeat_s
+        self.unit_bytes, self.wiring = message.unit_bytes, message.wiring
+        self.is_welcome = True
+        return True
+
+    def is_foreign(self, message: Message) -> bool:
+        """Is this message of another run, or of a generation of the trainer that has passed?"""
+        return message.run != self.run or message.generation < self.generation
+
+    def see(self, message: View, members: tuple[Member, ...]) -> bool:
+        """Adopt a view; False if a newer one is known."""
+        if (message.generation, message.view) <= (self.generation, self.view):
+            return False
+        self.generation, self.view, self.members = message.generation, message.view, members
+        return True
+
+    def brokers(self, stage: int) -> dict[Session, tuple[Address, ...]]:
+        """Return session -> (control, work) addresses of a stage's brokers in the view."""
+        return {m.member: m.addresses for m in self.members if m.role is Role.BROKER and m.stage == stage}
+
+    def peers(self) -> dict[Session, Address]:
+        """Return session -> peer address of the workers of the own stage in the view, this one included."""
+        return {m.member: m.addresses[0] for m in self.members if m.role is Role.WORKER and m.stage == self.stage}
