@@ -87,7 +87,7 @@ class BrokerMachine:
             return [Exit(code=78, text=message.text)]
         if self.queue is None or self.membership.is_foreign(message):
             return []
-        return self._act(self.queue, event, Link(peer) if isinstance(peer, bytes) else None, now))
+        return self._act(self.queue, event, Link(peer) if isinstance(peer, bytes) else None, now)
 
     def _act(self, queue: Queue, event: Received, link: Link | None, now: float) -> list[Command]:
         match event.message:

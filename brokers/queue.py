@@ -55,6 +55,7 @@ from zswarm.messages import (
     Ready,
     Result,
     Room,
+    key_fields,
 )
 
 EMA = 0.1
@@ -180,17 +181,13 @@ class Queue:
     def _ack(self, message: MicrobatchMessage, direction: Direction, peer: Peer) -> Send:
         room = self._room(message.session) if direction is Direction.FORWARD else None
         return Send(
-            peer=peer, message=Ack(**self._me.header(), **self._key_fields(message), direction=direction, room=room)
+            peer=peer, message=Ack(**self._me.header(), **key_fields(message.key), direction=direction, room=room)
         )
 
     def _nack(self, message: MicrobatchMessage, direction: Direction, code: NackCode, peer: Peer) -> Send:
         room = self._room(message.session) if direction is Direction.FORWARD else None
-        fields = self._key_fields(message)
+        fields = key_fields(message.key)
         return Send(peer=peer, message=Nack(**self._me.header(), **fields, direction=direction, code=code, room=room))
-
-    @staticmethod
-    def _key_fields(message: MicrobatchMessage) -> dict[str, Any]:
-        return dict(zip(("branch", "step", "purpose", "microbatch", "attempt"), message.key, strict=True))
 
     # -- workers -------------------------------------------------------------------------------------
 
@@ -332,17 +329,12 @@ class Queue:
         entry = record.entry
         x = entry.x if record.with_input else None
         dy = entry.dy if record.kind is JobKind.BACKWARD else None
-        branch, step, purpose, microbatch, attempt = entry.key
         message = Job(
             **self._me.header(),
-            branch=branch,
-            step=step,
-            purpose=purpose,
-            microbatch=microbatch,
-            attempt=attempt,
+            **key_fields(entry.key),
             lease=record.lease,
             kind=record.kind,
-            accumulate=purpose is Purpose.TRAIN,
+            accumulate=entry.key[2] is Purpose.TRAIN,
             route=entry.route,
             x=x.parcel if x else None,
             dy=dy.parcel if dy else None,

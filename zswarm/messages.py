@@ -12,7 +12,7 @@ ROUTER at each worker, the workers of its own stage and the trainer dial).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 from zswarm import limits
 from zswarm.ids import (
@@ -125,6 +125,26 @@ class StepMessage(Message):
     step: StepField
 
 
+Key = tuple[Branch, Step, Purpose, Microbatch, Attempt]
+"""What names one attempt of one microbatch everywhere."""
+
+
+class KeyFields(TypedDict):
+    """The fields that every message about a microbatch has."""
+
+    branch: Branch
+    step: Step
+    purpose: Purpose
+    microbatch: Microbatch
+    attempt: Attempt
+
+
+def key_fields(key: Key) -> KeyFields:
+    """Return a key as the fields of a message."""
+    branch, step, purpose, microbatch, attempt = key
+    return {"branch": branch, "step": step, "purpose": purpose, "microbatch": microbatch, "attempt": attempt}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicrobatchMessage(StepMessage):
     """A message about one attempt of one microbatch."""
@@ -134,12 +154,9 @@ class MicrobatchMessage(StepMessage):
     purpose: Purpose
 
     @property
-    def key(self) -> tuple[Branch, Step, Purpose, Microbatch, Attempt]:
-        """What names the attempt everywhere; messages with equal keys are duplicates."""
+    def key(self) -> Key:
+        """Messages of one kind with equal keys are duplicates."""
         return (self.branch, self.step, self.purpose, self.microbatch, self.attempt)
-
-
-Key = tuple[Branch, Step, Purpose, Microbatch, Attempt]
 
 
 # -- coordinator socket: membership ------------------------------------------------------------------

@@ -84,7 +84,7 @@ class Outbox:
         return self.flush(now)
 
     def put_to(
-        self, peer: Peer, message: Backward | Evaluated, *, broker: Session, frames: tuple[Any, ...], now: float
+        self, peer: Peer, message: Backward | Evaluated, *, broker: Session, frames: tuple[Any, ...] = (), now: float
     ) -> list[Send]:
         """Take an output whose destination is given."""
         self._sent[direction_of(message), message.key] = Entry(message, frames, broker, peer, now + self._resend_s)
