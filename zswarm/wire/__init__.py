@@ -1,0 +1,23 @@
+"""The wire: how messages become frames, and how frames from strangers become messages again.
+
+Everything that reads foreign bytes is called `*_untrusted` and raises `RemoteProtocolError` alone.
+"""
+
+from __future__ import annotations
+
+from zswarm.wire.codec import MAJOR, Envelope, VersionMismatch, decode_untrusted, encode
+from zswarm.wire.members import pack_members, unpack_members_untrusted
+from zswarm.wire.payload import checksum, split, verify
+
+__all__ = [
+    "MAJOR",
+    "Envelope",
+    "VersionMismatch",
+    "checksum",
+    "decode_untrusted",
+    "encode",
+    "pack_members",
+    "split",
+    "unpack_members_untrusted",
+    "verify",
+]
