@@ -219,7 +219,8 @@ class WorkerHeartbeat(StepMessage):
     busy_s: Seconds
     num_jobs: Annotated[int, U64]
     parameter_digest: Annotated[int, U64]
-    text: Text = ""
+    sent_bytes: Bytes = 0
+    """Everything this process has put on the wire; filled in by its transport."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +233,7 @@ class BrokerHeartbeat(Message):
     num_leased: Annotated[int, U32]
     held_bytes: Bytes
     free_bytes: Bytes
+    sent_bytes: Bytes = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
