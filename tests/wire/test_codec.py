@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.mutation import sealed
 from tests.wire.samples import PARCEL, SAMPLES, payload_for
 from tests.wire.strategies import structures
 from zswarm import limits
@@ -43,14 +44,7 @@ def reframed(message: Message, **changes: object) -> list[bytes]:
     """Return the frames of `message` with fields of its header changed or added, checksum included."""
     frames = [bytes(frame) for frame in encode(message, payload_for(message))]
     header = msgpack.unpackb(frames[0][PRELUDE.size :])
-    return [sealed(frames[0], msgpack.packb(header | changes)), *frames[1:]]
-
-
-def sealed(first: bytes, header: bytes) -> bytes:
-    """Return frame 0 with another header under the prelude of `first`, with the right length and checksum."""
-    magic, major, kind, flags, _, _, sequence = PRELUDE.unpack_from(first)
-    crc = zlib.crc32(magic + bytes((major, kind)) + header)
-    return PRELUDE.pack(magic, major, kind, flags, len(header), crc, sequence) + header
+    return [sealed(frames[0][5], msgpack.packb(header | changes), frames[1:]), *frames[1:]]
 
 
 @pytest.mark.parametrize("cls", KINDS.values(), ids=lambda cls: cls.__name__)
@@ -105,7 +99,7 @@ def test_a_missing_field_takes_its_default() -> None:
     first = bytes(encode(sample)[0])
     header = msgpack.unpackb(first[PRELUDE.size :])
     del header["text"]
-    decoded = decode_untrusted([sealed(first, msgpack.packb(header))]).message
+    decoded = decode_untrusted([sealed(first[5], msgpack.packb(header), [])]).message
     assert decoded == dataclasses.replace(sample, text="")
 
 
@@ -116,7 +110,7 @@ def test_a_missing_field_without_a_default_is_refused(name: str) -> None:
     header = msgpack.unpackb(first[PRELUDE.size :])
     del header[name]
     with pytest.raises(RemoteProtocolError, match=rf"Ready\.{name} is missing"):
-        decode_untrusted([sealed(first, msgpack.packb(header))])
+        decode_untrusted([sealed(first[5], msgpack.packb(header), [])])
 
 
 @pytest.mark.parametrize(
@@ -182,7 +176,7 @@ def test_a_header_that_is_no_map_is_refused(header: bytes) -> None:
     """Whatever msgpack makes of it, only RemoteProtocolError comes out."""
     first = bytes(encode(SAMPLES["Ready"])[0])
     with pytest.raises(RemoteProtocolError):
-        decode_untrusted([sealed(first, header)])
+        decode_untrusted([sealed(first[5], header, [])])
 
 
 def test_a_flipped_kind_does_not_turn_one_message_into_another() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.mutation import Enemy
 from tests.wire.strategies import structures
 from zswarm import limits
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
@@ -64,3 +65,18 @@ def test_what_is_no_list_of_members_is_refused(content: bytes) -> None:
     """Whatever it is, only RemoteProtocolError comes out."""
     with pytest.raises(RemoteProtocolError):
         unpack_members_untrusted(content)
+
+
+def test_changed_members_are_refused_or_within_bounds() -> None:
+    """What passes is something that we could say ourselves."""
+    enemy = Enemy(0)
+    packed = pack_members([MEMBER, MEMBER])
+    num_accepted = 0
+    for _ in range(20_000):
+        try:
+            members = unpack_members_untrusted(enemy.scribbled(packed))
+        except RemoteProtocolError:
+            continue
+        num_accepted += 1
+        assert unpack_members_untrusted(pack_members(members)) == members
+    assert 100 < num_accepted < 10_000

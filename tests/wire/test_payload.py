@@ -7,9 +7,9 @@ import zlib
 
 import pytest
 
-from tests.wire.samples import CONTENT, LABELLED, PARCEL
+from tests.wire.samples import CONTENT, LABELLED, PARCEL, SAMPLES
 from zswarm import limits
-from zswarm.wire import checksum, split, verify
+from zswarm.wire import checksum, intact, split, verify
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, limits.MAX_FRAME_BYTES, limits.MAX_FRAME_BYTES + 1])
@@ -39,3 +39,12 @@ def test_verify_sees_a_flipped_bit() -> None:
     assert verify(PARCEL, [CONTENT])
     assert verify(LABELLED, [CONTENT[:7], CONTENT[7:20]])
     assert not verify(PARCEL, [bytes([CONTENT[0] ^ 1]) + CONTENT[1:]])
+
+
+def test_a_job_is_intact_when_both_its_parcels_are() -> None:
+    """Each parcel has frames of its own."""
+    job = SAMPLES["Job"]
+    assert intact(job, [CONTENT, CONTENT[:20]])
+    assert not intact(job, [CONTENT, CONTENT[1:21]])
+    assert not intact(job, [CONTENT[::-1], CONTENT[:20]])
+    assert intact(SAMPLES["Ready"], [])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from zswarm.wire.codec import MAJOR, Envelope, VersionMismatch, decode_untrusted, encode
 from zswarm.wire.members import pack_members, unpack_members_untrusted
-from zswarm.wire.payload import checksum, split, verify
+from zswarm.wire.payload import checksum, intact, split, verify
 
 __all__ = [
     "MAJOR",
@@ -16,6 +16,7 @@ __all__ = [
     "checksum",
     "decode_untrusted",
     "encode",
+    "intact",
     "pack_members",
     "split",
     "unpack_members_untrusted",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from zswarm import limits
@@ -64,6 +64,16 @@ def checksum(frames: Iterable[Buffer]) -> int:
 def verify(parcel: Parcel, frames: Iterable[Buffer]) -> bool:
     """Return whether `frames` hold exactly the bytes that `parcel` was made for."""
     return checksum(frames) == parcel.crc
+
+
+def intact(message: Message, frames: Sequence[Buffer]) -> bool:
+    """Return whether the payload of a decoded message holds the bytes that its parcels were made for."""
+    at = 0
+    for parcel in payload_parcels(message):
+        if not verify(parcel, frames[at : at + parcel.num_frames]):
+            return False
+        at += parcel.num_frames
+    return True
 
 
 def payload_fault(message: Message, sizes_bytes: list[int]) -> str | None:
