@@ -130,7 +130,7 @@ _ALL: tuple[Message, ...] = (
         busy_s=1.5,
         num_jobs=123,
         parameter_digest=2**64 - 1,
-        text="",
+        sent_bytes=2**53,
     ),
     BrokerHeartbeat(
         run=_run,
@@ -142,6 +142,7 @@ _ALL: tuple[Message, ...] = (
         num_leased=2**32 - 1,
         held_bytes=2**53,
         free_bytes=0,
+        sent_bytes=1,
     ),
     HeartbeatAck(run=_run, generation=_generation, session=Session(0), view=9),
     View(run=_run, generation=_generation, session=Session(0), branch=_branch, step=_step, view=8, size_bytes=24),

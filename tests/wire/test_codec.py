@@ -98,9 +98,9 @@ def test_a_missing_field_takes_its_default() -> None:
     assert isinstance(sample, WorkerHeartbeat)
     first = bytes(encode(sample)[0])
     header = msgpack.unpackb(first[PRELUDE.size :])
-    del header["text"]
+    del header["sent_bytes"]
     decoded = decode_untrusted([sealed(first[5], msgpack.packb(header), [])]).message
-    assert decoded == dataclasses.replace(sample, text="")
+    assert decoded == dataclasses.replace(sample, sent_bytes=0)
 
 
 @pytest.mark.parametrize("name", ["run", "session", "branch", "slots", "held"])
@@ -128,9 +128,10 @@ def test_a_missing_field_without_a_default_is_refused(name: str) -> None:
         ("WorkerHeartbeat", {"ready": 1}),
         ("WorkerHeartbeat", {"ledger": "text"}),
         ("WorkerHeartbeat", {"ledger": bytes(limits.MAX_LEDGER_BYTES + 1)}),
-        ("WorkerHeartbeat", {"text": b"blob"}),
-        ("WorkerHeartbeat", {"text": "x" * (limits.MAX_TEXT_CHARS + 1)}),
-        ("WorkerHeartbeat", {"text": None}),
+        ("WorkerHeartbeat", {"sent_bytes": None}),
+        ("Reject", {"text": b"blob"}),
+        ("Reject", {"text": "x" * (limits.MAX_TEXT_CHARS + 1)}),
+        ("Reject", {"text": None}),
         ("WorkerHeartbeat", {"busy_s": 1}),
         ("WorkerHeartbeat", {"busy_s": -0.5}),
         ("WorkerHeartbeat", {"busy_s": float("nan")}),
