@@ -1,0 +1,118 @@
+"""Files of one JSON object per line: append-only, readable while they are written, safe against a torn end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from zswarm.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class JsonLinesWriter:
+    """Appends records to a new file; a context manager that closes it."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the file.
+
+        Raises:
+            UserError: it exists, or cannot be made.
+
+        """
+        self._path = path
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UserError(f"{path}: cannot make the file: {error.strerror}") from None
+
+    def append(self, record: Mapping[str, Any], *, durable: bool = False) -> None:
+        """Write a record as one line; with `durable` it is on the disk when this returns.
+
+        Numbers that are not finite are written as null.
+
+        Raises:
+            RunFailed: the disk is full or broken.
+
+        """
+        rest = memoryview(encode(record) + b"\n")
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            if durable:
+                os.fsync(self._file)
+        except OSError as error:
+            raise RunFailed(f"{self._path}: cannot write: {error.strerror}; what was written before is valid") from None
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def encode(value: Any) -> bytes:
+    """Return strict JSON on one line, null for numbers that are not finite."""
+    return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of a file: its number, counted from 1, and the object on it; None where it holds none."""
+
+    number: int
+    record: dict[str, Any] | None
+
+
+def read_json_lines(path: Path) -> tuple[list[Line], int]:
+    """Return the complete lines of a file, and how many bytes of a torn last line follow them.
+
+    A line is complete when its newline is there. A line that is not one JSON object with distinct
+    keys is returned with the record None.
+
+    Raises:
+        UserError: the file cannot be read.
+
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
+    *complete, torn = text.split(b"\n")
+    return [Line(number=number, record=_decode(line)) for number, line in enumerate(complete, 1)], len(torn)
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
