@@ -13,7 +13,7 @@ small the capacity, without which an idle producer's credit could starve a busy 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from zswarm import limits
@@ -52,6 +52,11 @@ class Credits:
         """What is neither reserved nor promised."""
         promised = sum(account.credit_bytes for account in self._accounts.values())
         return max(0, self.bound_bytes - self.reserved_bytes - 2 * promised)
+
+    @property
+    def accounts(self) -> Mapping[Session, Account]:
+        """The accounts of all producers, to be read only."""
+        return self._accounts
 
     def account(self, producer: Session) -> Account | None:
         """Return the account of a producer, None for anybody else."""

@@ -8,7 +8,7 @@ A training microbatch leaves the window when stage 0 has counted it, an evaluate
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from zswarm import ledger
 from zswarm.ids import Microbatch, Purpose, Step
@@ -41,6 +41,11 @@ class Admission:
     def num_in_flight(self) -> int:
         """Microbatches in the pipeline, of all purposes."""
         return len(self._in_flight)
+
+    @property
+    def in_flight(self) -> Collection[Ticket]:
+        """The microbatches in the pipeline, to be read only."""
+        return self._in_flight.keys()
 
     def admit(self, *, step: Step, window: int) -> list[Sample]:
         """Draw as many microbatches as the window has room for; none beyond step + 1."""

@@ -1,0 +1,41 @@
+"""The broker's process: one thread, two sockets to listen on, no torch."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import NoReturn
+
+from zswarm.transport import Switchboard
+
+from brokers.machine import BrokerMachine
+from zswarm.ids import Address, NodeId
+from zswarm.lifeline import Lifeline
+from zswarm.loop import Loop
+from zswarm.machine import Exit
+
+
+def serve_broker(
+    *, node: NodeId, coordinator: Address, host: str, capacity_bytes: int, lifeline: Lifeline | None = None
+) -> Exit:
+    """Take part in the coordinator's run as a broker until it is over.
+
+    `host` is the address to listen on; ports are chosen by the system. `UserError` if that is impossible.
+    """
+    with Switchboard() as switchboard:
+        control = switchboard.bind("control", Address(f"tcp://{host}:*"))
+        work = switchboard.bind("work", Address(f"tcp://{host}:*"))
+        machine = BrokerMachine(
+            node=node,
+            boot_nonce=secrets.randbits(63),
+            addresses=(control, work),
+            coordinator=coordinator,
+            capacity_bytes=capacity_bytes,
+        )
+        if lifeline is not None:
+            lifeline.watch(switchboard)
+        return Loop(machine, switchboard, perform=_nothing_else).run()
+
+
+def _nothing_else(command: NoReturn) -> Iterable[NoReturn]:
+    raise AssertionError(command)

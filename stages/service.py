@@ -1,0 +1,46 @@
+"""The worker's process: one thread for the sockets, one for the device."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Iterable
+
+from zswarm.transport import Switchboard
+
+from stages.compute_thread import ComputeThread
+from stages.tasks import Task
+from stages.worker import WorkerMachine
+from zswarm.ids import Address, NodeId
+from zswarm.lifeline import Lifeline
+from zswarm.loop import Loop
+from zswarm.machine import Exit
+
+
+def serve_worker(
+    *, node: NodeId, coordinator: Address, host: str, threads: int, lifeline: Lifeline | None = None
+) -> Exit:
+    """Take part in the coordinator's run as a worker until it is over.
+
+    `host` is the address to listen on; the port is chosen by the system. `UserError` if that is
+    impossible. `threads` is what torch may use for one operation.
+    """
+    nonce = secrets.randbits(63)
+    with Switchboard() as switchboard:
+        peer = switchboard.bind("peer", Address(f"tcp://{host}:*"))
+        machine = WorkerMachine(
+            node=node,
+            boot_nonce=nonce,
+            addresses=(peer,),
+            coordinator=coordinator,
+            random=random.Random(nonce).random,
+        )
+        with ComputeThread(wake=switchboard.waker(), threads=threads) as compute:
+
+            def perform(task: Task) -> Iterable[object]:
+                compute.submit(task)
+                return ()
+
+            if lifeline is not None:
+                lifeline.watch(switchboard)
+            return Loop(machine, switchboard, perform=perform, collect=compute.outcomes).run()

@@ -1,0 +1,143 @@
+"""The children of one command: forked, watched, and ended with it however it ends.
+
+Forking instead of starting anew is what makes eight workers cost one import of torch. Every child holds
+the reading end of a lifeline: if this process vanishes, they see it and end themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+from zswarm.errors import RunFailed, UserError, ZswarmError
+from zswarm.lifeline import Lifeline
+
+CRASHED = 70
+"""Exit code of a child that ended with an unexpected exception, as `EX_SOFTWARE` of sysexits.h."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A child that is gone."""
+
+    name: str
+    code: int
+    """Its exit code, or minus the signal that killed it."""
+
+    def describe(self) -> str:
+        """Say how it ended."""
+        if self.code < 0:
+            return f"{self.name} was killed by {signal.Signals(-self.code).name}"
+        return f"{self.name} ended with exit code {self.code}"
+
+
+class Family:
+    """See the module. A context manager: on leaving, whoever still lives is killed."""
+
+    def __init__(self) -> None:
+        self.lifeline = Lifeline()
+        self._names: dict[int, str] = {}
+
+    def fork(self, name: str, body: Callable[[], int]) -> int:
+        """Run `body` in a child, whose exit code it returns; returns the child's process id."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            self._names[pid] = name
+            return pid
+        code = CRASHED
+        try:
+            self.lifeline.enter_child()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            code = body()
+        except ZswarmError as error:
+            code = 2 if isinstance(error, UserError) else 1
+            print(f"zswarm: {name}: {error}", file=sys.stderr)
+        except BaseException:  # noqa: BLE001 - the top of this process
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    @property
+    def living(self) -> set[int]:
+        """Process ids of the children that have not ended."""
+        return set(self._names)
+
+    def reap(self) -> dict[int, Ended]:
+        """Return the children that have ended since the last call; does not wait."""
+        ended = {}
+        for pid, name in list(self._names.items()):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                del self._names[pid]
+                ended[pid] = Ended(name=name, code=os.waitstatus_to_exitcode(status))
+        return ended
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to a child that has not been reaped."""
+        if pid in self._names:
+            os.kill(pid, number)
+
+    def end(self, *, grace_s: float) -> None:
+        """Wait for everybody for `grace_s`, then kill who is left."""
+        deadline_s = monotonic() + grace_s
+        with wake_on_signals() as wait:
+            while self._names and monotonic() < deadline_s:
+                self.reap()
+                if self._names:
+                    wait(min(0.1, max(0.0, deadline_s - monotonic())))
+        for pid in list(self._names):
+            self.signal(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            del self._names[pid]
+
+    def __enter__(self) -> Family:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(grace_s=0.0)
+
+
+@contextmanager
+def wake_on_signals() -> Iterator[Callable[[float], bytes]]:
+    """Give a function that waits up to so many seconds for signals and returns their numbers, one byte each."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        before_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        before = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)}
+        try:
+
+            def wait(timeout_s: float) -> bytes:
+                readable, _, _ = select.select([ours], [], [], timeout_s)
+                return ours.recv(4096) if readable else b""
+
+            yield wait
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before_fd)
+
+
+def free_port(host: str) -> int:
+    """Return a TCP port of `host` that nobody listens on now."""
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise RunFailed(f"no free port on {host}: {error.strerror}") from None
