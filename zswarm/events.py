@@ -32,7 +32,8 @@ class Start(Event):
     """The trainer has begun, or begun again with a higher generation."""
 
     event: Literal["start"]
-    run: U64
+    run: str
+    """64 bits as hexadecimal digits."""
     generation: U64
     stages: Annotated[int, Field(ge=1, le=MAX_STAGES)]
     steps: Count

@@ -24,7 +24,7 @@ def good_log():
     log.append(
         {
             "event": "start",
-            "run": 77,
+            "run": "000000000000004d",
             "generation": 1,
             "stages": STAGES,
             "workers": [2, 2],
@@ -235,8 +235,8 @@ def no_start(log):
 
 def started_again_as_another_run(log):
     start = next(record for record in log if record["event"] == "start")
-    log.insert(8, {**start, "generation": 2, "run": 78})
-    return "log", "line 9: started again with run 78, it was 77"
+    log.insert(8, {**start, "generation": 2, "run": "000000000000004e"})
+    return "log", "line 9: started again with run 000000000000004e, it was 000000000000004d"
 
 
 def started_again_with_an_old_generation(log):
