@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from zswarm.json_lines import encode
 
@@ -24,16 +24,22 @@ class StepReport:
     """A step has been committed."""
 
     step: int
-    """How many have been committed, this one included."""
-    num_steps: int
-    """How many there will be."""
+    """Counted from 0, as everywhere."""
     loss: float
     """Mean over the step's predictions."""
-    tokens_per_s: float | None
+    lr: float
+    grad_norm: float
+    """Of the whole model, before clipping."""
+    tokens_per_s: float
     num_in_flight: int
     """Microbatches in the pipeline."""
-    workers_per_stage: tuple[int, ...]
-    time_left_s: float | None
+    workers: tuple[int, ...]
+    """Of each stage."""
+    time_left_s: float
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields, for a line of JSON."""
+        return asdict(self)
 
 
 class Progress:
@@ -42,9 +48,10 @@ class Progress:
     Losing the reader of the output (`zswarm local ... | head`) ends the output, not the run.
     """
 
-    def __init__(self, name: str, *, stream: TextIO | None = None) -> None:
-        """Show on `stream`, or stdout, under the run's name."""
+    def __init__(self, name: str, *, steps: int, stream: TextIO | None = None) -> None:
+        """Show a run of so many steps on `stream`, or stdout, under its name."""
         self._name = name
+        self._steps = steps
         self._stream = stream or sys.stdout
         self._live: LiveLine | None = None
         self._redraw_at_s = 0.0
@@ -63,19 +70,18 @@ class Progress:
     def update(self, report: StepReport) -> None:
         """Show a committed step."""
         if self._live is None:
-            write_line(self._stream, encode(asdict(report)).decode())
+            write_line(self._stream, encode(report.record()).decode())
             return
         self._live.update(
             self._live.task_ids[0],
-            completed=report.step,
-            total=report.num_steps,
+            completed=report.step + 1,
             text=_describe(report),
         )
         if monotonic() >= self._redraw_at_s:
             self._live.refresh()
             self._redraw_at_s = monotonic() + REDRAW_S
 
-    def note(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Tell something else: above the line on a terminal, on stderr otherwise."""
         if self._live is None:
             write_line(sys.stderr, text)
@@ -94,7 +100,7 @@ class Progress:
             console=Console(file=self._stream),
             auto_refresh=False,
         )
-        live.add_task(self._name, total=None, text="waiting for the first step")
+        live.add_task(self._name, total=self._steps, text="waiting for the first step")
         return live
 
 
@@ -111,14 +117,10 @@ def write_line(stream: TextIO, text: str) -> None:
 
 
 def _describe(report: StepReport) -> str:
-    parts = [
-        f"loss {report.loss:.4f}",
-        f"{report.tokens_per_s:,.0f} tokens/s" if report.tokens_per_s is not None else "",
-        f"{report.num_in_flight} in flight",
-        f"workers {_counts(report.workers_per_stage)}",
-        f"{_clock(report.time_left_s)} left" if report.time_left_s is not None else "",
-    ]
-    return "  ".join(part for part in parts if part)
+    return (
+        f"loss {report.loss:.4f}  {report.tokens_per_s:,.0f} tokens/s  {report.num_in_flight} in flight  "
+        f"workers {_counts(report.workers)}  {_clock(report.time_left_s)} left"
+    )
 
 
 def _counts(workers: tuple[int, ...]) -> str:

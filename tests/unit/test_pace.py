@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from zswarm.config import RunConfig
+from zswarm.trainer.pace import RECENT_STEPS, Pace
+
+CONFIG = RunConfig.model_validate(
+    {
+        "run": {"steps": 100},
+        "model": {"sequence_length": 10},
+        "batch": {"global_batch": 8, "microbatch": 4},
+    }
+)
+
+
+def pace_of(*times):
+    pace = Pace(CONFIG, now=1000.0)
+    for index, time in enumerate(times):
+        pace.commit(5.0 - index, 1000.0 + time)
+    return pace
+
+
+def summary_of(pace, now=1050.0):
+    return pace.summary(now, held_out_loss=(5.5, 2.5), wire_bytes=77, stages=4, workers=8)
+
+
+def test_rates_are_medians_over_the_steps_after_the_first():
+    """The first step includes the start; one slow step among many does not change the rate."""
+    summary = summary_of(pace_of(30, 32, 34, 44, 46))
+    assert summary["samples_per_s"] == 4.0
+    assert summary["tokens_per_s"] == 40.0
+    assert summary["time_to_first_step_s"] == 30.0
+
+
+def test_the_summary_has_what_the_documents_say():
+    assert summary_of(pace_of(2, 4)) == {
+        "steps": 2,
+        "loss": [5.0, 4.0],
+        "held_out_loss": 2.5,
+        "held_out_loss_before": 5.5,
+        "samples_per_s": 4.0,
+        "tokens_per_s": 40.0,
+        "wall_s": 50.0,
+        "time_to_first_step_s": 2.0,
+        "wire_bytes": 77,
+        "stages": 4,
+        "workers": 8,
+    }
+
+
+def test_the_line_shows_the_recent_pace():
+    slow = [10.0 * step for step in range(1, 20)]
+    pace = pace_of(*slow, *(slow[-1] + step for step in range(1, RECENT_STEPS + 1)))
+    assert pace.tokens_per_s == 80.0
+    assert pace.time_left_s == 100 - pace.num_steps
+
+
+def test_a_single_step_stands_for_the_pace_until_there_is_a_second():
+    pace = pace_of(4)
+    assert pace.tokens_per_s == 20.0
+    assert pace.time_left_s == 99 * 4.0
+
+
+@pytest.mark.parametrize("times", [(), (0.0, 0.0)])
+def test_nothing_is_divided_by_no_time(times):
+    pace = pace_of(*times)
+    assert (pace.tokens_per_s, pace.time_left_s) == (0.0, 0.0)
+    assert summary_of(pace)["samples_per_s"] == 0.0
