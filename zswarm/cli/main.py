@@ -16,106 +16,127 @@ import sys
 import traceback
 from pathlib import Path
 from time import monotonic
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from zswarm import __version__
 from zswarm.errors import RunFailed, UserError
 from zswarm.ids import Address, NodeId
-from zswarm.machine import Exit
+
+if TYPE_CHECKING:
+    from zswarm.machine import Exit
 
 BEGUN_S = monotonic()
 """When the user's command began, as nearly as it can be known."""
 ADDRESS = re.compile(r"tcp://[^:/\s]+:[0-9]{1,5}|tcp://\[[0-9a-fA-F:]+\]:[0-9]{1,5}")
 SHOW_TRACEBACK = "ZSWARM_TRACEBACK"
+COUNT = click.IntRange(min=1)
 
-app = typer.Typer(
-    help="Train neural networks that are too big for one card on machines that are too unreliable for "
-    "ordinary pipeline parallelism.",
-    rich_markup_mode=None,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+run_file_argument = click.argument("run_file", metavar="RUN.toml", type=click.Path(path_type=Path))
+folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+overrides_option = click.option(
+    "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Set a key of the run file; repeatable."
 )
-bench = typer.Typer(
-    help="Measure this machine's speed at what a run is made of.", rich_markup_mode=None, no_args_is_help=True
+out_option = click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The run folder, new or empty; otherwise the next free one in runs/.",
 )
-app.add_typer(bench, name="bench")
+threads_option = click.option(
+    "--threads",
+    type=COUNT,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads that torch may use for one operation.",
+)
+coordinator_option = click.option(
+    "--coordinator",
+    required=True,
+    metavar="ADDRESS",
+    help="Where the trainer listens, such as tcp://192.168.0.2:4711.",
+)
+host_option = click.option(
+    "--host", default="127.0.0.1", show_default=True, metavar="IP", help="This machine's address, to listen on."
+)
+name_option = click.option("--name", metavar="NAME", help="What this process is called in logs.")
+level_option = click.option(
+    "--log-level",
+    "level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Least level that is logged.",
+)
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S")
 
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key of the run file; may be given several times."),
-]
-Out = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="The run folder, new or empty; otherwise the next free one in runs/.")
-]
-Threads = Annotated[int, typer.Option(min=1, metavar="N", help="Threads that torch may use for one operation.")]
-Coordinator = Annotated[
-    str, typer.Option(metavar="ADDRESS", help="Where the trainer listens, such as tcp://192.168.0.2:4711.")
-]
-Host = Annotated[str, typer.Option(metavar="IP", help="This machine's address, to listen on.")]
-Name = Annotated[str | None, typer.Option(metavar="NAME", help="What this process is called in logs.")]
-Level = Annotated[str, typer.Option(metavar="LEVEL", help="Least level that is logged: debug, info, warning, error.")]
 
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"zswarm {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _zswarm(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="zswarm %(version)s")
+def app() -> None:
+    """Train neural networks that are too big for one card, on machines that are too unreliable for
+    ordinary pipeline parallelism.
+    """
 
 
 @app.command()
+@run_file_argument
+@click.option("--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage.")
+@click.option("--brokers", type=COUNT, default=1, show_default=True, metavar="N", help="Brokers of each stage.")
+@out_option
+@overrides_option
+@threads_option
 def local(
-    run_file: RunFile,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Workers of each stage.")] = 2,
-    brokers: Annotated[int, typer.Option(min=1, metavar="N", help="Brokers of each stage.")] = 1,
-    out: Out = None,
-    overrides: Overrides = None,
-    threads: Threads = 1,
+    *, run_file: Path, workers: int, brokers: int, out: Path | None, overrides: tuple[str, ...], threads: int
 ) -> None:
-    """Train with a whole swarm on this machine: a trainer, brokers and workers over loopback."""
+    """Train with a whole swarm on this machine.
+
+    Starts a trainer, brokers and workers that talk over loopback, and ends them all when it ends.
+    """
     from zswarm.cli.local import LocalOptions, run_local
     from zswarm.config import load_run_file
 
-    _allow_own_models()
+    allow_own_models()
     options = LocalOptions(
         run_file=run_file, out=out, workers=workers, brokers=brokers, threads=threads, begun_s=BEGUN_S
     )
-    raise typer.Exit(run_local(load_run_file(run_file, overrides or ()), options))
+    sys.exit(run_local(load_run_file(run_file, overrides), options))
 
 
 @app.command()
-def audit(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]) -> None:
-    """Recompute from a run's events that every microbatch of every step was counted exactly once."""
+@folder_argument
+def audit(*, folder: Path) -> None:
+    """Check that a run counted everything exactly once.
+
+    Recomputes from the events in the run folder DIR that every microbatch of every committed step was
+    counted exactly once at every stage.
+    """
     from zswarm.audit import audit
 
     checks = audit(folder)
     for check in checks:
-        print(check)
+        click.echo(str(check))
     if not all(check.is_passed for check in checks):
         raise RunFailed(f"{folder}: what was committed is not what was asked for")
 
 
 @app.command()
-def broker(
-    coordinator: Coordinator,
-    host: Host = "127.0.0.1",
-    name: Name = None,
-    capacity_gib: Annotated[float, typer.Option(min=0.01, metavar="GIB", help="Most memory for payloads.")] = 1.0,
-    level: Level = "info",
-) -> None:
-    """Take part in a run as a broker: hold a stage's queue, until the run is over."""
+@coordinator_option
+@host_option
+@click.option(
+    "--capacity-gib",
+    type=click.FloatRange(min=0.01),
+    default=1.0,
+    show_default=True,
+    metavar="GIB",
+    help="Most memory for payloads.",
+)
+@name_option
+@level_option
+def broker(*, coordinator: str, host: str, capacity_gib: float, name: str | None, level: str) -> None:
+    """Take part in a run as a broker: hold a stage's queue."""
     from brokers.service import serve_broker
 
     address, node = _address(coordinator), _node("broker", name, level)
@@ -123,25 +144,42 @@ def broker(
 
 
 @app.command()
-def worker(
-    coordinator: Coordinator,
-    host: Host = "127.0.0.1",
-    name: Name = None,
-    threads: Threads = 1,
-    level: Level = "info",
-) -> None:
-    """Take part in a run as a worker: compute one stage, until the run is over."""
+@coordinator_option
+@host_option
+@threads_option
+@name_option
+@level_option
+def worker(*, coordinator: str, host: str, threads: int, name: str | None, level: str) -> None:
+    """Take part in a run as a worker: compute one stage."""
     from stages.service import serve_worker
 
     address, node = _address(coordinator), _node("worker", name, level)
     _end(serve_worker(node=node, coordinator=address, host=host, threads=threads))
 
 
+@app.command()
+@click.option("--schedules", type=COUNT, default=100, show_default=True, metavar="N", help="How many.")
+@seed_option
+def simulate(*, schedules: int, seed: int) -> None:
+    """Run the machines that train under a virtual clock.
+
+    Random schedules, on a network that loses, repeats and reorders; every promise is checked after
+    every event. The schedules are those of the seeds S, S + 1, ...
+    """
+    from zswarm.cli.simulate import simulate
+
+    simulate(schedules, seed)
+
+
+@app.group()
+def bench() -> None:
+    """Measure this machine's speed at what a run is made of."""
+
+
 @bench.command("codec")
-def bench_codec(
-    threads: Threads = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
-) -> None:
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def bench_codec(*, threads: int, as_json: bool) -> None:
     """Relative error, bytes and GB/s of each codec."""
     from zswarm.benchmarks.codec import main
 
@@ -156,15 +194,25 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        app(arguments, prog_name="zswarm")
+        app(arguments, prog_name="zswarm", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except UserError as error:
         return _fail(str(error), 2)
     except RunFailed as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has enough; what is still in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:  # noqa: BLE001 - the top of the main thread: whatever else it is, it is our bug
         if os.environ.get(SHOW_TRACEBACK):
             traceback.print_exc()
@@ -173,14 +221,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _fail(text: str, code: int) -> int:
-    print(f"zswarm: {text}", file=sys.stderr)
-    return code
-
-
-def _allow_own_models() -> None:
+def allow_own_models() -> None:
     """Let model.factory name a module in the current folder, as `python -m` does, but after installed ones."""
     sys.path.append(str(Path.cwd()))
+
+
+def _fail(text: str, code: int) -> int:
+    click.echo(f"zswarm: {text}", err=True)
+    return code
 
 
 def _address(text: str) -> Address:

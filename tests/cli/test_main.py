@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from zswarm import __version__, audit
+from zswarm.cli import main
+from zswarm.errors import RunFailed, UserError
+
+GOOD = """
+[run]
+steps = 2
+[model]
+d_model = 16
+num_layers = 2
+num_heads = 2
+sequence_length = 8
+[batch]
+global_batch = 4
+microbatch = 2
+[pipeline]
+stages = 2
+"""
+
+
+def zswarm(*arguments, environment=None):
+    """Run the command in a process of its own, as a user would."""
+    return subprocess.run(
+        [sys.executable, "-c", "from zswarm.cli.main import main; main()", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+    )
+
+
+def modules_after(code):
+    """Return the top-level modules that a fresh interpreter has after running `code`."""
+    script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint(*sys.modules, file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    return {name.partition(".")[0] for name in result.stderr.split()}
+
+
+HEAVY = {"torch", "bitsandbytes", "pydantic", "numpy", "zmq", "rich", "structlog"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["local", "--help"], ["broker", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    """It starts in a fraction of a second on any machine."""
+    assert not HEAVY & modules_after(f"from zswarm.cli.main import run; run({arguments!r})")
+
+
+def test_a_broker_imports_neither_torch_nor_the_trainers_libraries():
+    assert not {"torch", "bitsandbytes", "pydantic", "numpy"} & modules_after("import brokers.service")
+
+
+def test_the_trainer_imports_no_torch():
+    assert not {"torch", "bitsandbytes"} & modules_after("import zswarm.trainer.service")
+
+
+def test_help_names_every_command_and_every_command_has_help():
+    shown = zswarm("--help").stdout
+    commands = re.findall(r"^  ([a-z]+)  ", shown.partition("Commands:")[2], re.MULTILINE)
+    assert {"local", "reference", "audit", "generate", "broker", "worker", "trainer", "simulate", "bench"} == set(
+        commands
+    )
+    for command in commands:
+        result = zswarm(command, "--help")
+        assert result.returncode == 0
+        assert result.stdout.startswith(f"Usage: zswarm {command}")
+
+
+def test_the_version_is_printed():
+    assert zswarm("--version").stdout == f"zswarm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["audi", "x"], "No such command 'audi'"),
+        (["audit"], "Missing argument"),
+        (["local", "run.toml", "--wokers", "3"], "No such option"),
+        (["local", "run.toml", "--workers", "0"], "--workers"),
+        (["local", "run.toml", "--workers", "two"], "--workers"),
+        (["audit", "/nowhere"], "/nowhere: cannot read"),
+        (["local", "/nowhere.toml"], "/nowhere.toml: there is no such run file"),
+        (["broker", "--coordinator", "localhost:1"], "--coordinator localhost:1: write tcp://HOST:PORT"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_message_and_exit_code_2(arguments, says):
+    result = zswarm(*arguments)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_wrong_key_on_the_command_line_is_told(tmp_path):
+    (tmp_path / "run.toml").write_text(GOOD)
+    result = zswarm("local", str(tmp_path / "run.toml"), "--set", "wire.codec=int9")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"zswarm: {tmp_path}/run.toml: --set wire.codec=int9: wire.codec = 'int9': did you mean int8? "
+        "Known are bf16, bnb8, int8, none\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UserError("write something else"), 2, "zswarm: write something else\n"),
+        (RunFailed("worker-3 raised"), 1, "zswarm: worker-3 raised\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (KeyError("x"), 1, "zswarm: this is a bug of zswarm: KeyError: 'x'; ZSWARM_TRACEBACK=1"),
+    ],
+)
+def test_every_way_to_fail_has_its_exit_code_and_no_traceback(monkeypatch, capsys, error, code, says):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(audit, "audit", fail)
+    assert main.run(["audit", "x"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(says)
+    assert "Traceback" not in shown
+
+
+def test_a_bug_shows_where_it_comes_from_when_asked(monkeypatch, capsys):
+    def fail(_):
+        raise KeyError("x")
+
+    monkeypatch.setattr(audit, "audit", fail)
+    monkeypatch.setenv("ZSWARM_TRACEBACK", "1")
+    assert main.run(["audit", "x"]) == 1
+    assert "in fail" in capsys.readouterr().err
+
+
+def test_the_audit_of_a_good_run_prints_its_verdicts_and_that_of_a_bad_one_where(tmp_path, capsys):
+    events = tmp_path / "events.jsonl"
+    start = (
+        '{"event":"start","run":"1","generation":1,"stages":1,"steps":1,"num_microbatches":2}\n'
+        '{"event":"join","node":"w","role":"worker","session":5,"stage":0}\n'
+    )
+    commit = '{"event":"commit","branch":0,"step":0,"stages":[{"stage":0,"round":1,"digest":3,"contributions":{"5":[0,1]}}]}\n'
+    finish = '{"event":"finish","steps":1}\n'
+    events.write_text(start + commit + finish)
+    assert main.run(["audit", str(tmp_path)]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["ok", name] for name in ("log", "steps", "stages", "ledgers", "sessions", "end")
+    ]
+    events.write_text(start + commit.replace("[0,1]", "[0,0]") + finish)
+    assert main.run(["audit", str(events)]) == 1
+    shown = capsys.readouterr()
+    assert "line 3, step 0, stage 0: microbatch 0 is counted 2 times, by sessions 5" in shown.out
+    assert "microbatch 1 is missing" in shown.out
+    assert shown.err == f"zswarm: {events}: what was committed is not what was asked for\n"
