@@ -1,0 +1,146 @@
+"""A hostile network with a seed: it delays, loses, repeats and reorders messages, and never invents one.
+
+A node owns sockets, each with an address. Sending to an `Address` dials: the first message from a node
+to an address makes a connection, and the socket's owner sees its messages come from a `Link`, which it
+may answer for as long as both ends live. The dialler sees the answers come from the address it dialled.
+Every direction of every connection has a typical latency of its own.
+
+Crashes and partitions have their place here: `detach` forgets a node with its connections, and
+`blocked` holds the pairs of nodes of which the first does not reach the second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from random import Random
+
+from zswarm.errors import LocalProtocolError
+from zswarm.ids import Address, Link, Peer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weather:
+    """What the network does to messages. Rates are probabilities per message."""
+
+    latency_low_s: float = 0.002
+    latency_high_s: float = 0.02
+    """The typical latency of a direction is drawn log-uniformly between the two."""
+    jitter: float = 0.1
+    """A delay is the typical latency times `1 + Exponential(jitter)`."""
+    loss: float = 0.0
+    duplication: float = 0.0
+    straggling: float = 0.0
+    """Rate of messages that come late by up to `straggle_s`, long after their repetition."""
+    straggle_s: float = 5.0
+    in_order: bool = True
+    """Messages of one direction keep their order, as TCP does; loss and duplication do not count as order."""
+    payload_factor: float = 1.0
+    """How many times longer a message with payload takes."""
+    fair_from_s: float = 0.0
+    """From this time on nothing is lost, repeated or late any more."""
+
+
+@dataclass(slots=True)
+class Direction:
+    """One way of one connection."""
+
+    sender: int
+    receiver: int
+    seen_as: Peer
+    latency_s: float
+    free_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One copy of a message arrives at `receiver` at `time_s`, who sees it come from `peer`."""
+
+    time_s: float
+    receiver: int
+    peer: Peer
+
+
+class Network:
+    """See the module. Nodes are numbers; what travels is none of the network's business."""
+
+    def __init__(self, weather: Weather, random: Random) -> None:
+        self.weather = weather
+        self.counters: Counter[str] = Counter()
+        self.blocked: set[tuple[int, int]] = set()
+        self._random = random
+        self._owners: dict[Address, int] = {}
+        self._dialled: dict[tuple[int, Address], Direction] = {}
+        self._answers: dict[Link, Direction] = {}
+        self._num_links = 0
+
+    def attach(self, node: int, address: Address) -> None:
+        """Let `node` own a socket at `address`."""
+        if address in self._owners:
+            raise LocalProtocolError(f"{address} is in use")
+        self._owners[address] = node
+
+    def detach(self, node: int) -> None:
+        """Forget a node's sockets and every connection from and to it; what is under way still arrives."""
+        self._owners = {address: owner for address, owner in self._owners.items() if owner != node}
+        self._dialled = {key: way for key, way in self._dialled.items() if node not in {way.sender, way.receiver}}
+        self._answers = {link: way for link, way in self._answers.items() if node not in {way.sender, way.receiver}}
+
+    def make_fair(self, now_s: float) -> None:
+        """Let nothing be lost, repeated or late from now on."""
+        self.weather = replace(self.weather, fair_from_s=min(now_s, self.weather.fair_from_s))
+
+    def send(self, sender: int, peer: Peer, now_s: float, *, has_payload: bool) -> list[Delivery]:
+        """Decide what becomes of one message: none, one or several deliveries."""
+        way = self._answers.get(peer) if isinstance(peer, bytes) else self._dial(sender, peer)
+        if way is None or (way.sender, way.receiver) in self.blocked:
+            self.counters["unreachable"] += 1
+            return []
+        if way.sender != sender:
+            raise LocalProtocolError(f"node {sender} answers a link that is node {way.sender}'s")
+        weather, random = self.weather, self._random
+        delay_s = way.latency_s * (1.0 + random.expovariate(1.0) * weather.jitter)
+        if has_payload:
+            delay_s *= weather.payload_factor
+        copies = 1
+        if now_s < weather.fair_from_s:
+            if random.random() < weather.loss:
+                self.counters["lost"] += 1
+                copies = 0
+            elif random.random() < weather.duplication:
+                self.counters["duplicated"] += 1
+                copies = 2
+            if copies and random.random() < weather.straggling:
+                self.counters["straggling"] += 1
+                delay_s += random.random() * weather.straggle_s
+        deliveries = []
+        for _ in range(copies):
+            deliveries.append(Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as))
+            delay_s += way.latency_s * random.expovariate(1.0)
+        return deliveries
+
+    def _arrival_s(self, way: Direction, time_s: float) -> float:
+        if time_s < way.free_at_s:
+            if self.weather.in_order:
+                return way.free_at_s
+            self.counters["reordered"] += 1
+        way.free_at_s = max(way.free_at_s, time_s)
+        return time_s
+
+    def _dial(self, sender: int, address: Address) -> Direction | None:
+        way = self._dialled.get((sender, address))
+        if way is not None:
+            return way
+        owner = self._owners.get(address)
+        if owner is None:
+            return None
+        self._num_links += 1
+        link = Link(b"link-%d" % self._num_links)
+        way = Direction(sender, owner, link, self._latency_s())
+        self._dialled[sender, address] = way
+        self._answers[link] = Direction(owner, sender, address, self._latency_s())
+        return way
+
+    def _latency_s(self) -> float:
+        low_s, high_s = self.weather.latency_low_s, self.weather.latency_high_s
+        return float(low_s * (high_s / low_s) ** self._random.random())

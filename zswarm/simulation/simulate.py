@@ -1,0 +1,60 @@
+"""Run a schedule and say what came of it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from zswarm.simulation.schedule import Schedule, make_schedule
+from zswarm.simulation.swarm import Swarm
+from zswarm.simulation.violation import Violation
+
+TRACE_LENGTH = 4000
+STORY_LENGTH = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The outcome of a schedule; `violation` is None if it kept every promise."""
+
+    schedule: Schedule
+    digest: str
+    num_events: int
+    virtual_s: float
+    counters: Counter[str]
+    violation: Violation | None
+    story: tuple[str, ...]
+    """For a violation: the last happenings that concern the microbatch or round it names."""
+
+
+def run(schedule: Schedule, *, trace_length: int | None = TRACE_LENGTH) -> Report:
+    """Run a schedule to its end or to its first violation."""
+    swarm = Swarm(schedule, trace_length=trace_length)
+    violation = None
+    story: list[str] = []
+    try:
+        swarm.run()
+    except Violation as error:
+        violation = error
+        story = swarm.trace.story(mentions=_mentions(error.text), most=STORY_LENGTH)
+    return Report(
+        schedule=schedule,
+        digest=swarm.trace.digest,
+        num_events=swarm.num_events,
+        virtual_s=swarm.now_s,
+        counters=swarm.counters,
+        violation=violation,
+        story=tuple(story),
+    )
+
+
+def run_seed(seed: int, *, trace_length: int | None = TRACE_LENGTH) -> Report:
+    """Run the schedule of a seed."""
+    return run(make_schedule(seed), trace_length=trace_length)
+
+
+def _mentions(text: str) -> dict[str, int]:
+    """Return the fields that a violation's text names, such as `microbatch 3`."""
+    found = re.findall(r"\b(microbatch|round) (\d+)", text)
+    return {name: int(number) for name, number in found[:1]}
