@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Never
 
 from zswarm.transport import Switchboard
 
 from brokers.machine import BrokerMachine
+from zswarm import limits
 from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
 from zswarm.loop import Loop
@@ -34,8 +35,10 @@ def serve_broker(
         )
         if lifeline is not None:
             lifeline.watch(switchboard)
-        return Loop(machine, switchboard, perform=_nothing_else).run()
+        end = Loop(machine, switchboard, perform=_nothing_else).run()
+        switchboard.close(linger_s=limits.LINGER_S)
+        return end
 
 
-def _nothing_else(command: NoReturn) -> Iterable[NoReturn]:
+def _nothing_else(command: Never) -> Iterable[Never]:
     raise AssertionError(command)

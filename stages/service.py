@@ -11,6 +11,7 @@ from zswarm.transport import Switchboard
 from stages.compute_thread import ComputeThread
 from stages.tasks import Task
 from stages.worker import WorkerMachine
+from zswarm import limits
 from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
 from zswarm.loop import Loop
@@ -43,4 +44,6 @@ def serve_worker(
 
             if lifeline is not None:
                 lifeline.watch(switchboard)
-            return Loop(machine, switchboard, perform=perform, collect=compute.outcomes).run()
+            end = Loop(machine, switchboard, perform=perform, collect=compute.outcomes).run()
+            switchboard.close(linger_s=limits.LINGER_S)
+            return end

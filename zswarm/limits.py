@@ -46,3 +46,5 @@ OUTBOX_LENGTH = 4
 """Outputs waiting for credit at a worker before it stops taking new forward jobs."""
 TURN_MESSAGES = 64
 """Messages that one turn of a poll loop takes from one socket before it looks at the others."""
+LINGER_S = 0.2
+"""How long a process that ends waits for its last messages to leave."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
+from typing import Self
 
 from zswarm.errors import RunFailed, UserError, ZswarmError
 from zswarm.lifeline import Lifeline
@@ -104,7 +105,7 @@ class Family:
             os.waitpid(pid, 0)
             del self._names[pid]
 
-    def __enter__(self) -> Family:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
