@@ -16,7 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -43,6 +43,12 @@ out_option = click.option(
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="The run folder, new or empty; otherwise the next free one in runs/.",
+)
+workers_option = click.option(
+    "--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage."
+)
+brokers_option = click.option(
+    "--brokers", type=COUNT, default=1, show_default=True, metavar="N", help="Brokers of each stage."
 )
 threads_option = click.option(
     "--threads",
@@ -83,8 +89,8 @@ def app() -> None:
 
 @app.command()
 @run_file_argument
-@click.option("--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage.")
-@click.option("--brokers", type=COUNT, default=1, show_default=True, metavar="N", help="Brokers of each stage.")
+@workers_option
+@brokers_option
 @out_option
 @overrides_option
 @threads_option
@@ -123,6 +129,36 @@ def audit(*, folder: Path) -> None:
 
 
 @app.command()
+@run_file_argument
+@click.option(
+    "--listen",
+    default="tcp://127.0.0.1:4711",
+    show_default=True,
+    metavar="ADDRESS",
+    help="This machine's address and port, where everybody comes to.",
+)
+@workers_option
+@brokers_option
+@out_option
+@overrides_option
+@level_option
+def trainer(*, run_file: Path, listen: str, overrides: tuple[str, ...], level: str, **swarm: Any) -> None:
+    """Own a run: wait for its brokers and workers, and train.
+
+    The run begins when every stage has its brokers and workers, which `zswarm broker` and `zswarm worker`
+    start.
+    """
+    from zswarm.cli.trainer import TrainerCommand, run_trainer
+    from zswarm.config import load_run_file
+
+    allow_own_models()
+    _node("trainer", "trainer", level)
+    address = _address("--listen", listen)
+    command = TrainerCommand(run_file=run_file, listen=address, begun_s=BEGUN_S, **swarm)
+    _end(run_trainer(load_run_file(run_file, overrides), command))
+
+
+@app.command()
 @coordinator_option
 @host_option
 @click.option(
@@ -139,7 +175,7 @@ def broker(*, coordinator: str, host: str, capacity_gib: float, name: str | None
     """Take part in a run as a broker: hold a stage's queue."""
     from brokers.service import serve_broker
 
-    address, node = _address(coordinator), _node("broker", name, level)
+    address, node = _address("--coordinator", coordinator), _node("broker", name, level)
     _end(serve_broker(node=node, coordinator=address, host=host, capacity_bytes=int(capacity_gib * 2**30)))
 
 
@@ -153,7 +189,7 @@ def worker(*, coordinator: str, host: str, threads: int, name: str | None, level
     """Take part in a run as a worker: compute one stage."""
     from stages.service import serve_worker
 
-    address, node = _address(coordinator), _node("worker", name, level)
+    address, node = _address("--coordinator", coordinator), _node("worker", name, level)
     _end(serve_worker(node=node, coordinator=address, host=host, threads=threads))
 
 
@@ -231,9 +267,9 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-def _address(text: str) -> Address:
+def _address(option: str, text: str) -> Address:
     if not ADDRESS.fullmatch(text):
-        raise UserError(f"--coordinator {text}: write tcp://HOST:PORT, such as tcp://192.168.0.2:4711")
+        raise UserError(f"{option} {text}: write tcp://HOST:PORT, such as tcp://192.168.0.2:4711")
     return Address(text)
 
 

@@ -1,0 +1,52 @@
+"""`zswarm trainer`: the process that owns a run; its brokers and workers are started by hand."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from zswarm.cli.planning import plan_run
+from zswarm.config import RunConfig
+from zswarm.data import open_source
+from zswarm.ids import Address
+from zswarm.machine import Exit
+from zswarm.trainer.progress import Progress
+from zswarm.trainer.run_folder import open_run_folder
+from zswarm.trainer.service import TrainerOptions, serve_trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerCommand:
+    """What the command line said."""
+
+    run_file: Path
+    out: Path | None
+    listen: Address
+    workers: int
+    """Per stage, as `brokers`: the run begins when so many have come."""
+    brokers: int
+    begun_s: float
+
+
+def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
+    """Wait for the swarm and train.
+
+    Raises:
+        UserError: the model, the data, the run folder or the address cannot be used.
+
+    """
+    plan = plan_run(config)
+    source = open_source(config)
+    with open_run_folder(config, out=command.out, run_file=command.run_file) as folder:
+        print(f"zswarm: {folder.path}", file=sys.stderr)
+        options = TrainerOptions(
+            folder=folder,
+            progress=Progress(config.run.name, steps=config.run.steps),
+            source=source,
+            begun_s=command.begun_s,
+            listen=command.listen,
+            workers_per_stage=command.workers,
+            brokers_per_stage=command.brokers,
+        )
+        return serve_trainer(config, plan, options)
