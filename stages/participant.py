@@ -183,12 +183,12 @@ class Participant:
         return [Discard(round=message.round), *self._report()]
 
     def commit(self, message: Commit) -> list[Command]:
-        """Apply the step, if its result is held."""
+        """Apply the step, if its result is held; no answer otherwise, or the two ends would never stop."""
         if (message.branch, message.step) != self._state.version or self._commit is not None:
             return []
         held = self._prepared
         if held is None or (held.round, held.digest) != (message.round, message.digest):
-            return self._report()
+            return []
         self._commit = message
         return [Apply(step=message.step, round=message.round, scale=message.scale, lr=message.lr, apply=message.apply)]
 

@@ -203,7 +203,13 @@ class WorkerMachine:
         self._own_brokers = me.brokers(me.stage)
         following = me.brokers(me.stage + 1)
         self.outbox.set_brokers({session: addresses[1] for session, addresses in following.items()})
-        return [*self.outbox.flush(now), *self._greet_brokers(), *self.participant.view_changed(now)]
+        homes = {session: addresses[1] for session, addresses in me.brokers(me.stage - 1).items()}
+        return [
+            *self.outbox.introduce(homes, now),
+            *self.outbox.flush(now),
+            *self._greet_brokers(),
+            *self.participant.view_changed(now),
+        ]
 
     def _job(self, message: Job, event: Received) -> list[Command]:
         if not self.is_built:
@@ -305,10 +311,9 @@ class WorkerMachine:
             return []
         home = job.route[me.stage - 1]
         addresses = me.brokers(me.stage - 1).get(home)
-        if addresses is None:
-            return []
+        peer = addresses[1] if addresses is not None else None
         message = Backward(**me.header(), **key_fields(job.key), route=job.route, parcel=dx.parcel)
-        return [*self.outbox.put_to(addresses[1], message, broker=home, frames=dx.frames, now=now)]
+        return [*self.outbox.put_to(peer, message, broker=home, frames=dx.frames, now=now)]
 
     def _emit_loss(self, job: Job, outcome: Ran, now: float) -> list[Command]:
         me = self.membership

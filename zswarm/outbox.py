@@ -32,7 +32,8 @@ class Entry:
     message: Parcelled
     frames: tuple[Any, ...]
     broker: Session
-    peer: Peer
+    peer: Peer | None
+    """None while no view has named the broker."""
     resend_at_s: float
 
 
@@ -84,11 +85,26 @@ class Outbox:
         return self.flush(now)
 
     def put_to(
-        self, peer: Peer, message: Backward | Evaluated, *, broker: Session, frames: tuple[Any, ...] = (), now: float
+        self,
+        peer: Peer | None,
+        message: Backward | Evaluated,
+        *,
+        broker: Session,
+        frames: tuple[Any, ...] = (),
+        now: float,
     ) -> list[Send]:
-        """Take an output whose destination is given."""
+        """Take an output whose destination is given; without an address it waits for `introduce`."""
         self._sent[direction_of(message), message.key] = Entry(message, frames, broker, peer, now + self._resend_s)
-        return [Send(peer=peer, message=message, frames=frames)]
+        return [Send(peer=peer, message=message, frames=frames)] if peer is not None else []
+
+    def introduce(self, addresses: dict[Session, Address], now: float) -> list[Send]:
+        """Send what waited for one of these addresses to become known."""
+        sends: list[Send] = []
+        for entry in self._sent.values():
+            if entry.peer is None and (peer := addresses.get(entry.broker)) is not None:
+                entry.peer, entry.resend_at_s = peer, now + self._resend_s
+                sends.append(Send(peer=peer, message=entry.message, frames=entry.frames))
+        return sends
 
     def update_room(self, broker: Session, room: Room, now: float) -> list[Send]:
         """Note what a broker says of itself."""
@@ -141,7 +157,7 @@ class Outbox:
         """Repeat what has not been acknowledged in time."""
         sends: list[Send] = []
         for entry in self._sent.values():
-            if entry.resend_at_s <= now:
+            if entry.peer is not None and entry.resend_at_s <= now:
                 entry.resend_at_s = now + self._resend_s
                 self.num_resent += 1
                 sends.append(Send(peer=entry.peer, message=entry.message, frames=entry.frames))
@@ -156,7 +172,7 @@ class Outbox:
 
     def next_deadline_s(self) -> float | None:
         """Return when `resend_due` has something to do."""
-        return min((entry.resend_at_s for entry in self._sent.values()), default=None)
+        return min((entry.resend_at_s for entry in self._sent.values() if entry.peer is not None), default=None)
 
     def keys(self) -> Iterable[EntryKey]:
         """Return the keys of all outputs in memory, for invariants."""

@@ -77,6 +77,8 @@ class Committer:
         self._num_rounds = 0
         self._commits: dict[Stage, Commit] = {}
         """Of the step before this one, for whoever has not applied it."""
+        self.members: frozenset[Session] = frozenset()
+        """The workers that took part in the last commit."""
         self.num_aborted = 0
 
     @property
@@ -184,6 +186,7 @@ class Committer:
         append = Append(record=self._record(ready, decision), durable=True)
         self.step = Step(self.step + 1)
         self._rounds = {}
+        self.members = frozenset(session for opened in ready for session in opened.ledgers)
         sends = [Send(peer=worker.peer, message=self._commits[worker.stage]) for worker in self._participants(ready)]
         return decision, [append, *sends]
 

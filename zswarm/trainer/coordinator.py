@@ -148,7 +148,7 @@ class Coordinator:
             commands.append(Append(record=self._start_record(), durable=True))
         if self.phase is Phase.TRAINING:
             commands += self.committer.consider()
-            commands += self._commit()
+            commands += self._commit(now)
             commands += self.admission.admit(step=self.committer.step, window=self._window())
             if self.committer.step == settings.steps and self.admission.is_evaluated(self.committer.step):
                 commands += self._collect()
@@ -183,6 +183,9 @@ class Coordinator:
         if record is None or message.run != self._settings.run:
             return []
         record.heard_at_s = now
+        if record.refusal:
+            reject = Reject(**self._header, code=RejectCode.NOT_NEEDED, text=record.refusal)
+            return [Send(peer=event.peer, message=reject)]
         match message:
             case WorkerHeartbeat():
                 record.peer = event.peer
@@ -247,6 +250,9 @@ class Coordinator:
         num_addresses = 1 if message.role is Role.WORKER else 2
         if len(message.addresses) != num_addresses:
             return RejectCode.WRONG_RUN, f"a {message.role.value} has {num_addresses} addresses"
+        before = self.roster.known(message)
+        if before is not None and before.refusal:
+            return RejectCode.NOT_NEEDED, before.refusal
         known = any(r.node == message.node for r in self.roster.records.values())
         if message.role is Role.WORKER and self.committer.step > 0 and not known:
             text = f"the run is at step {self.committer.step}: workers can join until the first step is committed"
@@ -307,7 +313,7 @@ class Coordinator:
             commands += [Append(record={"event": "evaluation", "step": done.step, "loss": done.loss}), done]
         return commands
 
-    def _commit(self) -> list[Command]:
+    def _commit(self, now: float) -> list[Command]:
         if not self.admission.is_evaluated(self.committer.step):
             return []
         decided = self.committer.decide()
@@ -324,7 +330,21 @@ class Coordinator:
             num_in_flight=self.admission.num_in_flight,
             workers=tuple(len(self.roster.of(Role.WORKER, Stage(s))) for s in range(self._settings.num_stages)),
         )
-        return [*commands, done]
+        return [*commands, done, *self._send_away_late(now)]
+
+    def _send_away_late(self, now: float) -> list[Command]:
+        """Workers that came too late for the round just committed cannot get its parameters."""
+        late = [worker for worker in self.roster.workers() if worker.session not in self.committer.members]
+        commands: list[Command] = []
+        for worker in late:
+            reason = f"step {self.committer.step - 1} was committed before this worker was ready"
+            self.roster.send_away(worker.session, reason)
+            reject = Reject(**self._header, code=RejectCode.NOT_NEEDED, text=reason)
+            commands += [
+                Append(record={"event": "leave", "node": worker.node, "session": worker.session}),
+                Send(peer=worker.peer, message=reject),
+            ]
+        return commands + self._view_changed(now) if late else []
 
     # -- the end -------------------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ class Record:
     peer: Peer
     heard_at_s: float
     has_left: bool = False
+    refusal: str = ""
+    """Why it was sent away, to be said to it whenever it speaks; empty for everybody else."""
     is_ready: bool = False
     report: int = 0
     version: tuple[Branch, Step] = (Branch(0), Step(0))
@@ -79,6 +81,18 @@ class Roster:
         self.records[session] = record
         self.view += 1
         return record, True
+
+    def known(self, message: Register) -> Record | None:
+        """Return the record of a process that has registered before."""
+        session = self._by_life.get((message.node, message.boot_nonce))
+        return self.records[session] if session is not None else None
+
+    def send_away(self, session: Session, reason: str) -> Record:
+        """Take a process out of the swarm for good."""
+        record = self.records[session]
+        record.has_left, record.refusal = True, reason
+        self.view += 1
+        return record
 
     def _emptiest_stage(self, role: Role) -> Stage:
         counts = [len(self.of(role, Stage(stage))) for stage in range(self._num_stages)]
