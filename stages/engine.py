@@ -1,0 +1,200 @@
+"""Forward and backward through the layers of one stage.
+
+    forward        x -> y                                      nothing kept
+    forward_graph  x -> Graph(x, y)                            autograd's graph, for a backward later
+    backward       Graph, dy -> dx                             y's gradient in, x's gradient out
+    backward_loss  Graph, labels -> loss, dx                   the last stage: forward, loss and backward in one
+    finish         the weights' gradients that backward left   call it once dx has been handed out
+
+Gradients add up in `parameters.gradients`. They are those of the loss sum divided by the targets of a
+whole step, a number fixed beforehand, so who computes what does not change their scale.
+
+Noise (dropout) is drawn from (seed, step, microbatch, layer): running a microbatch again, here or
+elsewhere, gives the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stages.flat import FlatParameters
+from stages.kernels import fastest_kernels
+from stages.linear import DeferredGradients, install
+from stages.model import Loss, layer_name
+from zswarm.errors import ZswarmError
+
+MAX_ERROR_CHARS = 400
+
+
+class LayerFailed(ZswarmError):
+    """A layer or the loss raised: `layer` names it, the text is one line."""
+
+    def __init__(self, layer: str, text: str) -> None:
+        super().__init__(text)
+        self.layer = layer
+
+
+class Place(NamedTuple):
+    """Which microbatch of the run this is: what its noise is drawn from."""
+
+    step: int
+    microbatch: int
+
+
+@dataclass(slots=True)
+class Graph:
+    """A forward whose backward is still to come; good for one backward."""
+
+    x: Tensor
+    y: Tensor
+
+
+class StageEngine:
+    """Layers `first_layer` and following; `loss` is given at the last stage only.
+
+    `step_targets` is the number of targets of a whole step.
+
+    Raises:
+        UserError: the layers' parameters are not float32 or are shared between layers.
+
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        first_layer: int,
+        loss: Loss | None,
+        step_targets: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.layers = [layer.to(device).train() for layer in layers]
+        self.first_layer = first_layer
+        self.device = device
+        self.parameters = FlatParameters(self.layers, first_layer, device)
+        self._loss = loss
+        self._scale = 1.0 / step_targets
+        self._seed = seed
+        self._is_training = True
+        # Nobody waits for the gradient of tokens, so the first stage has nothing to hurry for.
+        self._deferred = DeferredGradients(fastest_kernels(device), is_deferring=first_layer > 0)
+        install(self.layers, self._deferred)
+
+    def forward(self, x: Tensor, place: Place, *, training: bool = True) -> Tensor:
+        """Return y; nothing is kept.
+
+        Raises:
+            LayerFailed: a layer raised.
+
+        """
+        with torch.no_grad():
+            return self._run(self._on_device(x), place, training=training)
+
+    def forward_graph(self, x: Tensor, place: Place) -> Graph:
+        """Return y with the graph that leads to it; raises as `forward`."""
+        x = self._on_device(x)
+        if x.is_floating_point():
+            x = x.detach().requires_grad_(self.first_layer > 0)
+        with torch.enable_grad():
+            return Graph(x, self._run(x, place, training=True))
+
+    def backward(self, graph: Graph, dy: Tensor, *, accumulate: bool) -> Tensor | None:
+        """Return the gradient of x, None at the first stage; `dy` is shaped like y.
+
+        Raises:
+            LayerFailed: a layer's backward raised.
+
+        """
+        return self._backward(graph, graph.y, dy.to(self.device), accumulate=accumulate)
+
+    def backward_loss(self, graph: Graph, labels: Tensor, *, accumulate: bool) -> tuple[float, Tensor | None]:
+        """Return the loss sum and the gradient of x; raises as `backward`."""
+        with torch.enable_grad():
+            loss = self._loss_of(graph.y, labels)
+        scale = torch.full_like(loss, self._scale)
+        dx = self._backward(graph, loss, scale, accumulate=accumulate)
+        return float(loss.detach()), dx
+
+    def evaluate(self, x: Tensor, labels: Tensor, place: Place) -> float:
+        """Return the loss sum, with dropout off and nothing kept; raises as `forward`."""
+        y = self.forward(x, place, training=False)
+        with torch.no_grad():
+            return float(self._loss_of(y, labels))
+
+    def finish(self) -> None:
+        """Do what the last backward has put off."""
+        self._deferred.run()
+
+    def clear_gradients(self) -> None:
+        """Begin a step."""
+        self._deferred.clear()
+        self.parameters.attach_gradients()
+        self.parameters.gradients.zero_()
+
+    def _run(self, x: Tensor, place: Place, *, training: bool) -> Tensor:
+        if training != self._is_training:
+            for layer in self.layers:
+                layer.train(training)
+            self._is_training = training
+        for index, layer in enumerate(self.layers, self.first_layer):
+            if training:
+                seed_noise(self._seed, place, index)
+            try:
+                x = layer(x)
+            except Exception as error:
+                raise LayerFailed(layer_name(layer, index), one_line(error)) from error
+        return x
+
+    def _loss_of(self, y: Tensor, labels: Tensor) -> Tensor:
+        if self._loss is None:
+            raise LayerFailed("loss", "this stage is not the last one and has no loss")
+        try:
+            loss = self._loss(y, self._on_device(labels))
+        except Exception as error:
+            raise LayerFailed("loss", one_line(error)) from error
+        if loss.dim() != 0:
+            raise LayerFailed("loss", f"returned a tensor of shape {list(loss.shape)} instead of one number")
+        return loss
+
+    def _backward(self, graph: Graph, root: Tensor, gradient: Tensor, *, accumulate: bool) -> Tensor | None:
+        wants_dx = self.first_layer > 0
+        dx = None
+        self._deferred.is_wanted = accumulate
+        try:
+            if accumulate and root.requires_grad:
+                torch.autograd.backward(root, gradient)
+                dx = graph.x.grad
+            elif wants_dx and root.requires_grad:
+                (dx,) = torch.autograd.grad(root, graph.x, gradient, allow_unused=True)
+        except Exception as error:
+            self._deferred.clear()
+            raise LayerFailed("backward", one_line(error)) from error
+        if not wants_dx:
+            return None
+        return torch.zeros_like(graph.x) if dx is None else dx
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        # Tokens and labels travel in the fewest bytes; embeddings and losses want int64.
+        return tensor.to(self.device, tensor.dtype if tensor.is_floating_point() else torch.int64)
+
+
+def seed_noise(seed: int, place: Place, layer: int) -> None:
+    """Seed torch's generators for one layer's work on one microbatch."""
+    text = f"noise {seed} {place.step} {place.microbatch} {layer}"
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(number)
+
+
+def one_line(error: BaseException) -> str:
+    """Describe an exception in one bounded line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= MAX_ERROR_CHARS else text[: MAX_ERROR_CHARS - 3] + "..."

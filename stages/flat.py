@@ -1,0 +1,91 @@
+"""All parameters of a stage in one buffer, all their gradients in another.
+
+    values     | W_0 .. | b_0 .. | W_1 .. |  parameters are views of it
+    gradients  | W_0 .. | b_0 .. | W_1 .. |  each parameter's .grad is a view of it, always
+
+One buffer makes the optimizer step, the all-reduce and the digest one operation each instead of one per
+parameter. Every parameter starts at a multiple of ALIGNMENT values; the gaps stay zero. The layout
+follows from the layers alone, so that all workers of a stage have the same.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stages.model import layer_name
+from zswarm import limits
+from zswarm.errors import UserError
+
+ALIGNMENT = 16
+"""Values: 64 bytes, one cache line, as torch aligns tensors of their own."""
+DIGEST_ROW = 1024
+"""64-bit words summed into one before the checksum, which is 20 times slower than the sum."""
+
+
+class FlatParameters:
+    """The trainable parameters of some layers, moved into one buffer.
+
+    Raises:
+        UserError: a parameter is not float32, or is shared between layers.
+
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], first_layer: int, device: torch.device) -> None:
+        self._parameters: list[tuple[nn.Parameter, int]] = []
+        owners: dict[int, str] = {}
+        size = 0
+        for index, layer in enumerate(layers, first_layer):
+            for name, parameter in layer.named_parameters():
+                where = f"{layer_name(layer, index)}, parameter {name}"
+                if id(parameter) in owners:
+                    raise UserError(f"{where} is also {owners[id(parameter)]}: layers cannot share parameters")
+                owners[id(parameter)] = where
+                if not parameter.requires_grad:
+                    continue
+                if parameter.dtype != torch.float32:
+                    raise UserError(f"{where} is {parameter.dtype}: parameters must be torch.float32")
+                self._parameters.append((parameter, size))
+                size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+        self.num_parameters = sum(parameter.numel() for parameter, _ in self._parameters)
+        # Never so small that a shard of an all-reduce would be empty.
+        size = max(size, limits.MAX_PARTICIPANTS)
+        self.values = torch.zeros(size, device=device)
+        self.gradients = torch.zeros(size, device=device)
+        for parameter, offset in self._parameters:
+            view = self._view(self.values, parameter, offset)
+            view.copy_(parameter.detach())
+            parameter.data = view
+            parameter.grad = self._view(self.gradients, parameter, offset)
+
+    def attach_gradients(self) -> None:
+        """Take back gradients that a layer has put elsewhere, such as by `zero_grad` in its forward."""
+        for parameter, offset in self._parameters:
+            view = self._view(self.gradients, parameter, offset)
+            gradient = parameter.grad
+            if gradient is None or gradient.data_ptr() != view.data_ptr():
+                if gradient is not None:
+                    view.copy_(gradient)
+                parameter.grad = view
+
+    @staticmethod
+    def _view(buffer: Tensor, parameter: nn.Parameter, offset: int) -> Tensor:
+        return buffer[offset : offset + parameter.numel()].view(parameter.shape)
+
+
+def digest(buffer: Tensor) -> int:
+    """Return 64 bits that are equal where the bits of a flat float32 buffer are equal.
+
+    Two checksums, over the sums of consecutive words and over the sums of words DIGEST_ROW apart; every
+    change of a single value changes both.
+    """
+    words = buffer.view(torch.int64) if buffer.numel() % 2 == 0 else buffer.view(torch.int32)
+    num_whole = words.numel() // DIGEST_ROW * DIGEST_ROW
+    rows = words[:num_whole].view(-1, DIGEST_ROW)
+    rest = words[num_whole:].cpu().contiguous().numpy().data
+    sums = rows.sum(1, dtype=torch.int64).cpu().numpy().data
+    columns = rows.sum(0, dtype=torch.int64).cpu().numpy().data
+    return zlib.crc32(sums, zlib.crc32(rest)) << 32 | zlib.crc32(columns, zlib.crc32(rest))
