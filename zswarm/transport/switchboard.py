@@ -1,0 +1,325 @@
+"""Every socket of a process, owned by one thread.
+
+              +-- ROUTER "control" --+
+    peers --> |   ROUTER "work"      | --> poll() --> Received(peer, message, frames)
+              +-- DEALER per address-+ <-- send(peer, message, frames)
+    other threads, signals, pipes ----> waker(), watch()
+
+A peer is an Address that we dial, or the Link of a connection that somebody else dialled: one byte that
+names our listening socket, then the routing id that ZeroMQ gave the connection.
+
+Sending never blocks and never fails loudly: a message that cannot be handed over now is lost, and the
+machines count on nothing else. One exception keeps start-up fast: the last few messages to an address
+that has never been reached wait for the connection, because a lost first Register would cost a whole
+heartbeat. Once a connection has been up, nothing waits for its return.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket as posix
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self, cast
+
+import zmq
+
+from zswarm import limits
+from zswarm.errors import RemoteProtocolError, UserError
+from zswarm.ids import Address, Generation, Link, Peer, RejectCode, RunId, Session
+from zswarm.logs import get_log
+from zswarm.machine import Received
+from zswarm.messages import Message, Reject
+from zswarm.transport.addresses import cannot_listen, checked_address, refuse_if_taken
+from zswarm.transport.connections import Connections
+from zswarm.transport.counters import Counters
+from zswarm.transport.options import set_options
+from zswarm.wire import VersionMismatch, decode_untrusted, encode
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAX_SOCKETS = 2 * limits.MAX_MEMBERS
+MAX_LISTENERS = 256
+GREETING_MESSAGES = 8
+"""Messages that wait for the first connection to an address; of more, the newest."""
+COMPLAINT_INTERVAL_S = 60.0
+
+
+class Switchboard:
+    """Listens, dials, sends and receives; all but `waker`'s callable belongs to one thread.
+
+    A context manager: leaving it closes every socket without waiting for anything.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Make a switchboard without sockets; `clock` limits the rate of complaints in the log."""
+        self.counters = Counters()
+        self._clock = clock
+        self._log = get_log()
+        self._context = zmq.Context()
+        self._context.max_sockets = MAX_SOCKETS
+        self._poller = zmq.Poller()
+        self._listeners: list[zmq.Socket[bytes]] = []
+        self._dialled: dict[Address, zmq.Socket[bytes]] = {}
+        self._greetings: dict[Address, deque[list[Buffer]]] = {}
+        self._origins: dict[zmq.Socket[bytes], bytes | Address] = {}
+        self._connections = Connections()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._bell, self._clapper = posix.socketpair()
+        self._bell.setblocking(False)
+        self._clapper.setblocking(False)
+        self.watch(self._bell.fileno(), self._silence)
+
+    def __enter__(self) -> Self:
+        """Return the switchboard."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    @property
+    def sent_bytes(self) -> int:
+        """Everything this process has put on the wire."""
+        return self.counters.sent_bytes
+
+    def close(self, *, linger_s: float = 0.0) -> None:
+        """Close every socket; wait at most `linger_s` for what has been sent to leave this machine."""
+        if self._context.closed:
+            return
+        self._context.destroy(linger=round(linger_s * 1000))
+        self._bell.close()
+        self._clapper.close()
+
+    # -- whom to talk to -----------------------------------------------------------------------------
+
+    def bind(self, name: str, address: Address) -> Address:
+        """Listen on `address` and return the real one, a port having been chosen for `*` or 0.
+
+        `name` says what for: control, work, peer or coordinator.
+
+        Raises:
+            UserError: the address is not of this machine, or somebody else listens there.
+
+        """
+        checked_address(address, listening=True)
+        assert len(self._listeners) < MAX_LISTENERS
+        refuse_if_taken(address)
+        socket = self._socket(zmq.ROUTER, address, plane=name)
+        try:
+            socket.bind(address)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise cannot_listen(address, error.errno or 0) from None
+        self._origins[socket] = bytes((len(self._listeners),))
+        self._listeners.append(socket)
+        self._poller.register(socket, zmq.POLLIN)
+        return Address(cast("bytes", socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode())
+
+    def dial(self, address: Address) -> None:
+        """Begin to connect to `address`, unless that has been done; `send` does it by itself.
+
+        Raises:
+            UserError: the address is not of this machine.
+
+        """
+        if address in self._dialled:
+            return
+        checked_address(address)
+        socket = self._socket(zmq.DEALER, address)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise UserError(f"cannot dial {address}: {error.strerror}") from None
+        self._dialled[address] = socket
+        self._origins[socket] = address
+        self._greetings[address] = deque()
+        self._poller.register(socket, zmq.POLLIN | zmq.POLLOUT)
+
+    def hang_up(self, address: Address) -> None:
+        """Drop the connection to `address` and what waits for it; nothing if there is none."""
+        socket = self._dialled.pop(address, None)
+        if socket is None:
+            return
+        self._poller.unregister(socket)
+        del self._origins[socket]
+        self.counters.num_lost += len(self._greetings.pop(address, ()))
+        self._connections.forget(address)
+        socket.close(linger=0)
+
+    # -- messages ------------------------------------------------------------------------------------
+
+    def send(self, peer: Peer, message: Message, frames: Sequence[Buffer] = ()) -> bool:
+        """Hand a message over; False if it is lost already. Never blocks.
+
+        Large frames are not copied: they must not change until the peer has them.
+        """
+        connection = self._connections[peer]
+        parts = encode(message, frames, sequence=connection.sequence)
+        connection.sequence += 1
+        if isinstance(peer, bytes):
+            return self._hand_over(self._listeners[peer[0]], peer[1:], parts)
+        if peer not in self._dialled:
+            try:
+                self.dial(peer)
+            except UserError as error:
+                self._complain(peer, f"not sent: {error}")
+                self.counters.num_lost += 1
+                return False
+        greeting = self._greetings.get(peer)
+        if greeting is None:
+            return self._hand_over(self._dialled[peer], None, parts)
+        if len(greeting) == GREETING_MESSAGES:
+            greeting.popleft()
+            self.counters.num_lost += 1
+        greeting.append(parts)
+        return True
+
+    def poll(self, timeout_s: float) -> list[Received]:
+        """Wait until something happens, at most `timeout_s`, and return the messages that came.
+
+        At most TURN_MESSAGES of each socket; callbacks of `watch` run in here.
+        """
+        taken: list[Received] = []
+        for source, events in self._poller.poll(max(0, math.ceil(timeout_s * 1000))):
+            # A callback may have hung up or stopped watching what is next in this list.
+            if source in self._callbacks:
+                self._callbacks[source]()
+            elif source in self._origins:
+                if events & zmq.POLLOUT:
+                    self._greet(source)
+                if events & zmq.POLLIN:
+                    self._take_turn(source, taken)
+        return taken
+
+    def _hand_over(self, socket: zmq.Socket[bytes], routing_id: bytes | None, parts: list[Buffer]) -> bool:
+        try:
+            if routing_id is not None:
+                socket.send(routing_id, zmq.NOBLOCK | zmq.SNDMORE)
+            if len(parts) == 1:
+                socket.send(parts[0], zmq.NOBLOCK)
+            else:
+                # Received frames are passed on by reference; of others, pyzmq copies the small ones.
+                socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
+                raise
+            self.counters.num_lost += 1
+            return False
+        self.counters.num_sent += 1
+        self.counters.sent_bytes += _size_bytes(parts)
+        return True
+
+    def _greet(self, socket: zmq.Socket[bytes]) -> None:
+        """Send what waited for a connection that has just come up for the first time."""
+        address = cast("Address", self._origins[socket])
+        self._poller.register(socket, zmq.POLLIN)
+        for parts in self._greetings.pop(address):
+            self._hand_over(socket, None, parts)
+
+    def _take_turn(self, socket: zmq.Socket[bytes], taken: list[Received]) -> None:
+        origin = self._origins[socket]
+        for _ in range(limits.TURN_MESSAGES):
+            try:
+                peer = Link(origin + socket.recv(zmq.NOBLOCK)) if isinstance(origin, bytes) else origin
+                frame = socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            frames: list[Buffer] = [frame.bytes]
+            while frame.more:
+                frame = socket.recv(zmq.NOBLOCK, copy=False)
+                if len(frames) <= 1 + limits.MAX_FRAMES:
+                    frames.append(cast("Buffer", frame))
+            received = self._opened(peer, frames)
+            if received is not None:
+                taken.append(received)
+
+    def _opened(self, peer: Peer, frames: list[Buffer]) -> Received | None:
+        """Return what a peer says, or None if there is no sense in it."""
+        self.counters.num_received += 1
+        self.counters.received_bytes += _size_bytes(frames)
+        try:
+            envelope = decode_untrusted(frames)
+        except VersionMismatch as mismatch:
+            self._complain(peer, str(mismatch))
+            return self._disagree(peer, mismatch)
+        except RemoteProtocolError as error:
+            self._complain(peer, str(error))
+            self.counters.num_malformed += 1
+            return None
+        self.counters.num_gaps += self._connections[peer].num_missing(envelope.sequence)
+        return Received(peer=peer, message=envelope.message, frames=envelope.frames)
+
+    def _disagree(self, peer: Peer, mismatch: VersionMismatch) -> Received | None:
+        """Tell a peer once that it speaks another version; where we dialled, tell our own machine.
+
+        The machine gets what the peer would have said if it could: Reject. It bears no run, since
+        nothing is known of the peer's.
+        """
+        text = str(mismatch)
+        reject = Reject(run=RunId(0), generation=Generation(0), session=Session(0), code=RejectCode.VERSION, text=text)
+        if not isinstance(peer, bytes):
+            return Received(peer=peer, message=reject)
+        connection = self._connections[peer]
+        if not connection.is_rejected:
+            connection.is_rejected = True
+            self.send(peer, reject)
+        return None
+
+    def _complain(self, peer: Peer, text: str) -> None:
+        """Log what is wrong with a peer, at most once a minute for each."""
+        connection = self._connections[peer]
+        now = self._clock()
+        if now - connection.complained_s >= COMPLAINT_INTERVAL_S:
+            connection.complained_s = now
+            name = peer.hex() if isinstance(peer, bytes) else peer
+            self._log.warning("message dropped", peer=name, reason=text)
+
+    # -- other things to wait for --------------------------------------------------------------------
+
+    def waker(self) -> Callable[[], None]:
+        """Return a callable that makes `poll` return; any thread or signal handler may call it, at any time."""
+        return self._ring
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call `callback` from `poll` whenever `fd` is readable or at its end."""
+        self._callbacks[fd] = callback
+        self._poller.register(fd, zmq.POLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Watch `fd` no longer."""
+        del self._callbacks[fd]
+        self._poller.unregister(fd)
+
+    def _ring(self) -> None:
+        try:
+            self._clapper.send(b"\0")
+        except OSError:
+            # Full: poll returns anyway. Closed: there is nobody left to wake.
+            return
+
+    def _silence(self) -> None:
+        self._bell.recv(4096)
+
+    def _socket(self, kind: int, address: Address, *, plane: str = "") -> zmq.Socket[bytes]:
+        try:
+            socket = self._context.socket(kind)
+        except zmq.ZMQError as error:
+            raise UserError(f"no socket for {address}: {error.strerror}; raise the limit of open files") from None
+        set_options(socket, plane=plane)
+        if address.startswith("tcp://["):
+            socket.setsockopt(zmq.IPV6, 1)
+        return socket
+
+
+def _size_bytes(frames: Sequence[Buffer]) -> int:
+    """Return the bytes of a multipart whose frames after the first may be buffers of any kind."""
+    head = frames[0]
+    size_bytes = len(head) if type(head) is bytes else memoryview(head).nbytes
+    for frame in frames[1:]:
+        size_bytes += memoryview(frame).nbytes
+    return size_bytes
