@@ -51,7 +51,9 @@ class Plan:
 def coordinator_settings(
     config: RunConfig, plan: Plan, *, workers_per_stage: int, brokers_per_stage: int
 ) -> CoordinatorSettings:
-    """Return what the coordinator of a new run is told."""
+    """Return what the coordinator of a new run is told; workers get the split that was worked out once."""
+    pipeline = config.pipeline.model_copy(update={"split": plan.layers_per_stage})
+    configuration = config.model_copy(update={"pipeline": pipeline}).canonical_json()
     return CoordinatorSettings(
         run=RunId(secrets.randbits(63) or 1),
         generation=Generation(1),
@@ -66,7 +68,7 @@ def coordinator_settings(
         wiring=config.pipeline.wiring,
         window=config.pipeline.window or 0,
         unit_bytes=plan.unit_bytes,
-        configuration=config.canonical_json(),
+        configuration=configuration,
         workers_per_stage=workers_per_stage,
         brokers_per_stage=brokers_per_stage,
         heartbeat_s=limits.HEARTBEAT_S,
