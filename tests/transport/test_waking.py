@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-from tests.transport.boards import DEADLINE_S
+from tests.transport.boards import DEADLINE_S, numbered
 from zswarm.ids import Address
 from zswarm.transport import Switchboard
 
@@ -83,6 +83,7 @@ def test_a_callback_may_stop_the_other(here: Switchboard) -> None:
 def test_a_wait_with_nothing_to_wait_for_is_as_long_as_told(here: Switchboard) -> None:
     """Not shorter: a loop that wakes too early burns a core."""
     here.bind("control", Address("tcp://127.0.0.1:*"))
+    here.send(Address("tcp://127.0.0.1:1"), numbered(0))
     begin_s = time.monotonic()
     assert here.poll(0.0205) == []
     assert time.monotonic() - begin_s >= 0.0205
