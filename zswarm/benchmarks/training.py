@@ -1,0 +1,297 @@
+"""How fast a swarm on this machine trains, beside what the machine could do and beside 1F1B pipelining.
+
+limit       two single-thread processes side by side, each training the whole model in a plain PyTorch loop
+limit re    the same with recomputation in the backward
+limit own   the same loop with zswarm's linear layers: what its transport and schedule alone cost
+1F1B n      torch.distributed.pipelining over gloo, n stages, one single-thread process each
+zswarm SxW  `zswarm local` with S stages of W workers, codec int8, recompute never, one thread each
+
+All train the same byte GPT in float32 with AdamW on global batches of 32 sequences, cut alike. A speed is
+32 over the median duration of a step after the first. See `intervals` for how noise is kept out of the
+ratios; what others used of the machine meanwhile is printed beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zswarm.benchmarks.baselines import Shape
+from zswarm.benchmarks.bystanders import Bystanders
+from zswarm.benchmarks.children import Children
+from zswarm.benchmarks.intervals import alternating, common_rate_per_s, paired_ratios, rate_per_s
+from zswarm.errors import RunFailed, UserError
+
+LIMIT, LIMIT_RECOMPUTE, LIMIT_OWN = "limit", "limit re", "limit own"
+ONE_F_ONE_B_2, ONE_F_ONE_B_4 = "1F1B 2", "1F1B 4"
+SWARM_2X1, SWARM_4X2 = "zswarm 2x1", "zswarm 4x2"
+TOLERATED_CORES = 0.1
+"""More than this used by others makes a round suspect."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A model to measure with, and how many steps make a stable median."""
+
+    shape: Shape
+    plain_steps: int
+    pipeline_steps: int
+    deadline_s: float
+    """Of one measurement."""
+    ahead_of_1f1b: float
+    """Target of zswarm 2x1 over 1F1B 2."""
+    first_step_s: float | None
+    """Target of the time to the first step of zswarm 4x2."""
+
+
+SIZES: Mapping[str, Size] = {
+    "tiny": Size(
+        shape=Shape(d_model=256, num_layers=8, num_heads=4, sequence_length=128, microbatch=4),
+        plain_steps=6,
+        pipeline_steps=11,
+        deadline_s=120.0,
+        ahead_of_1f1b=1.0,
+        first_step_s=8.0,
+    ),
+    "mid": Size(
+        shape=Shape(d_model=1024, num_layers=4, num_heads=8, sequence_length=256, microbatch=2),
+        plain_steps=3,
+        pipeline_steps=5,
+        deadline_s=600.0,
+        ahead_of_1f1b=0.97,
+        first_step_s=None,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One system, once."""
+
+    system: str
+    samples_per_s: float
+    others_cores: float
+    """Cores that other processes used meanwhile."""
+    time_to_first_step_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """What is printed: one value per round, and the target if there is one."""
+
+    name: str
+    values: list[float]
+    at_least: float | None = None
+    below: float | None = None
+
+    @property
+    def median(self) -> float:
+        """The figure itself."""
+        return statistics.median(self.values)
+
+    @property
+    def is_met(self) -> bool | None:
+        """Does the median reach the target? None without one."""
+        if self.at_least is not None:
+            return self.median >= self.at_least
+        return self.median < self.below if self.below is not None else None
+
+    @property
+    def target(self) -> str:
+        """The target for people."""
+        if self.at_least is not None:
+            return f">= {self.at_least:.2f}"
+        return f"< {self.below:.1f}" if self.below is not None else ""
+
+
+def even_split(num_blocks: int, num_stages: int) -> tuple[int, ...]:
+    """Return the layers of each stage: blocks evenly, the embedding with the first, the head with the last."""
+    bounds = [num_blocks * index // num_stages for index in range(num_stages + 1)]
+    split = [end - begin for begin, end in pairwise(bounds)]
+    split[0] += 1
+    split[-1] += 1
+    return tuple(split)
+
+
+def main(*, model: str = "tiny", pairs: int = 3, json_file: Path | None = None) -> None:
+    """Measure every system `pairs` times and print each figure beside its target.
+
+    With `json_file`, write all measurements and figures there too.
+
+    Raises:
+        UserError: there is no such model.
+        RunFailed: a system did not train.
+
+    """
+    if model not in SIZES:
+        raise UserError(f"--model {model}: write {' or '.join(SIZES)}")
+    size, console = SIZES[model], Console()
+    systems = _systems(size)
+    rounds: list[dict[str, Measurement]] = []
+    for number, order in enumerate(alternating(list(systems), pairs)):
+        measured = {}
+        for name in order:
+            measured[name] = _measure(name, systems[name])
+            console.print(f"round {number}: {_described(measured[name])}", highlight=False)
+        rounds.append(measured)
+    figures = figures_of(rounds, size)
+    console.print(_table(figures, f"training, {model}, median of {pairs} rounds"))
+    if json_file is not None:
+        found = {
+            "model": model,
+            "measurements": [[asdict(measurement) for measurement in measured.values()] for measured in rounds],
+            "figures": [asdict(figure) | {"median": figure.median, "is_met": figure.is_met} for figure in figures],
+        }
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def figures_of(rounds: Sequence[Mapping[str, Measurement]], size: Size) -> list[Figure]:
+    """Return what is to be printed; each round has one measurement of every system."""
+
+    def speeds(system: str) -> list[float]:
+        return [measured[system].samples_per_s for measured in rounds]
+
+    def ratio(above: str, below: str, at_least: float | None = None) -> Figure:
+        values = paired_ratios(speeds(above), speeds(below))
+        return Figure(name=f"{above} / {below}", values=values, at_least=at_least)
+
+    figures = [Figure(name=f"{system}, samples/s", values=speeds(system)) for system in rounds[0]]
+    figures += [
+        ratio(SWARM_2X1, LIMIT, 0.90),
+        ratio(SWARM_2X1, ONE_F_ONE_B_2, size.ahead_of_1f1b),
+        ratio(SWARM_4X2, LIMIT, 0.80),
+        ratio(SWARM_2X1, LIMIT_OWN),
+        ratio(SWARM_4X2, LIMIT_OWN),
+        ratio(ONE_F_ONE_B_2, LIMIT),
+        ratio(ONE_F_ONE_B_4, LIMIT),
+    ]
+    waits = [measured[SWARM_4X2].time_to_first_step_s for measured in rounds]
+    first = [wait for wait in waits if wait is not None]
+    figures.append(Figure(name=f"{SWARM_4X2}, s to the first step", values=first, below=size.first_step_s))
+    return figures
+
+
+Speed = tuple[float, float | None]
+"""Samples per second, and seconds to the first step where that is known."""
+
+
+def _systems(size: Size) -> dict[str, Callable[[], Speed]]:
+    return {
+        LIMIT: partial(_side_by_side, size),
+        SWARM_2X1: partial(_swarm, size, num_stages=2, num_workers=1),
+        ONE_F_ONE_B_2: partial(_pipeline, size, num_stages=2),
+        SWARM_4X2: partial(_swarm, size, num_stages=4, num_workers=2),
+        ONE_F_ONE_B_4: partial(_pipeline, size, num_stages=4),
+        LIMIT_OWN: partial(_side_by_side, size, own_kernels=True),
+        LIMIT_RECOMPUTE: partial(_side_by_side, size, recompute=True),
+    }
+
+
+def _measure(name: str, run: Callable[[], Speed]) -> Measurement:
+    bystanders = Bystanders()
+    samples_per_s, first_step_s = run()
+    return Measurement(
+        system=name,
+        samples_per_s=samples_per_s,
+        others_cores=bystanders.cores(),
+        time_to_first_step_s=first_step_s,
+    )
+
+
+def _side_by_side(size: Size, *, recompute: bool = False, own_kernels: bool = False) -> Speed:
+    command = _baseline(size, num_steps=size.plain_steps, recompute=recompute, own_kernels=own_kernels)
+    ends_s = _step_ends(size, [command, command])
+    try:
+        return common_rate_per_s(ends_s, size.shape.global_batch), None
+    except ValueError as error:
+        raise RunFailed(f"two processes side by side were too unequal: {error}") from None
+
+
+def _pipeline(size: Size, *, num_stages: int) -> Speed:
+    with tempfile.TemporaryDirectory(prefix="zswarm-bench-") as folder:
+        split, rendezvous = even_split(size.shape.num_layers, num_stages), f"{folder}/rendezvous"
+        commands = [
+            _baseline(size, num_steps=size.pipeline_steps, split=split, rank=rank, rendezvous=rendezvous)
+            for rank in range(num_stages)
+        ]
+        return rate_per_s(_step_ends(size, commands)[0], size.shape.global_batch), None
+
+
+def _baseline(size: Size, **assignment: Any) -> list[str]:
+    text = json.dumps({"shape": asdict(size.shape), **assignment})
+    return ["-m", "zswarm.benchmarks.baselines", text]
+
+
+def _step_ends(size: Size, commands: Sequence[Sequence[str]]) -> list[list[float]]:
+    with Children(commands, deadline_s=size.deadline_s) as children:
+        children.read_lines()
+        children.write_line("go")
+        return [json.loads(line) for line in children.read_lines()]
+
+
+def _swarm(size: Size, *, num_stages: int, num_workers: int) -> Speed:
+    with tempfile.TemporaryDirectory(prefix="zswarm-bench-") as folder:
+        run_file, out = Path(folder, "run.toml"), Path(folder, "out")
+        run_file.write_text(run_text(size, num_stages=num_stages))
+        command = ["-m", "zswarm.cli.main", "local", str(run_file), "--workers", str(num_workers), "--out", str(out)]
+        with Children([command], deadline_s=size.deadline_s) as children:
+            children.wait(0)
+        summary = json.loads((out / "summary.json").read_text())
+    return float(summary["samples_per_s"]), float(summary["time_to_first_step_s"])
+
+
+def run_text(size: Size, *, num_stages: int) -> str:
+    """Return the run file of a swarm."""
+    shape = size.shape
+    return f"""
+[run]
+name = "bench"
+steps = {size.pipeline_steps}
+
+[model]
+factory = "gpt"
+d_model = {shape.d_model}
+num_layers = {shape.num_layers}
+num_heads = {shape.num_heads}
+sequence_length = {shape.sequence_length}
+
+[batch]
+global_batch = {shape.global_batch}
+microbatch = {shape.microbatch}
+
+[pipeline]
+stages = {num_stages}
+split = {list(even_split(shape.num_layers, num_stages))}
+recompute = "never"
+
+[wire]
+codec = "int8"
+
+[optimizer]
+name = "adamw"
+"""
+
+
+def _described(measurement: Measurement) -> str:
+    suspect = "  (suspect)" if measurement.others_cores > TOLERATED_CORES else ""
+    used = f"others used {measurement.others_cores:.2f} cores{suspect}"
+    return f"{measurement.system:<11} {measurement.samples_per_s:6.2f} samples/s, {used}"
+
+
+def _table(figures: Sequence[Figure], title: str) -> Table:
+    table = Table("figure", "median", "target", "", "each round", title=title)
+    for figure in figures:
+        verdict = {None: "", True: "met", False: "MISSED"}[figure.is_met]
+        rounds = " ".join(f"{value:.2f}" for value in figure.values)
+        table.add_row(figure.name, f"{figure.median:.2f}", figure.target, verdict, rounds)
+    return table
