@@ -1,63 +1,94 @@
-"""A trained model read from its run folder, and text sampled from it byte by byte."""
+"""Text from a trained model: bytes drawn one after the other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stages.model import build_layer, load_model
-from zswarm.config import RunConfig
+from zswarm.config import BYTE_VALUES, RunConfig
 from zswarm.errors import UserError
 
+PROMPT_IF_EMPTY = "\n"
 
-def load_trained(config: RunConfig, path: Path) -> nn.Module:
-    """Return the model of a run with the parameters of its model file.
+
+def load_layers(config: RunConfig, path: Path) -> nn.ModuleList:
+    """Build the model of a run and fill it from a safetensors file with tensors `layers.<index>.<name>`.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, or belongs to another model.
+        UserError: the file is missing or no safetensors file, or it holds another model.
 
     """
     model = load_model(config.model.factory, config.model.arguments)
-    layers = nn.Sequential(*(build_layer(model, index, config.run.seed) for index in range(len(model.layers))))
+    layers = nn.ModuleList(build_layer(model, index, config.run.seed) for index in range(len(model.layers)))
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            state = {name.removeprefix("layers."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no model: the run has not ended, or it failed") from None
+        raise UserError(f"{path}: there is no such model; a run writes it when it ends") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot read the model: {error}") from None
+        raise UserError(f"{path}: not a model that can be read: {error}") from None
     try:
-        layers.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in tensors.items()})
+        layers.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path}: not a model of this run file: {error}") from None
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: not a model of this configuration: {first}") from None
     return layers.eval()
 
 
-def generate(  # noqa: PLR0913 - how to sample
-    model: nn.Module, prompt: bytes, *, length: int, context: int, temperature: float, top_k: int, seed: int
-) -> bytes:
-    """Continue `prompt` by `length` bytes.
+def generate(
+    config: RunConfig,
+    layers: nn.ModuleList,
+    *,
+    prompt: str = "",
+    num_bytes: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 40,
+) -> str:
+    """Continue a prompt by `num_bytes` bytes and return the continuation; the run's seed decides the draw.
 
-    The model maps tokens [1, T], T at most `context`, to logits [1, T, V]. `temperature` 0 takes the
-    likeliest byte each time; otherwise one of the `top_k` likeliest (0: of all) is drawn, from `seed`.
+    `temperature` 0 takes the likeliest byte each time; `top_k` 0 draws from all. Bytes that are no UTF-8
+    become replacement characters.
+
+    Raises:
+        UserError: `temperature` or `top_k` is negative, or the model does not give scores for bytes.
+
     """
-    generator = torch.Generator().manual_seed(seed)
-    tokens = list(prompt) or [ord("\n")]
-    begin = len(tokens)
+    if temperature < 0 or top_k < 0 or num_bytes < 0:
+        raise UserError(
+            f"temperature {temperature}, top-k {top_k} and length {num_bytes} must not be below 0: "
+            "0 is the likeliest byte, all bytes, and none"
+        )
+    generator = torch.Generator().manual_seed(config.run.seed)
+    text = bytearray((prompt or PROMPT_IF_EMPTY).encode())
+    begin = len(text)
     with torch.inference_mode():
-        for _ in range(length):
-            logits_TV = model(torch.tensor([tokens[-context:]]))[0]
-            tokens.append(_draw(logits_TV[-1, :256], temperature=temperature, top_k=top_k, generator=generator))
-    return prompt + bytes(tokens[begin:])
+        for _ in range(num_bytes):
+            tokens = torch.tensor([list(text[-config.sequence_length :])])
+            text.append(_draw(_scores(layers, tokens), generator, temperature=temperature, top_k=top_k))
+    return text[begin:].decode(errors="replace")
 
 
-def _draw(logits_V: Tensor, *, temperature: float, top_k: int, generator: torch.Generator) -> int:
+def _scores(layers: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Return the scores of the byte after the last one, [BYTE_VALUES]."""
+    x = tokens
+    for layer in layers:
+        x = layer(x)
+    if x.dim() != 3 or x.shape[1] != tokens.shape[1] or x.shape[2] < BYTE_VALUES:
+        raise UserError(
+            f"the model's output is {list(x.shape)}: to generate text, it must be scores [1, {tokens.shape[1]}, "
+            f"{BYTE_VALUES}] for the byte after each one"
+        )
+    return x[0, -1, :BYTE_VALUES].float()
+
+
+def _draw(scores: Tensor, generator: torch.Generator, *, temperature: float, top_k: int) -> int:
     if temperature == 0:
-        return int(logits_V.argmax())
-    if top_k:
-        least = logits_V.topk(min(top_k, logits_V.numel())).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
-    return int(torch.multinomial((logits_V / temperature).softmax(0), 1, generator=generator))
+        return int(scores.argmax())
+    if 0 < top_k < len(scores):
+        least = scores.topk(top_k).values[-1]
+        scores = scores.masked_fill(scores < least, float("-inf"))
+    return int(torch.multinomial((scores / temperature).softmax(0), 1, generator=generator))

@@ -1,12 +1,13 @@
-"""The same run in one process, as a plain PyTorch loop: the truth that a swarm is held against.
+"""The same run in one process, in a plain PyTorch loop: what training by a swarm is held against.
 
-On purpose it shares with the swarm only what defines the run: the model's layers, the samples, the
-learning rates. Accumulation, clipping and the optimizer step are PyTorch's own.
+No engine, no stages, no codec: modules called one after the other, `loss.backward()` for each microbatch,
+`clip_grad_norm_`, an optimizer of torch.optim. It shares with the swarm where the first parameters, the
+samples and the noise come from, and the learning rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,104 +15,115 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.model import Model, build_layer, load_model
+from stages.engine import Place, seed_noise
+from stages.model import Loss, build_layer, load_model
+from stages.trace import trace
 from zswarm.config import OptimizerSection, RunConfig
 from zswarm.schedule import learning_rate
 
 
 class Samples(Protocol):
-    """Where microbatches come from: tokens and labels [B, T], integers."""
+    """Where microbatches come from, as pairs of integer arrays: tokens and labels, both [B, T]."""
 
     def samples(self, step: int, microbatch: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return a microbatch to train on."""
 
     def held_out(self, microbatch: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return a microbatch to evaluate."""
+        """Return a microbatch that is never trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceStep:
-    """One optimizer step."""
+    """What one step came to."""
 
     step: int
     loss: float
-    """Mean over the step's predictions."""
+    """Mean over the targets of the step."""
+    gradient_norm: float
+    """Before clipping."""
     lr: float
-    grad_norm: float
 
 
-class Reference:
-    """A run in one process. `UserError` for a wrong model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceResult:
+    """A whole run."""
 
-    def __init__(self, config: RunConfig, source: Samples) -> None:
-        self._config = config
-        self._source = source
-        self._model: Model = load_model(config.model.factory, config.model.arguments)
-        layers = [build_layer(self._model, index, config.run.seed) for index in range(len(self._model.layers))]
-        self.layers = nn.Sequential(*layers)
-        self._optimizer = make_optimizer(self.layers, config.optimizer)
+    loss: list[float]
+    """One mean per step."""
+    held_out_loss_before: float
+    held_out_loss: float
+    state: dict[str, Tensor]
+    """Named `layers.<index>.<parameter>`."""
 
-    def steps(self) -> Iterator[ReferenceStep]:
-        """Train, yielding after each optimizer step."""
-        for step in range(self._config.run.steps):
-            yield self._step(step)
 
-    def _step(self, step: int) -> ReferenceStep:
-        config = self._config
-        targets = config.batch.global_batch * config.sequence_length
-        self.layers.train()
-        self._optimizer.zero_grad()
-        loss_sum = 0.0
-        for microbatch in range(config.num_microbatches):
-            loss = self._loss(*self._source.samples(step, microbatch))
-            (loss / targets).backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.item()
-        clip = config.optimizer.grad_clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.layers.parameters(), clip)
+def reference(config: RunConfig, source: Samples, on_step: Callable[[ReferenceStep], None]) -> ReferenceResult:
+    """Train; `on_step` is called after each step.
+
+    Raises:
+        UserError: the model does not exist or does not chain.
+
+    """
+    model = load_model(config.model.factory, config.model.arguments)
+    trace(model, batch_size=config.batch.microbatch, sequence_length=config.sequence_length, seed=config.run.seed)
+    layers = nn.ModuleList(build_layer(model, index, config.run.seed) for index in range(len(model.layers)))
+    parameters = [parameter for parameter in layers.parameters() if parameter.requires_grad]
+    optimizer = _optimizer(config.optimizer, parameters)
+    before = held_out_loss(config, source, layers, model.loss)
+    losses = []
+    for step in range(config.run.steps):
+        # A parameter that a step does not reach has a gradient of zero, as it has in a swarm.
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        loss = _accumulate(config, source, layers, model.loss, step)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or float("inf"))
         lr = learning_rate(config.optimizer, step, config.run.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         if torch.isfinite(norm):
-            self._optimizer.step()
-        return ReferenceStep(step=step, loss=loss_sum / targets, lr=lr, grad_norm=norm.item())
-
-    def held_out_loss(self) -> float:
-        """Return the mean loss over all held-out microbatches."""
-        self.layers.eval()
-        count = self._config.data.held_out_microbatches
-        with torch.no_grad():
-            loss_sum = sum(self._loss(*self._source.held_out(index)).item() for index in range(count))
-        return loss_sum / (count * self._config.batch.microbatch * self._config.sequence_length)
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Return all parameters, named `layers.<index>.<parameter>` as in a swarm's model file."""
-        return {f"layers.{name}": tensor.detach() for name, tensor in self.layers.state_dict().items()}
-
-    def _loss(self, tokens: NDArray[Any], labels: NDArray[Any]) -> Tensor:
-        x = torch.from_numpy(tokens).to(torch.int64)
-        return self._model.loss(self.layers(x), torch.from_numpy(labels).to(torch.int64))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        losses.append(loss)
+        on_step(ReferenceStep(step=step, loss=loss, gradient_norm=float(norm), lr=lr))
+    return ReferenceResult(
+        loss=losses,
+        held_out_loss_before=before,
+        held_out_loss=held_out_loss(config, source, layers, model.loss),
+        state={f"layers.{name}": tensor.detach().clone() for name, tensor in layers.state_dict().items()},
+    )
 
 
-def make_optimizer(layers: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
-    """Return PyTorch's optimizer of that name over all parameters."""
-    if section.name == "sgd":
-        return torch.optim.SGD(
-            layers.parameters(), lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay
-        )
-    return torch.optim.AdamW(layers.parameters(), lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
+@torch.no_grad()
+def held_out_loss(config: RunConfig, source: Samples, layers: nn.ModuleList, loss: Loss) -> float:
+    """Return the mean loss over all held-out targets, with dropout off."""
+    total, num_targets = 0.0, 0
+    layers.eval()
+    for microbatch in range(config.data.held_out_microbatches):
+        tokens, labels = (torch.from_numpy(array).long() for array in source.held_out(microbatch))
+        x = tokens
+        for layer in layers:
+            x = layer(x)
+        total += float(loss(x, labels))
+        num_targets += labels.numel()
+    layers.train()
+    return total / num_targets
 
 
-def run_reference(
-    config: RunConfig,
-    source: Samples,
-    *,
-    on_step: Callable[[ReferenceStep], None],
-    on_held_out: Callable[[int, float], None],
-) -> dict[str, Tensor]:
-    """Train from the first step to the last, telling each step and the held-out losses; returns the parameters."""
-    reference = Reference(config, source)
-    on_held_out(0, reference.held_out_loss())
-    for done in reference.steps():
-        on_step(done)
-    on_held_out(config.run.steps, reference.held_out_loss())
-    return reference.parameters()
+def _accumulate(config: RunConfig, source: Samples, layers: nn.ModuleList, loss: Loss, step: int) -> float:
+    """Add up the gradient of one step; return its mean loss."""
+    num_targets = config.batch.global_batch * config.sequence_length
+    total = 0.0
+    for microbatch in range(config.num_microbatches):
+        tokens, labels = (torch.from_numpy(array).long() for array in source.samples(step, microbatch))
+        x = tokens
+        for index, layer in enumerate(layers):
+            seed_noise(config.run.seed, Place(step, microbatch), index)
+            x = layer(x)
+        loss_sum = loss(x, labels)
+        (loss_sum / num_targets).backward()  # type: ignore[no-untyped-call]
+        total += float(loss_sum.detach())
+    return total / num_targets
+
+
+def _optimizer(section: OptimizerSection, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if section.name == "adamw":
+        return torch.optim.AdamW(parameters, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay)
+    return torch.optim.SGD(parameters, lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay)

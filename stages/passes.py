@@ -1,0 +1,153 @@
+"""Jobs of one stage, payload in and payload out.
+
+    FORWARD    x [activation, labels] -> y [activation, labels]      keeps what Kept has room for
+    BACKWARD   dy [gradient], x where it is not kept -> dx           runs forward again where no graph is kept
+    FUSED      x -> dx, loss                                         the last stage of a training microbatch
+    EVALUATE   x -> loss                                             the last stage of an evaluation
+
+What rides along with the activation goes on unchanged. Checksums have been looked at on arrival.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.engine import Graph, Place, StageEngine
+from stages.kept import Kept
+from stages.tasks import Emitted, Ran, Run
+from zswarm.compression import decode_untrusted, encode
+from zswarm.errors import LocalProtocolError, RemoteProtocolError
+from zswarm.ids import JobKind, JobStatus, Purpose
+from zswarm.messages import Load
+
+
+class Passes:
+    """See the module. `codec` encodes what leaves."""
+
+    def __init__(self, engine: StageEngine, kept: Kept, *, codec: str) -> None:
+        self._engine = engine
+        self._kept = kept
+        self._codec = codec
+
+    def run(self, task: Run) -> Iterator[Emitted | Ran]:
+        """Do a job.
+
+        Raises:
+            LayerFailed: a layer or the loss raised.
+            LocalProtocolError: the task lacks a payload that its kind needs.
+            RemoteProtocolError: a payload is not what the job needs.
+
+        """
+        begun_s = time.perf_counter()
+        match task.kind:
+            case JobKind.FORWARD:
+                yield self._forward(task, begun_s)
+            case JobKind.BACKWARD:
+                yield from self._backward(task, begun_s)
+            case JobKind.FUSED:
+                yield from self._fused(task, begun_s)
+            case JobKind.EVALUATE:
+                yield self._evaluate(task, begun_s)
+
+    def _forward(self, task: Run, begun_s: float) -> Ran:
+        x, *riders = self._decode_input(task.x)
+        graph = None
+        is_training = task.key[2] is Purpose.TRAIN
+        if is_training and self._kept.has_room():
+            graph = self._forward_graph(x, _place(task))
+            y = graph.y
+        else:
+            y = self._engine.forward(x, _place(task), training=is_training)
+        load = encode([y, *riders], self._codec)
+        kept = is_training and task.x is not None and self._kept.put(task.key, task.x, graph)
+        return _ran(task, begun_s, y=load, kept=kept)
+
+    def _backward(self, task: Run, begun_s: float) -> Iterator[Emitted | Ran]:
+        if task.dy is None:
+            raise LocalProtocolError("a backward without the gradient of its output")
+        dy = decode_untrusted(task.dy)[0]
+        graph, kept_x = self._kept.take(task.key)
+        if graph is None:
+            x = task.x or kept_x
+            if x is None:
+                yield _ran(task, begun_s, status=JobStatus.NEEDS_INPUT)
+                return
+            graph = self._forward_graph(self._decode_input(x)[0], _place(task))
+        if dy.shape != graph.y.shape or dy.dtype != graph.y.dtype:
+            raise RemoteProtocolError(f"a gradient {list(dy.shape)} for an output {list(graph.y.shape)}")
+        dx = self._engine.backward(graph, dy, accumulate=task.accumulate)
+        yield from self._emit_and_finish(task, dx)
+        yield _ran(task, begun_s)
+
+    def _fused(self, task: Run, begun_s: float) -> Iterator[Emitted | Ran]:
+        x, labels = self._decode_labelled(task.x)
+        graph = self._forward_graph(x, _place(task))
+        loss_sum, dx = self._engine.backward_loss(graph, labels, accumulate=task.accumulate)
+        del graph
+        yield from self._emit_and_finish(task, dx)
+        yield _ran(task, begun_s, loss_sum=loss_sum, num_targets=labels.numel())
+
+    def _evaluate(self, task: Run, begun_s: float) -> Ran:
+        x, labels = self._decode_labelled(task.x)
+        loss_sum = self._engine.evaluate(x, labels, _place(task))
+        return _ran(task, begun_s, loss_sum=loss_sum, num_targets=labels.numel())
+
+    def _emit_and_finish(self, task: Run, dx: Tensor | None) -> Iterator[Emitted]:
+        """Hand out dx first: the stage before waits for it, nobody waits for the weights' gradients."""
+        if dx is not None:
+            yield Emitted(lease=task.lease, dx=encode([dx], self._codec))
+        self._engine.finish()
+
+    def _forward_graph(self, x: Tensor, place: Place) -> Graph:
+        if self._kept.graph_bytes:
+            return self._engine.forward_graph(x, place)
+        with _measured(self._engine.parameters.values) as sizes:
+            graph = self._engine.forward_graph(x, place)
+        self._kept.graph_bytes = max(1, sum(sizes.values()))
+        return graph
+
+    def _decode_input(self, load: Load | None) -> list[Tensor]:
+        if load is None:
+            raise LocalProtocolError("a job without the stage's input")
+        tensors = decode_untrusted(load)
+        if not tensors:
+            raise RemoteProtocolError("a stage input without a tensor")
+        return tensors
+
+    def _decode_labelled(self, load: Load | None) -> tuple[Tensor, Tensor]:
+        tensors = self._decode_input(load)
+        if len(tensors) < 2 or tensors[1].is_floating_point():
+            raise RemoteProtocolError("the last stage's input without labels")
+        return tensors[0], tensors[1]
+
+
+def _place(task: Run) -> Place:
+    return Place(step=task.key[1], microbatch=task.key[3])
+
+
+def _ran(task: Run, begun_s: float, **found: Any) -> Ran:
+    """Say that a job has ended; `found` is what differs from nothing."""
+    nothing = {"status": JobStatus.DONE, "y": None, "kept": False, "loss_sum": 0.0, "num_targets": 0}
+    return Ran(lease=task.lease, compute_s=time.perf_counter() - begun_s, **nothing | found)
+
+
+@contextmanager
+def _measured(parameters: Tensor) -> Iterator[dict[int, int]]:
+    """Collect address and size of the memory that the graph made within holds on to."""
+    sizes: dict[int, int] = {}
+    known = parameters.untyped_storage().data_ptr()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() != known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes

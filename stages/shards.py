@@ -1,0 +1,106 @@
+"""The arithmetic of an all-reduce, on the host: a buffer to shards of chunks, sums, and back.
+
+    buffer  |----- shard 0 -----|----- shard 1 -----|  as even as possible
+    shard   |chunk|chunk|chunk|.|                      REDUCE_CHUNK_BYTES each, the last one shorter
+
+Everything is float32, in the order given, so equal contributions give equal bits wherever they are summed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zswarm import limits
+from zswarm.errors import RemoteProtocolError
+from zswarm.messages import Load, Parcel, TensorSpec
+from zswarm.wire import checksum
+
+Floats = NDArray[np.float32]
+
+CHUNK_VALUES = limits.REDUCE_CHUNK_BYTES // 4
+
+
+def shard_bounds(num_values: int, num_shards: int) -> list[tuple[int, int]]:
+    """Return where each shard begins and ends."""
+    edges = [num_values * shard // num_shards for shard in range(num_shards + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def cut(buffer: Floats, num_shards: int) -> tuple[tuple[Load, ...], ...]:
+    """Return the shards of a flat buffer; the loads share its memory."""
+    return tuple(pack(buffer[begin:end]) for begin, end in shard_bounds(len(buffer), num_shards))
+
+
+def pack(values: Floats) -> tuple[Load, ...]:
+    """Return flat values as chunks that share their memory."""
+    return tuple(_chunk(values[begin : begin + CHUNK_VALUES]) for begin in range(0, len(values), CHUNK_VALUES))
+
+
+def add(contributions: Sequence[Sequence[Load]]) -> tuple[Load, ...]:
+    """Return the sum of several participants' chunks of one shard.
+
+    Raises:
+        RemoteProtocolError: the contributions are no float32 values, or not of the same sizes.
+
+    """
+    if len(contributions) == 1:
+        return tuple(contributions[0])
+    sums = []
+    for chunks in zip(*_of_equal_length(contributions), strict=True):
+        total = _values(chunks[0]).copy()
+        for chunk in chunks[1:]:
+            values = _values(chunk)
+            if values.shape != total.shape:
+                raise RemoteProtocolError(f"chunks of {len(total)} and of {len(values)} values are to be added")
+            np.add(total, values, out=total)
+        sums.append(_chunk(total))
+    return tuple(sums)
+
+
+def join(shards: Sequence[Sequence[Load]], out: Floats) -> None:
+    """Put all shards into a flat buffer.
+
+    Raises:
+        RemoteProtocolError: they are no float32 values, or not as many as the buffer has.
+
+    """
+    parts = [_values(chunk) for shard in shards for chunk in shard]
+    num_values = sum(len(part) for part in parts)
+    if num_values != len(out):
+        raise RemoteProtocolError(f"shards of {num_values} values for a gradient of {len(out)}")
+    offset = 0
+    for part in parts:
+        out[offset : offset + len(part)] = part
+        offset += len(part)
+
+
+def _of_equal_length(contributions: Sequence[Sequence[Load]]) -> Sequence[Sequence[Load]]:
+    lengths = {len(chunks) for chunks in contributions}
+    if len(lengths) != 1:
+        raise RemoteProtocolError(f"contributions of {sorted(lengths)} chunks are to be added")
+    return contributions
+
+
+def _chunk(values: Floats) -> Load:
+    frame = values.data.cast("B").toreadonly()
+    spec = TensorSpec(codec="none", dtype="float32", shape=(len(values),), size_bytes=len(frame))
+    parcel = Parcel(tensors=(spec,), size_bytes=len(frame), crc=checksum((frame,)))
+    return Load(parcel=parcel, frames=(frame,))
+
+
+def _values(chunk: Load) -> Floats:
+    specs = chunk.parcel.tensors
+    size_bytes = sum(memoryview(frame).nbytes for frame in chunk.frames)
+    if (
+        len(specs) != 1
+        or (specs[0].codec, specs[0].dtype) != ("none", "float32")
+        or not math.prod(specs[0].shape) * 4 == specs[0].size_bytes == size_bytes
+        or len(chunk.frames) != 1
+    ):
+        raise RemoteProtocolError(f"not a chunk of float32 values in one frame: {chunk.parcel}")
+    return np.frombuffer(chunk.frames[0], dtype=np.float32)
