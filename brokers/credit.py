@@ -4,11 +4,12 @@ Accepting a Forward of A bytes reserves 2A: room for the input now and for the o
 so that a Backward is never refused and forward and backward cannot block each other. A producer's
 *credit* is what it may still send; for every producer `granted` and `received` are cumulative.
 
-    reserved + 2 * sum(granted - received)  <=  max(capacity, 2 * unit * number of producers)
+    reserved + 2 * sum(granted - received)  <=  max(capacity, 2 * unit * CREDIT_UNITS * number of producers)
 
 Each producer is first given one unit (the size of one microbatch here), then more up to
-`CREDIT_UNITS`, round by round. The right-hand side keeps one microbatch per producer possible however
-small the capacity, without which an idle producer's credit could starve a busy one for ever.
+`CREDIT_UNITS`, round by round. The right-hand side lets everybody have that many however small the
+capacity, without which the credit of idle producers could starve a busy one for ever. When producers
+leave, nothing is granted until the inequality holds again.
 """
 
 from __future__ import annotations
@@ -40,18 +41,17 @@ class Credits:
         self._capacity_bytes = capacity_bytes
         self._unit_bytes = unit_bytes
         self._accounts: dict[Session, Account] = {}
-        self.reserved_bytes = 0
-
-    @property
-    def bound_bytes(self) -> int:
+        self._short: dict[Session, Account] = {}
+        """The accounts that lack a unit or more, longest first: the only ones that a grant looks at."""
+        self._promised_bytes = 0
+        self.bound_bytes = capacity_bytes
         """The most that may be reserved or promised."""
-        return max(self._capacity_bytes, 2 * self._unit_bytes * len(self._accounts))
+        self.reserved_bytes = 0
 
     @property
     def free_bytes(self) -> int:
         """What is neither reserved nor promised."""
-        promised = sum(account.credit_bytes for account in self._accounts.values())
-        return max(0, self.bound_bytes - self.reserved_bytes - 2 * promised)
+        return max(0, self.bound_bytes - self.reserved_bytes - 2 * self._promised_bytes)
 
     @property
     def accounts(self) -> Mapping[Session, Account]:
@@ -65,6 +65,10 @@ class Credits:
     def set_producers(self, producers: Iterable[Session]) -> list[Session]:
         """Replace the set of producers; returns those whose grant has changed."""
         self._accounts = {p: self._accounts.get(p) or Account() for p in sorted(producers)}
+        self._promised_bytes = sum(account.credit_bytes for account in self._accounts.values())
+        least_bytes = 2 * self._unit_bytes * limits.CREDIT_UNITS * len(self._accounts)
+        self.bound_bytes = max(self._capacity_bytes, least_bytes)
+        self._short = {p: account for p, account in self._accounts.items() if self._lacks(account)}
         return self.grant()
 
     def take(self, producer: Session, size_bytes: int) -> bool:
@@ -73,23 +77,31 @@ class Credits:
         if account is None or account.credit_bytes < size_bytes:
             return False
         account.received_bytes += size_bytes
+        self._promised_bytes -= size_bytes
         self.reserved_bytes += 2 * size_bytes
+        if self._lacks(account):
+            self._short[producer] = account
         return True
 
-    def release(self, size_bytes: int) -> list[Session]:
-        """Free what taking `size_bytes` reserved; returns those whose grant has changed."""
+    def release(self, size_bytes: int) -> None:
+        """Free what taking `size_bytes` reserved."""
         self.reserved_bytes -= 2 * size_bytes
-        return self.grant()
+
+    def _lacks(self, account: Account) -> bool:
+        return account.credit_bytes <= (limits.CREDIT_UNITS - 1) * self._unit_bytes
 
     def grant(self) -> list[Session]:
         """Promise what is free; returns the producers whose grant has changed."""
-        free = self.free_bytes
-        unit = self._unit_bytes
+        unit_bytes = self._unit_bytes
+        free_bytes = self.free_bytes
         changed: dict[Session, None] = {}
-        for units in range(1, limits.CREDIT_UNITS + 1):
-            for producer, account in self._accounts.items():
-                while account.credit_bytes <= (units - 1) * unit and free >= 2 * unit:
-                    account.granted_bytes += unit
-                    free -= 2 * unit
+        for units in range(limits.CREDIT_UNITS):
+            for producer, account in self._short.items():
+                while account.credit_bytes <= units * unit_bytes and free_bytes >= 2 * unit_bytes:
+                    account.granted_bytes += unit_bytes
+                    self._promised_bytes += unit_bytes
+                    free_bytes -= 2 * unit_bytes
                     changed[producer] = None
+        if changed:
+            self._short = {producer: account for producer, account in self._short.items() if self._lacks(account)}
         return list(changed)

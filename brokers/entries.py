@@ -11,16 +11,18 @@ Life of an entry at a middle stage (at the last stage, and for evaluation, it en
                            Result B                    Job B
 
 A Backward that overtakes the Result of its forward proves that the forward was done. A worker that
-leaves, or that answers WRONG_STEP or NEEDS_INPUT, puts the entry back into the queue it came from.
+leaves, or that answers NEEDS_INPUT, puts the entry back at the head of the line it came from.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
-from zswarm.ids import Branch, JobKind, Lease, Link, Session, Step
-from zswarm.messages import Key, Load, Route
+from zswarm.ids import Branch, JobKind, Lease, Link, Purpose, Session, Step
+from zswarm.membership import Header
+from zswarm.messages import Job, Key, Load, Route, key_fields
 
 
 class EntryState(IntEnum):
@@ -55,6 +57,11 @@ class Entry:
         """The (branch, step) on whose parameters every job of this entry runs."""
         return (self.key[0], self.key[1])
 
+    @property
+    def has_backward(self) -> bool:
+        """Will the gradient of the output come, or does its first job do everything?"""
+        return self.kind is JobKind.FORWARD and self.key[2] is Purpose.TRAIN
+
 
 @dataclass(slots=True, kw_only=True)
 class LeaseRecord:
@@ -67,13 +74,29 @@ class LeaseRecord:
     with_input: bool
     sent_at_s: float
 
+    def job(self, header: Header) -> tuple[Job, tuple[Any, ...]]:
+        """Return the message that says so, and its payload."""
+        entry = self.entry
+        x = entry.x if self.with_input else None
+        dy = entry.dy if self.kind is JobKind.BACKWARD else None
+        message = Job(
+            **header,
+            **key_fields(entry.key),
+            lease=self.lease,
+            kind=self.kind,
+            accumulate=entry.key[2] is Purpose.TRAIN,
+            route=entry.route,
+            x=x.parcel if x else None,
+            dy=dy.parcel if dy else None,
+        )
+        return message, (x.frames if x else ()) + (dy.frames if dy else ())
+
 
 @dataclass(slots=True, kw_only=True)
 class Worker:
     """A worker of the pool: what it said last, and what it was given."""
 
     session: Session
-    control: Link | None = None
     work: Link | None = None
     version: tuple[Branch, Step] | None = None
     slots: int = 0

@@ -2,24 +2,20 @@
 
 Theory of operation. Producers send Forward within their credit (`brokers.credit`), workers of the next
 stage send Backward; both are acknowledged once they are in memory, and an equal key is a duplicate.
-Each worker says with Ready which parameters it holds and how many leases it takes. Jobs go out
-
-    to the worker with the fewest leases first; to that worker first a backward that it ran the
-    forward of, then a backward that nobody kept the input of, then the oldest forward, then a
-    backward that another worker kept but is too busy to take soon.
-
-Only jobs of the worker's own (branch, step) are dispatched; those of the next step wait. A lease ends
-with its Result, or when the worker leaves the view. What is repeated until true: Job when Ready lacks
-its lease, Credit at every Attach. Payloads are opaque.
+Each worker says with Ready which parameters it holds and how many leases it takes. Jobs go to the
+worker with the fewest leases first, in the order of `brokers.backlog`. A lease ends with its Result, or
+when the worker leaves the view. What is repeated until true: Job when Ready lacks its lease, Credit at
+every Attach. Payloads are opaque.
 
 Ignored on purpose: results of unknown leases (their entry has been settled otherwise), messages of
-older (branch, step), Attach of sessions that the view does not know (their link is kept).
+older (branch, step), Attach of sessions that the view does not know yet (their link is kept).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from brokers.backlog import Backlog
 from brokers.credit import Credits
 from brokers.entries import Entry, EntryState, LeaseRecord, Worker
 from zswarm import limits
@@ -46,7 +42,6 @@ from zswarm.messages import (
     Backward,
     Credit,
     Forward,
-    Job,
     Key,
     Load,
     Member,
@@ -60,8 +55,6 @@ from zswarm.messages import (
 
 EMA = 0.1
 """Weight of a new response time, as in the released SWARM code."""
-STEAL_FACTOR = 2.0
-"""A backward is given to a worker that must recompute only if the wait is this many jobs longer."""
 
 
 def average(mean: float, value: float) -> float:
@@ -79,7 +72,10 @@ class Queue:
         self.entries: dict[Key, Entry] = {}
         self._settled: set[Key] = set()
         self.workers: dict[Session, Worker] = {}
-        self._producer_links: dict[Session, Link] = {}
+        self._backlog = Backlog(self.workers)
+        self.num_leased = 0
+        self._links: dict[Session, Link] = {}
+        """Work connections of producers, and of sessions that a newer view may name."""
         self._version: tuple[Branch, Step] = (Branch(0), Step(0))
         self._next_lease = 1
         self._response_s = 0.0
@@ -91,13 +87,16 @@ class Queue:
         stage = self._me.stage
         workers = {m.member for m in members if m.role is Role.WORKER and m.stage == stage}
         for session in sorted(set(self.workers) - workers):
-            for record in list(self.workers[session].leases.values()):
+            leaver = self.workers.pop(session)
+            self._backlog.forget_worker(session)
+            for record in reversed(leaver.leases.values()):
                 self._requeue(record)
-            del self.workers[session]
         for session in sorted(workers - set(self.workers)):
-            self.workers[session] = Worker(session=session, leases={})
+            self.workers[session] = Worker(session=session, work=self._links.pop(session, None), leases={})
         before = {m.member for m in members if m.role is Role.WORKER and m.stage == stage - 1}
         producers = before if stage > 0 else {TRAINER}
+        newest = max((m.member for m in members), default=TRAINER)
+        self._links = {s: link for s, link in self._links.items() if s in producers or s > newest}
         return self._announce(self.credits.set_producers(producers)) + self._dispatch(now)
 
     def attach(self, message: Attach, link: Link, now: float) -> list[Send]:
@@ -105,15 +104,13 @@ class Queue:
         if worker := self.workers.get(message.session):
             worker.work = link
             return self._dispatch(now)
-        self._producer_links[message.session] = link
-        if self.credits.account(message.session) is None:
-            return []
+        self._links[message.session] = link
         return self._announce([message.session])
 
     def _announce(self, producers: list[Session]) -> list[Send]:
         sends = []
         for producer in producers:
-            link, room = self._producer_links.get(producer), self._room(producer)
+            link, room = self._links.get(producer), self._room(producer)
             if link is not None and room is not None:
                 sends.append(Send(peer=link, message=Credit(**self._me.header(), room=room)))
         return sends
@@ -130,9 +127,14 @@ class Queue:
         )
 
     @property
+    def num_queued(self) -> int:
+        """Microbatches that wait for a worker."""
+        return len(self._backlog)
+
+    @property
     def depth(self) -> int:
         """Microbatches with a job to do: queued or leased."""
-        return sum(entry.state is not EntryState.WAITING for entry in self.entries.values())
+        return self.num_queued + self.num_leased
 
     # -- producers -----------------------------------------------------------------------------------
 
@@ -140,20 +142,18 @@ class Queue:
         """Queue a stage input, within its producer's credit."""
         if self._is_stale(message):
             return [self._nack(message, Direction.FORWARD, NackCode.STALE, peer)]
-        if message.key in self.entries or message.key in self._settled:
+        key = message.key
+        if key in self.entries or key in self._settled:
             return [self._ack(message, Direction.FORWARD, peer)]
         if not self.credits.take(message.session, message.parcel.size_bytes):
             return [self._nack(message, Direction.FORWARD, NackCode.BUSY, peer)]
         kind = JobKind.FORWARD
         if self._last_stage:
             kind = JobKind.FUSED if message.purpose is Purpose.TRAIN else JobKind.EVALUATE
-        self.entries[message.key] = Entry(
-            key=message.key,
-            kind=kind,
-            route=message.route,
-            x=Load(parcel=message.parcel, frames=frames),
-            arrived_at_s=now,
-        )
+        x = Load(parcel=message.parcel, frames=frames)
+        entry = Entry(key=key, kind=kind, route=message.route, x=x, arrived_at_s=now)
+        self.entries[key] = entry
+        self._backlog.add(entry)
         granted = [p for p in self.credits.grant() if p != message.session]
         return [*self._dispatch(now), self._ack(message, Direction.FORWARD, peer), *self._announce(granted)]
 
@@ -162,17 +162,15 @@ class Queue:
         if self._is_stale(message):
             return [self._nack(message, Direction.BACKWARD, NackCode.STALE, peer)]
         entry = self.entries.get(message.key)
-        if entry is None:
-            code = Direction.BACKWARD
-            known = message.key in self._settled
-            return [self._ack(message, code, peer) if known else self._nack(message, code, NackCode.STALE, peer)]
-        if entry.state in (EntryState.BACKWARD_QUEUED, EntryState.BACKWARD_LEASED):
+        if message.key in self._settled or (entry is not None and entry.dy is not None):
             return [self._ack(message, Direction.BACKWARD, peer)]
-        if entry.record is not None:
-            self._end(entry.record)
+        if entry is None or not entry.has_backward:
+            return [self._nack(message, Direction.BACKWARD, NackCode.STALE, peer)]
+        self._withdraw(entry)
         entry.dy = Load(parcel=message.parcel, frames=frames)
         entry.state = EntryState.BACKWARD_QUEUED
         entry.arrived_at_s = now
+        self._backlog.add(entry)
         return [*self._dispatch(now), self._ack(message, Direction.BACKWARD, peer)]
 
     def _is_stale(self, message: MicrobatchMessage) -> bool:
@@ -191,15 +189,12 @@ class Queue:
 
     # -- workers -------------------------------------------------------------------------------------
 
-    def ready(self, message: Ready, link: Link, now: float) -> list[Send]:
+    def ready(self, message: Ready, now: float) -> list[Send]:
         """Note what a worker holds; repeat jobs that it should have got by now."""
         worker = self.workers.get(message.session)
-        if worker is None:
+        if worker is None or not self._advance(worker, (message.branch, message.step)):
             return []
-        worker.control = link
-        worker.version = (message.branch, message.step)
         worker.slots = message.slots
-        self._advance(worker.version)
         sends = []
         for record in worker.leases.values():
             overdue = now - record.sent_at_s > 2 * limits.RESEND_HEARTBEATS * self._me.heartbeat_s
@@ -216,14 +211,15 @@ class Queue:
         record = worker.leases.get(message.lease)
         if record is None:
             return self._dispatch(now)
-        entry = record.entry
         if message.status is not JobStatus.DONE:
             if message.status is JobStatus.WRONG_STEP:
-                worker.version = (message.branch, message.step)
-            self._requeue(record)
-            return self._dispatch(now)
-        self._end(record)
-        if record.kind is JobKind.FORWARD and entry.key[2] is Purpose.TRAIN:
+                self._advance(worker, (message.branch, message.step))
+            if record.lease in worker.leases:
+                self._requeue(record)
+            return self._announce(self.credits.grant()) + self._dispatch(now)
+        entry = record.entry
+        if record.kind is JobKind.FORWARD and entry.has_backward:
+            self._end(record)
             entry.state = EntryState.WAITING
             entry.affine = message.session if message.kept else None
         else:
@@ -232,20 +228,31 @@ class Queue:
         self._response_s = average(self._response_s, now - entry.arrived_at_s)
         return self._dispatch(now) + self._announce(self.credits.grant())
 
-    def _advance(self, version: tuple[Branch, Step]) -> None:
-        """A worker holds newer parameters: everything older is committed, or void."""
-        if version <= self._version:
-            return
-        self._version = version
-        for entry in [e for e in self.entries.values() if e.version < version]:
-            if entry.record is not None:
-                self._end(entry.record)
-            self._settle(entry)
-        self._settled = {key for key in self._settled if (key[0], key[1]) >= version}
+    def _advance(self, worker: Worker, version: tuple[Branch, Step]) -> bool:
+        """Note a worker's parameters: everything older is committed, or void. False if it said so long ago."""
+        if worker.version is not None and version < worker.version:
+            return False
+        worker.version = version
+        if version > self._version:
+            self._version = version
+            for entry in [e for e in self.entries.values() if e.version < version]:
+                self._settle(entry)
+            self._settled = {key for key in self._settled if (key[0], key[1]) >= version}
+            self._backlog.drop_before(version)
+        return True
 
     def _end(self, record: LeaseRecord) -> None:
-        del self.workers[record.worker].leases[record.lease]
+        if worker := self.workers.get(record.worker):
+            del worker.leases[record.lease]
+        self.num_leased -= 1
         record.entry.record = None
+
+    def _withdraw(self, entry: Entry) -> None:
+        """Let nobody have this entry to do: neither the backlog nor a worker."""
+        if entry.record is not None:
+            self._end(entry.record)
+        elif entry.state is not EntryState.WAITING:
+            self._backlog.remove(entry)
 
     def _requeue(self, record: LeaseRecord) -> None:
         self._end(record)
@@ -254,57 +261,30 @@ class Queue:
             entry.affine = None
         back = record.kind is JobKind.BACKWARD
         entry.state = EntryState.BACKWARD_QUEUED if back else EntryState.FORWARD_QUEUED
+        self._backlog.add(entry, again=True)
 
     def _settle(self, entry: Entry) -> None:
+        self._withdraw(entry)
         del self.entries[entry.key]
         self._settled.add(entry.key)
-        self.credits.reserved_bytes -= 2 * entry.x.parcel.size_bytes
+        self.credits.release(entry.x.parcel.size_bytes)
 
     # -- dispatch ------------------------------------------------------------------------------------
 
     def _dispatch(self, now: float) -> list[Send]:
+        """Give jobs to workers while there are both."""
         sends: list[Send] = []
-        while True:
-            able = sorted(
-                (w for w in self.workers.values() if w.free_slots > 0),
-                key=lambda w: (len(w.leases), w.job_s, w.session),
-            )
+        while self._backlog:
+            able = [w for w in self.workers.values() if w.free_slots > 0]
+            able.sort(key=lambda w: (len(w.leases), w.job_s, w.session))
             for worker in able:
-                entry = self._pick(worker)
+                entry = self._backlog.choose(worker)
                 if entry is not None:
                     sends.append(self._lease(worker, entry, now))
                     break
             else:
-                return sends
-
-    def _pick(self, worker: Worker) -> Entry | None:
-        """Return the entry that this worker shall have next; see the order in the module's text."""
-        forward: Entry | None = None
-        foreign: Entry | None = None
-        orphan: Entry | None = None
-        for entry in self.entries.values():
-            if entry.version != worker.version:
-                continue
-            if entry.state is EntryState.FORWARD_QUEUED:
-                forward = forward or entry
-            elif entry.state is EntryState.BACKWARD_QUEUED:
-                if entry.affine == worker.session:
-                    return entry
-                if entry.affine not in self.workers:
-                    orphan = orphan or entry
-                elif foreign is None and self._is_worth_stealing(entry, worker):
-                    foreign = entry
-        return orphan or forward or foreign
-
-    def _is_worth_stealing(self, entry: Entry, thief: Worker) -> bool:
-        if thief.leases or entry.affine is None:
-            return False
-        owner = self.workers[entry.affine]
-        backlog = len(owner.leases) + sum(
-            other.state is EntryState.BACKWARD_QUEUED and other.affine == owner.session
-            for other in self.entries.values()
-        )
-        return owner.free_slots <= 0 and backlog * owner.job_s > STEAL_FACTOR * max(thief.job_s, owner.job_s)
+                break
+        return sends
 
     def _lease(self, worker: Worker, entry: Entry, now: float) -> Send:
         lease = Lease(self._next_lease)
@@ -318,6 +298,8 @@ class Queue:
             with_input=not back or entry.affine != worker.session,
             sent_at_s=now,
         )
+        self._backlog.remove(entry)
+        self.num_leased += 1
         entry.record = record
         entry.state = EntryState.BACKWARD_LEASED if back else EntryState.FORWARD_LEASED
         worker.leases[lease] = record
@@ -326,17 +308,5 @@ class Queue:
 
     def _job(self, record: LeaseRecord, link: Link, now: float) -> Send:
         record.sent_at_s = now
-        entry = record.entry
-        x = entry.x if record.with_input else None
-        dy = entry.dy if record.kind is JobKind.BACKWARD else None
-        message = Job(
-            **self._me.header(),
-            **key_fields(entry.key),
-            lease=record.lease,
-            kind=record.kind,
-            accumulate=entry.key[2] is Purpose.TRAIN,
-            route=entry.route,
-            x=x.parcel if x else None,
-            dy=dy.parcel if dy else None,
-        )
-        return Send(peer=link, message=message, frames=(x.frames if x else ()) + (dy.frames if dy else ()))
+        message, frames = record.job(self._me.header())
+        return Send(peer=link, message=message, frames=frames)
