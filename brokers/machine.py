@@ -69,8 +69,8 @@ class BrokerMachine:
             **me.header(),
             stage=me.stage,
             view=me.view,
-            num_queued=self.queue.depth,
-            num_leased=sum(len(worker.leases) for worker in self.queue.workers.values()),
+            num_queued=self.queue.num_queued,
+            num_leased=self.queue.num_leased,
             held_bytes=self.queue.credits.reserved_bytes,
             free_bytes=self.queue.credits.free_bytes,
         )
@@ -84,7 +84,7 @@ class BrokerMachine:
                 self._heartbeat_at_s = now
             return []
         if isinstance(message, Reject):
-            return [Exit(code=78, text=message.text)]
+            return [Exit(code=78, text=message.text)] if self.membership.is_refused(message) else []
         if self.queue is None or self.membership.is_foreign(message):
             return []
         return self._act(self.queue, event, Link(peer) if isinstance(peer, bytes) else None, now)
@@ -104,8 +104,8 @@ class BrokerMachine:
                 return [*queue.forward(message, event.frames, event.peer, now)]
             case Backward() as message:
                 return [*queue.backward(message, event.frames, event.peer, now)]
-            case Ready() as message if link is not None:
-                return [*queue.ready(message, link, now)]
+            case Ready() as message:
+                return [*queue.ready(message, now)]
             case Result() as message:
                 return [*queue.result(message, now)]
             case _:

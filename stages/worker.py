@@ -152,7 +152,7 @@ class WorkerMachine:
         if isinstance(message, Welcome):
             return self._welcome(message, event)
         if isinstance(message, Reject):
-            return [Exit(code=78, text=message.text)]
+            return [Exit(code=78, text=message.text)] if self.membership.is_refused(message) else []
         if self.outbox is None or self.membership.is_foreign(message):
             return []
         match message:

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from zswarm.ids import Address, Branch, Generation, NodeId, Role, RunId, Session, Stage, Step
 from zswarm.machine import Send
-from zswarm.messages import Member, Message, Register, View, Welcome
+from zswarm.messages import Member, Message, Register, Reject, View, Welcome
 
 
 class Header(TypedDict):
@@ -74,6 +74,13 @@ class Membership:
         self.unit_bytes, self.wiring = message.unit_bytes, message.wiring
         self.is_welcome = True
         return True
+
+    def is_refused(self, message: Reject) -> bool:
+        """Must this process go? A Reject of another run, or of a passed generation, is not about its place here.
+
+        One without a run comes from the own transport: a peer speaks another version.
+        """
+        return not self.is_welcome or message.run == 0 or not self.is_foreign(message)
 
     def is_foreign(self, message: Message) -> bool:
         """Is this message of another run, or of a generation of the trainer that has passed?"""
