@@ -215,15 +215,6 @@ class RunConfig(Section):
         """Tokens of one sequence."""
         return int(self.model.arguments["sequence_length"])
 
-    @model_validator(mode="after")
-    def _check_warmup(self) -> Self:
-        if self.optimizer.warmup_steps > self.run.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is more than run.steps = {self.run.steps}: "
-                f"write {self.run.steps} or less"
-            )
-        return self
-
     def canonical_json(self) -> bytes:
         """Return the configuration as JSON; equal configurations give equal bytes."""
         tree = self.model_dump(mode="json")

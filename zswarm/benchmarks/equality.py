@@ -45,7 +45,7 @@ def run(command: Sequence[str], run_file: Path, settings: Sequence[str], folder:
 
     """
     options = [part for setting in settings for part in ("--set", setting)]
-    arguments = [sys.executable, "-m", "zswarm.cli.main", command[0], str(run_file), *command[1:], *options]
+    arguments = [sys.executable, "-m", "zswarm", command[0], str(run_file), *command[1:], *options]
     done = subprocess.run([*arguments, "--out", str(folder)], capture_output=True, text=True, check=False)  # noqa: S603 - our own command
     if done.returncode != 0:
         raise RunFailed(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
