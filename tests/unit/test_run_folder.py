@@ -133,9 +133,13 @@ def test_a_summary_is_replaced_as_a_whole(tmp_path):
         folder.write_summary({"steps": 1, "loss": [float("nan")]})
         folder.write_summary({"steps": 2})
         assert json.loads((folder.path / "summary.json").read_text()) == {"steps": 2}
-        assert sorted(path.name for path in folder.path.iterdir()) == [
-            "events.jsonl",
-            "metrics.jsonl",
-            "run.json",
-            "summary.json",
-        ]
+        assert sorted(path.name for path in folder.path.iterdir()) == ["run.json", "summary.json"]
+
+
+def test_a_file_is_made_when_it_is_first_written_to(tmp_path):
+    """A reference run has no event log, and an empty one would fail the audit."""
+    with open_run_folder(CONFIG, out=tmp_path / "out") as folder:
+        folder.metrics.append({"step": 0})
+        folder.metrics.append({"step": 1})
+        assert not (folder.path / "events.jsonl").exists()
+        assert len(read_json_lines(folder.path / "metrics.jsonl")[0]) == 2

@@ -112,6 +112,24 @@ def local(
 
 
 @app.command()
+@run_file_argument
+@out_option
+@overrides_option
+@threads_option
+def reference(*, run_file: Path, out: Path | None, overrides: tuple[str, ...], threads: int) -> None:
+    """Train the same run in one process.
+
+    A plain PyTorch loop over the same samples from the same parameters: what a swarm is held against.
+    """
+    from zswarm.cli.reference import run_reference_command
+    from zswarm.config import load_run_file
+
+    allow_own_models()
+    config = load_run_file(run_file, overrides)
+    run_reference_command(config, run_file=run_file, out=out, threads=threads, begun_s=BEGUN_S)
+
+
+@app.command()
 @folder_argument
 def audit(*, folder: Path) -> None:
     """Check that a run counted everything exactly once.
@@ -126,6 +144,35 @@ def audit(*, folder: Path) -> None:
         click.echo(str(check))
     if not all(check.is_passed for check in checks):
         raise RunFailed(f"{folder}: what was committed is not what was asked for")
+
+
+@app.command()
+@folder_argument
+@click.option("--prompt", default="", metavar="TEXT", help="What the text begins with.")
+@click.option("--length", type=COUNT, default=400, show_default=True, metavar="N", help="How many bytes to add.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.8,
+    show_default=True,
+    metavar="T",
+    help="0 takes the likeliest byte each time.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=40,
+    show_default=True,
+    metavar="K",
+    help="Draw from the K likeliest bytes; 0 draws from all.",
+)
+@seed_option
+def generate(*, folder: Path, **sampling: Any) -> None:
+    """Print a text from the model of the run folder DIR."""
+    from zswarm.cli.generate import Sampling, generate_text
+
+    allow_own_models()
+    generate_text(folder, Sampling(**sampling))
 
 
 @app.command()
@@ -242,6 +289,7 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         return _fail(str(error), 2)
     except RunFailed as error:
+        _show_traceback()
         return _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
         return 130
@@ -250,8 +298,7 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the top of the main thread: whatever else it is, it is our bug
-        if os.environ.get(SHOW_TRACEBACK):
-            traceback.print_exc()
+        _show_traceback()
         text = f"this is a bug of zswarm: {type(error).__name__}: {error}"
         return _fail(f"{text}; {SHOW_TRACEBACK}=1 in the environment shows where it comes from", 1)
     return 0
@@ -265,6 +312,11 @@ def allow_own_models() -> None:
 def _fail(text: str, code: int) -> int:
     click.echo(f"zswarm: {text}", err=True)
     return code
+
+
+def _show_traceback() -> None:
+    if os.environ.get(SHOW_TRACEBACK):
+        traceback.print_exc()
 
 
 def _address(option: str, text: str) -> Address:

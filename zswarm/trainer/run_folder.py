@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -46,8 +48,17 @@ class RunFolder:
         if run_file is not None:
             write_whole(path / RUN_FILE, run_file.read_bytes())
         write_whole(path / CONFIGURATION, _pretty(json.loads(config.canonical_json())))
-        self.events = JsonLinesWriter(path / EVENTS)
-        self.metrics = JsonLinesWriter(path / METRICS)
+        self._files = ExitStack()
+
+    @cached_property
+    def events(self) -> JsonLinesWriter:
+        """The event log; made when it is first written to, in the process that writes it."""
+        return self._files.enter_context(JsonLinesWriter(self.path / EVENTS))
+
+    @cached_property
+    def metrics(self) -> JsonLinesWriter:
+        """The metrics, made like the event log."""
+        return self._files.enter_context(JsonLinesWriter(self.path / METRICS))
 
     @property
     def model_path(self) -> Path:
@@ -60,8 +71,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the files."""
-        self.events.close()
-        self.metrics.close()
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
