@@ -54,6 +54,7 @@ class Invariants:
         self._rounds: list[dict[Stage, Round]] = []
         """Of every step in the log, the round that was committed per stage."""
         self._stored: dict[int, bytes] = {}
+        self._bounds_bytes: dict[int, int] = {}
 
     # -- the commit ----------------------------------------------------------------------------------
 
@@ -145,13 +146,15 @@ class Invariants:
 
     # -- every event ---------------------------------------------------------------------------------
 
-    @staticmethod
-    def after_event(node: Node) -> None:
+    def after_event(self, node: Node) -> None:
         """Check the state of the node that handled an event."""
         machine = node.machine
         if isinstance(machine, BrokerMachine):
             if machine.queue is not None:
-                check_queue(node.name, machine.queue)
+                # A bound shrinks when producers leave; what was promised under the larger one stays promised.
+                bound_bytes = max(self._bounds_bytes.get(node.number, 0), machine.queue.credits.bound_bytes)
+                self._bounds_bytes[node.number] = bound_bytes
+                check_queue(node.name, machine.queue, bound_bytes)
         elif isinstance(machine, WorkerMachine):
             check_worker(node.name, machine)
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from math import log
 from random import Random
+from typing import NamedTuple
 
 from zswarm.errors import LocalProtocolError
 from zswarm.ids import Address, Link, Peer
@@ -40,6 +42,11 @@ class Weather:
     fair_from_s: float = 0.0
     """From this time on nothing is lost, repeated or late any more."""
 
+    @property
+    def is_fair(self) -> bool:
+        """Is nothing ever lost, repeated or late?"""
+        return not (self.loss or self.duplication or self.straggling)
+
 
 @dataclass(slots=True)
 class Direction:
@@ -52,8 +59,7 @@ class Direction:
     free_at_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One copy of a message arrives at `receiver` at `time_s`, who sees it come from `peer`."""
 
     time_s: float
@@ -68,7 +74,7 @@ class Network:
         self.weather = weather
         self.counters: Counter[str] = Counter()
         self.blocked: set[tuple[int, int]] = set()
-        self._random = random
+        self._draw = random.random
         self._owners: dict[Address, int] = {}
         self._dialled: dict[tuple[int, Address], Direction] = {}
         self._answers: dict[Link, Direction] = {}
@@ -98,25 +104,24 @@ class Network:
             return []
         if way.sender != sender:
             raise LocalProtocolError(f"node {sender} answers a link that is node {way.sender}'s")
-        weather, random = self.weather, self._random
-        delay_s = way.latency_s * (1.0 + random.expovariate(1.0) * weather.jitter)
+        weather, random = self.weather, self._draw
+        delay_s = way.latency_s * (1.0 - log(1.0 - random()) * weather.jitter)
         if has_payload:
             delay_s *= weather.payload_factor
-        copies = 1
-        if now_s < weather.fair_from_s:
-            if random.random() < weather.loss:
-                self.counters["lost"] += 1
-                copies = 0
-            elif random.random() < weather.duplication:
-                self.counters["duplicated"] += 1
-                copies = 2
-            if copies and random.random() < weather.straggling:
-                self.counters["straggling"] += 1
-                delay_s += random.random() * weather.straggle_s
-        deliveries = []
-        for _ in range(copies):
+        if now_s >= weather.fair_from_s or weather.is_fair:
+            return [Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as)]
+        point = random()
+        if point < weather.loss:
+            self.counters["lost"] += 1
+            return []
+        if random() < weather.straggling:
+            self.counters["straggling"] += 1
+            delay_s += random() * weather.straggle_s
+        deliveries = [Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as)]
+        if point < weather.loss + weather.duplication:
+            self.counters["duplicated"] += 1
+            delay_s -= way.latency_s * log(1.0 - random())
             deliveries.append(Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as))
-            delay_s += way.latency_s * random.expovariate(1.0)
         return deliveries
 
     def _arrival_s(self, way: Direction, time_s: float) -> float:
@@ -143,4 +148,4 @@ class Network:
 
     def _latency_s(self) -> float:
         low_s, high_s = self.weather.latency_low_s, self.weather.latency_high_s
-        return float(low_s * (high_s / low_s) ** self._random.random())
+        return float(low_s * (high_s / low_s) ** self._draw())

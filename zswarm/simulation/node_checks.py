@@ -10,12 +10,12 @@ from brokers.queue import Queue
 from stages.worker import WorkerMachine
 from zswarm import limits
 from zswarm.messages import Key
-from zswarm.simulation.violation import require
+from zswarm.simulation.violation import Violation, require
 
 LEASED = (EntryState.FORWARD_LEASED, EntryState.BACKWARD_LEASED)
 
 
-def check_queue(name: str, queue: Queue) -> None:
+def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
     """I7 at a broker: bytes and credits within the bound, every lease of one entry, books that balance."""
     credits = queue.credits
     reserved = held = num_leased = 0
@@ -23,25 +23,31 @@ def check_queue(name: str, queue: Queue) -> None:
         size_bytes = entry.x.parcel.size_bytes
         reserved += 2 * size_bytes
         held += size_bytes + (entry.dy.parcel.size_bytes if entry.dy is not None else 0)
-        num_leased += entry.record is not None
-        require(
-            (entry.record is not None) == (entry.state in LEASED), "I7", f"{name}: {entry.key} is {entry.state.name}"
-        )
-    require(credits.reserved_bytes == reserved, "I7", f"{name} reserves {credits.reserved_bytes}, not {reserved} bytes")
+        is_leased = entry.record is not None
+        num_leased += is_leased
+        if is_leased != (entry.state in LEASED):
+            raise Violation("I7", f"{name}: {entry.key} is {entry.state.name}, its lease is {entry.record}")
+    if credits.reserved_bytes != reserved:
+        raise Violation("I7", f"{name} reserves {credits.reserved_bytes}, its entries take {reserved} bytes")
     promised = 0
     for producer, account in credits.accounts.items():
-        require(account.credit_bytes >= 0, "I7", f"{name}: session {producer} has {account.credit_bytes} bytes of credit")
-        promised += account.credit_bytes
-    bound = credits.bound_bytes
-    require(reserved + 2 * promised <= bound, "I7", f"{name} reserves {reserved} and promises 2 * {promised} of {bound}")
-    require(held <= bound, "I7", f"{name} holds {held} of {bound} bytes")
+        credit_bytes = account.credit_bytes
+        promised += credit_bytes
+        if credit_bytes < 0:
+            raise Violation("I7", f"{name}: session {producer} has {credit_bytes} bytes of credit")
+    if reserved + 2 * promised > bound_bytes or held > bound_bytes:
+        raise Violation(
+            "I7", f"{name} holds {held}, reserves {reserved} and promises 2 * {promised} of {bound_bytes} bytes"
+        )
     for worker in queue.workers.values():
-        num_leases = len(worker.leases)
-        require(num_leases <= limits.PREFETCH, "I7", f"{name} leases {num_leases} jobs to session {worker.session}")
-        num_leased -= num_leases
+        num_leased -= len(worker.leases)
+        if len(worker.leases) > limits.PREFETCH:
+            raise Violation("I7", f"{name} leases {len(worker.leases)} jobs to session {worker.session}")
         for record in worker.leases.values():
-            require(record.entry.record is record, "I7", f"{name}: lease {record.lease} is not its entry's")
-    require(num_leased == 0, "I7", f"{name} has {-num_leased} leases without an entry")
+            if record.entry.record is not record:
+                raise Violation("I7", f"{name}: lease {record.lease} is not its entry's")
+    if num_leased:
+        raise Violation("I7", f"{name} has {num_leased} leased entries too many")
 
 
 def check_worker(name: str, machine: WorkerMachine) -> None:
@@ -50,11 +56,15 @@ def check_worker(name: str, machine: WorkerMachine) -> None:
     if outbox is None:
         return
     for state in outbox.brokers():
-        require(state.credit_bytes >= 0, "I7", f"{name} owes broker {state.broker} {-state.credit_bytes} bytes")
-    most = limits.PREFETCH * len(machine.membership.brokers(machine.membership.stage))
-    require(len(machine.jobs.held) <= most, "I7", f"{name} holds {len(machine.jobs.held)} jobs, more than {most}")
-    waiting = outbox.num_waiting
-    require(waiting < limits.OUTBOX_LENGTH + max(most, 1), "I7", f"{name} has {waiting} outputs without credit")
+        if state.credit_bytes < 0:
+            raise Violation("I7", f"{name} owes broker {state.broker} {-state.credit_bytes} bytes")
+    num_held, num_waiting = len(machine.jobs.held), outbox.num_waiting
+    if num_held > 1 or num_waiting > 1:
+        most = limits.PREFETCH * len(machine.membership.brokers(machine.membership.stage))
+        if num_held > most:
+            raise Violation("I7", f"{name} holds {num_held} jobs, more than {most}")
+        if num_waiting >= limits.OUTBOX_LENGTH + most:
+            raise Violation("I7", f"{name} has {num_waiting} outputs without credit")
 
 
 def check_empty_queue(name: str, queue: Queue) -> None:

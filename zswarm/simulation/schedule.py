@@ -6,7 +6,7 @@ once hides what a run with two of them finds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
@@ -109,20 +109,20 @@ def make_schedule(seed: int) -> Schedule:
     random = Random(f"schedule {seed}")
     some = random.choice((0.15, 0.35, 0.6))
     faults = frozenset(fault for fault in Fault if random.random() < some)
-    stages, brokers, workers = random.choice((1, 2, 2, 3, 3, 4)), random.choice((1, 1, 2, 3)), random.choice((1, 2, 2, 3, 4))
-    microbatches = random.choice((1, 2, 3, 4, 5, 6, 8, 12, 16))
+    microbatches = random.choice((1, 2, 3, 3, 4, 4, 5, 6, 8, 16))
     tight = Fault.TIGHT_BROKERS in faults
     late = Fault.LATE_PROCESSES in faults
-    schedule = Schedule(
+    stages = random.choice((1, 2, 2, 2, 3, 4))
+    return Schedule(
         seed=seed,
         faults=faults,
         num_stages=stages,
-        brokers_per_stage=brokers,
-        workers_per_stage=workers,
+        brokers_per_stage=random.choice((1, 1, 1, 2, 2, 3) if stages < 4 else (1, 1, 2)),
+        workers_per_stage=random.choice((1, 2, 2, 2, 3, 4) if stages < 3 else (1, 1, 2, 2, 3)),
         late_brokers=random.randint(0, 2) if late else 0,
         late_workers=random.randint(0, 3) if late else 0,
         num_microbatches=microbatches,
-        steps=random.choice((2, 2, 3, 3, 4, 5)) if microbatches < 8 else 2,
+        steps=random.choice((2, 2, 2, 3, 3, 5)) if microbatches < 8 else 2,
         num_held_out=random.choice((0, 0, 1, 3)),
         grad_clip=random.choice((0.0, 1.0, 1e9)),
         wiring=random.choice(sorted(POLICIES)),
@@ -130,26 +130,25 @@ def make_schedule(seed: int) -> Schedule:
         capacity_bytes=UNIT_BYTES * (random.randint(2, 8) if tight else 1000),
         weather=_weather(faults, random),
         pace=_pace(faults, random),
-        slowness=random.choice((2.0, 10.0, 50.0)) if Fault.UNEVEN_WORKERS in faults else 1.0,
+        slowness=random.choice((2.0, 10.0, 30.0)) if Fault.UNEVEN_WORKERS in faults else 1.0,
         drains=random.random() < 0.5,
         codec_one_in=50,
     )
-    return replace(schedule, window=max(schedule.window, 1)) if schedule.window else schedule
 
 
 def _weather(faults: frozenset[Fault], random: Random) -> Weather:
     slow = Fault.SLOW_LINKS in faults
     return Weather(
         latency_low_s=0.002,
-        latency_high_s=random.choice((0.05, 0.2)) if slow else 0.01,
+        latency_high_s=random.choice((0.05, 0.15)) if slow else 0.01,
         jitter=random.choice((0.1, 1.0)),
         loss=random.choice((0.01, 0.05, 0.2)) if Fault.LOSS in faults else 0.0,
         duplication=random.choice((0.05, 0.3)) if Fault.DUPLICATION in faults else 0.0,
         straggling=random.choice((0.01, 0.05)) if Fault.STRAGGLING in faults else 0.0,
-        straggle_s=random.choice((0.5, 2.0, 6.0)),
+        straggle_s=random.choice((0.3, 1.0, 4.0)),
         in_order=Fault.REORDERING not in faults,
-        payload_factor=random.choice((3.0, 10.0)) if Fault.SLOW_PAYLOADS in faults else 1.0,
-        fair_from_s=random.choice((5.0, 20.0, 60.0)),
+        payload_factor=random.choice((2.0, 5.0)) if Fault.SLOW_PAYLOADS in faults else 1.0,
+        fair_from_s=random.choice((5.0, 20.0, 40.0)),
     )
 
 

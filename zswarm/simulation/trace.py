@@ -1,8 +1,8 @@
 """What happened, in order: a digest of all of it, and the story of the last part for people.
 
-Every event that a machine handles and every command that it gives is recorded. The digest covers time,
-node, kind and the numbers that identify the message, so that two runs with equal digests have taken the
-same way. The texts are made only when a story is asked for.
+Every event that a machine handles and every command that it gives is recorded. The digest covers the
+events: time, node, kind and the numbers that identify the message, so that two runs with equal digests
+have taken the same way. The texts are made only when a story is asked for.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Trace:
         self._digest = hashlib.blake2b(digest_size=16)
         self._kinds: dict[type, int] = {}
 
-    def record(self, time_s: float, node: str, what: object, *, is_event: bool) -> None:
-        """Note that `node` handled the event or gave the command `what`."""
+    def record_event(self, time_s: float, number: int, node: str, event: object) -> None:
+        """Note that a node is about to handle an event."""
         self.num_recorded += 1
-        self.last.append(Happening(time_s, node, is_event, what))
-        subject = what.message if isinstance(what, (Received, Send)) else what
+        self.last.append(Happening(time_s, node, is_event=True, what=event))
+        subject = event.message if type(event) is Received else event
         kind = self._kinds.setdefault(type(subject), len(self._kinds))
         first = second = -1
         if isinstance(subject, StepMessage):
@@ -52,8 +52,11 @@ class Trace:
                 second = subject.microbatch
             elif isinstance(subject, Chunk):
                 second = subject.chunk + 64 * subject.shard
-        self._digest.update(_PACKED.pack(time_s, kind, is_event, first, second))
-        self._digest.update(node.encode())
+        self._digest.update(_PACKED.pack(time_s, number, kind, first, second))
+
+    def record_command(self, time_s: float, node: str, command: object) -> None:
+        """Note a command that the event led to; what it does shows in the events to come."""
+        self.last.append(Happening(time_s, node, is_event=False, what=command))
 
     @property
     def digest(self) -> str:
