@@ -16,7 +16,7 @@ _OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: 3_000,
     zmq.CONNECT_TIMEOUT: 3_000,
     zmq.RECONNECT_IVL: 100,
-    zmq.RECONNECT_IVL_MAX: 5_000,
+    zmq.RECONNECT_IVL_MAX: 1_000,
     # ZeroMQ's heartbeats only reap dead sockets: they go on while a process hangs, and they stop while
     # a large frame crawls. Liveness is judged by the machines from their own messages.
     zmq.HEARTBEAT_IVL: 2_000,
