@@ -96,7 +96,10 @@ class Participant:
         current = self._reduction.round if self._reduction is not None else Round(0)
         if message.round == current:
             return self.send_prepared()
-        if message.round < current or self._state.accumulating:
+        newest = self._inbox.round if self._inbox is not None else Round(0)
+        if message.round < max(current, newest) or self._state.accumulating:
+            return []
+        if self._me.session not in message.participants:
             return []
         if ledger.from_bytes(message.ledger) != self._state.ledger:
             return self._report()
@@ -120,9 +123,8 @@ class Participant:
             return []
         if self._inbox is None or message.round > self._inbox.round:
             self._inbox = Inbox(message.round)
-        if message.round != self._inbox.round:
+        if message.round != self._inbox.round or not self._inbox.put(message, load):
             return []
-        self._inbox.put(message, load)
         ack = ChunkAck(
             **self._me.header(),
             branch=message.branch,
@@ -194,5 +196,7 @@ class Participant:
 
     def applied(self) -> None:
         """The parameters are those of the next step."""
+        if self._commit is not None and self._inbox is not None and self._inbox.round <= self._commit.round:
+            self._inbox = None
         self._state.advance()
         self._commit = self._reduction = self._prepared = None

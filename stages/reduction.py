@@ -48,11 +48,14 @@ class Inbox:
         self.chunks: dict[tuple[Session, ReducePhase, int], dict[int, Load]] = {}
         self._num_chunks: dict[tuple[Session, ReducePhase, int], int] = {}
 
-    def put(self, message: Chunk, load: Load) -> None:
-        """Keep a chunk; a duplicate replaces an equal one."""
+    def put(self, message: Chunk, load: Load) -> bool:
+        """Keep a chunk; a duplicate replaces an equal one. False if it contradicts itself or the others."""
         key = (message.session, message.phase, message.shard)
-        self._num_chunks[key] = message.num_chunks
+        num_chunks = self._num_chunks.setdefault(key, message.num_chunks)
+        if message.num_chunks != num_chunks or message.chunk >= num_chunks:
+            return False
         self.chunks.setdefault(key, {})[message.chunk] = load
+        return True
 
     def shard(self, sender: Session, phase: ReducePhase, shard: int) -> tuple[Load, ...] | None:
         """Return a sender's chunks in order, or None while some are missing."""
@@ -95,8 +98,8 @@ class Reduction:
         return [Snapshot(round=self.round, num_shards=len(self._participants))]
 
     def set_addresses(self, addresses: dict[Session, Address], now: float) -> list[Send | Task]:
-        """Learn where the participants listen."""
-        self._addresses = addresses
+        """Learn where participants listen; one that a view no longer names stays where it was."""
+        self._addresses.update(addresses)
         return self._advance(now)
 
     def snapshotted(self, outcome: Snapshotted, now: float) -> list[Send | Task]:
