@@ -116,8 +116,10 @@ class Outbox:
         return self.flush(now)
 
     def acknowledge(self, ack: Ack, now: float) -> list[Send]:
-        """The receiver has it in memory."""
-        self._sent.pop((ack.direction, ack.key), None)
+        """The receiver has it in memory; another broker's word about the same key does not count."""
+        entry = self._sent.get((ack.direction, ack.key))
+        if entry is not None and entry.broker == ack.session:
+            del self._sent[ack.direction, ack.key]
         return self.update_room(ack.session, ack.room, now) if ack.room else []
 
     def refuse(self, nack: Nack, now: float) -> list[Send]:
