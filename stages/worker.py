@@ -14,7 +14,7 @@ of its step, and it is not in the ledger yet (R1); the snapshot of a round is a 
 the one of Prepare (R5); Commit is applied only to a result that is held (R7); jobs of another step are
 refused (R8). While APPLYING nothing else is computed.
 
-Repeated until true: Register; the heartbeat with the whole ledger; Ready to the own brokers; Attach to
+Repeated until true: Register; the heartbeat with the whole ledger, or Failure in its place; Ready to the own brokers; Attach to
 the own and the next stage's brokers; Prepared until Commit or Abort; outputs until acknowledged.
 
 Ignored on purpose: Prepare, Abort and Commit of another step than the own; results of rounds that have
@@ -113,10 +113,12 @@ class WorkerMachine:
         self._num_jobs = 0
         self._report = 0
         self._parameter_digest = 0
+        self._layers = range(0)
         self.is_built = False
         self._running: HeldJob | None = None
         self._running_since_s = 0.0
         self._run_counter = 0
+        self._failure: Failure | None = None
         self._pulls: list[tuple[Peer, Pull]] = []
         self._heartbeat_at_s = float("-inf")
         self._own_brokers: dict[Session, tuple[Address, ...]] = {}
@@ -125,11 +127,9 @@ class WorkerMachine:
 
     def next_deadline_s(self) -> float:
         """Return when something is to be repeated."""
-        times = [self._heartbeat_at_s]
-        for part in (self.outbox, self.participant):
-            if part is not None and (at_s := part.next_deadline_s()) is not None:
-                times.append(at_s)
-        return min(times)
+        parts = (self.outbox, self.participant)
+        times = [part.next_deadline_s() for part in parts if part is not None]
+        return min(self._heartbeat_at_s, *(at_s for at_s in times if at_s is not None), float("inf"))
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""
@@ -253,6 +253,7 @@ class WorkerMachine:
             case Built():
                 self.is_built = True
                 self._parameter_digest = outcome.parameter_digest
+                self._layers = range(outcome.first_layer, outcome.first_layer + outcome.num_layers)
                 return [*self._report_now(), *self._greet_brokers()]
             case Emitted() if outcome.lease == self._run_counter and self._running is not None:
                 return self._emit_backward(self._running.job, outcome.dx, now)
@@ -267,8 +268,8 @@ class WorkerMachine:
             case Failed():
                 me = self.membership
                 text = outcome.text[: limits.MAX_TEXT_CHARS]
-                failure = Failure(**me.header(), stage=me.stage, layer=outcome.layer, text=text)
-                return [Send(peer=me.coordinator, message=failure)]
+                self._failure = Failure(**me.header(), stage=me.stage, layer=outcome.layer, text=text)
+                return [Send(peer=me.coordinator, message=self._failure)]
             case _:
                 return []
 
@@ -337,6 +338,8 @@ class WorkerMachine:
         """Answer with a range of a layer's state, if it is the state that was asked for."""
         if (message.branch, message.step) != self.state.version or self.participant.is_applying:
             return []
+        if message.layer not in self._layers or (peer, message) in self._pulls:
+            return []
         self._pulls.append((peer, message))
         return [Export(part=message.part, layer=message.layer, offset_bytes=message.offset_bytes)]
 
@@ -361,6 +364,8 @@ class WorkerMachine:
         self._heartbeat_at_s = now + me.heartbeat_s
         if not me.is_welcome:
             return [me.register()]
+        if self._failure is not None:
+            return [Send(peer=me.coordinator, message=self._failure)]
         busy_s = now - self._running_since_s if self._running is not None else 0.0
         return [*self._report_now(busy_s), *self._greet_brokers(), *self.participant.send_prepared()]
 
