@@ -204,7 +204,7 @@ class Committer:
         last = rounds[-1].prepared.values()
         return Decision(
             step=self.step,
-            loss=sum(p.loss_sum for p in last) / settings.num_targets,
+            loss=math.fsum(p.loss_sum for p in last) / settings.num_targets,
             lr=settings.learning_rate(self.step),
             scale=scale,
             grad_norm=norm,

@@ -250,15 +250,16 @@ class Coordinator:
         num_addresses = 1 if message.role is Role.WORKER else 2
         if len(message.addresses) != num_addresses:
             return RejectCode.WRONG_RUN, f"a {message.role.value} has {num_addresses} addresses"
-        before = self.roster.known(message)
-        if before is not None and before.refusal:
-            return RejectCode.NOT_NEEDED, before.refusal
-        known = any(r.node == message.node for r in self.roster.records.values())
-        if message.role is Role.WORKER and self.committer.step > 0 and not known:
+        if (before := self.roster.known(message)) is not None:
+            return (RejectCode.NOT_NEEDED, before.refusal) if before.refusal else None
+        if message.role is Role.WORKER and self.committer.step > 0:
             text = f"the run is at step {self.committer.step}: workers can join until the first step is committed"
             return RejectCode.NOT_NEEDED, text
         if self.phase in (Phase.COLLECTING, Phase.CLOSING):
             return RejectCode.NOT_NEEDED, "the run is over"
+        if self.roster.is_full(message.role):
+            text = f"the run has all the {message.role.value}s that it can have: {limits.MAX_PARTICIPANTS} per stage"
+            return RejectCode.FULL, text
         return None
 
     def _heartbeat(self, record: Record, message: WorkerHeartbeat) -> list[Command]:

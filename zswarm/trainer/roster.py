@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from zswarm import ledger
+from zswarm import ledger, limits
 from zswarm.ids import Address, Branch, NodeId, Peer, Role, Session, Stage, Step
 from zswarm.messages import Member, Register, WorkerHeartbeat
 
@@ -97,6 +97,11 @@ class Roster:
     def _emptiest_stage(self, role: Role) -> Stage:
         counts = [len(self.of(role, Stage(stage))) for stage in range(self._num_stages)]
         return Stage(counts.index(min(counts)))
+
+    def is_full(self, role: Role) -> bool:
+        """Is there no room for one more, neither in a stage nor in a view?"""
+        least = len(self.of(role, self._emptiest_stage(role)))
+        return least >= limits.MAX_PARTICIPANTS or len(self.records) >= limits.MAX_MEMBERS
 
     def of(self, role: Role, stage: Stage) -> list[Record]:
         """Return the processes of a role in a stage, sorted by session."""
