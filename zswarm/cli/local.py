@@ -80,8 +80,7 @@ def _start_with_torch(config: RunConfig, options: LocalOptions, coordinator: Add
 
     plan = plan_run(config)
     source = open_source(config)
-    if config.wire.codec == "bnb8":
-        importlib.import_module("bitsandbytes")
+    _preload(config)
     folder = open_run_folder(config, out=options.out, run_file=options.run_file)
     print(f"zswarm: {folder.path}", file=sys.stderr)
 
@@ -114,6 +113,13 @@ def _start_with_torch(config: RunConfig, options: LocalOptions, coordinator: Add
     for index in range(config.pipeline.stages * options.workers):
         family.fork(f"worker-{index}", partial(worker, index))
     return trainer_pid
+
+
+def _preload(config: RunConfig) -> None:
+    """Import once what every worker would import: autograd's first backward, and the codec."""
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    if config.wire.codec == "bnb8":
+        importlib.import_module("bitsandbytes")
 
 
 def _leave(name: str, end: Exit) -> int:
