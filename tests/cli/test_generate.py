@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import zswarm.cli.generate
 from stages.model import build_layer, load_model
 from zswarm.cli import main
 from zswarm.config import RunConfig
@@ -47,6 +48,13 @@ def test_without_chance_the_likeliest_byte_is_taken(trained, capsysbinary):
         assert main.run(["generate", str(trained), "--length", "10", *arguments]) == 0
         texts.append(capsysbinary.readouterr().out)
     assert len(set(texts)) == 1
+
+
+def test_control_characters_do_not_reach_the_terminal(trained, capsys, monkeypatch):
+    """A model can put out any byte, an escape sequence that takes over the terminal too."""
+    monkeypatch.setattr(zswarm.cli.generate, "generate", lambda *_, **__: "a\x1b[2J\x9b\tb\n\x07é\u202ec")
+    assert main.run(["generate", str(trained)]) == 0
+    assert capsys.readouterr().out == "a\ufffd[2J\ufffd\tb\n\ufffdé\ufffdc\n"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,12 @@ def generate_text(folder: Path, sampling: Sampling) -> None:
         raise
     except Exception as error:
         raise RunFailed(f"the model raised {type(error).__name__}: {error}") from error
-    click.echo(sampling.prompt + text)
+    click.echo(sampling.prompt + "".join(_harmless(character) for character in text))
+
+
+def _harmless(character: str) -> str:
+    """Keep a model's control characters from the terminal."""
+    return character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"
 
 
 def _configuration(folder: Path) -> RunConfig:
