@@ -94,8 +94,12 @@ class StageEngine:
             LayerFailed: a layer raised.
 
         """
+        if training:
+            # With autograd's graph, though nobody keeps it: without, some kernels (oneDNN's convolutions)
+            # round differently, and running again for the backward would not give the same bits.
+            return self.forward_graph(x, place).y.detach()
         with torch.no_grad():
-            return self._run(self._on_device(x), place, training=training)
+            return self._run(self._on_device(x), place, training=False)
 
     def forward_graph(self, x: Tensor, place: Place) -> Graph:
         """Return y with the graph that leads to it; raises as `forward`."""

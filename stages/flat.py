@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from stages.checks import LayerCheck
 from stages.model import layer_name
 from zswarm import limits
-from zswarm.errors import UserError
 
 ALIGNMENT = 16
 """Values: 64 bytes, one cache line, as torch aligns tensors of their own."""
@@ -30,26 +30,20 @@ class FlatParameters:
     """The trainable parameters of some layers, moved into one buffer.
 
     Raises:
-        UserError: a parameter is not float32, or is shared between layers.
+        UserError: as `LayerCheck`.
 
     """
 
     def __init__(self, layers: Sequence[nn.Module], first_layer: int, device: torch.device) -> None:
         self._parameters: list[tuple[nn.Parameter, int]] = []
-        owners: dict[int, str] = {}
+        check = LayerCheck()
         size = 0
         for index, layer in enumerate(layers, first_layer):
-            for name, parameter in layer.named_parameters():
-                where = f"{layer_name(layer, index)}, parameter {name}"
-                if id(parameter) in owners:
-                    raise UserError(f"{where} is also {owners[id(parameter)]}: layers cannot share parameters")
-                owners[id(parameter)] = where
-                if not parameter.requires_grad:
-                    continue
-                if parameter.dtype != torch.float32:
-                    raise UserError(f"{where} is {parameter.dtype}: parameters must be torch.float32")
-                self._parameters.append((parameter, size))
-                size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+            check.look(layer, layer_name(layer, index))
+            for parameter in layer.parameters():
+                if parameter.requires_grad:
+                    self._parameters.append((parameter, size))
+                    size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
         self.num_parameters = sum(parameter.numel() for parameter, _ in self._parameters)
         # Never so small that a shard of an all-reduce would be empty.
         size = max(size, limits.MAX_PARTICIPANTS)

@@ -25,7 +25,7 @@ def load_layers(config: RunConfig, path: Path) -> nn.ModuleList:
     model = load_model(config.model.factory, config.model.arguments)
     layers = nn.ModuleList(build_layer(model, index, config.run.seed) for index in range(len(model.layers)))
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             state = {name.removeprefix("layers."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such model; a run writes it when it ends") from None

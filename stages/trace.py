@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
+from stages.checks import LayerCheck
 from stages.engine import one_line
 from stages.model import Model, build_layer, layer_name
 from zswarm import limits
@@ -57,14 +57,14 @@ def trace(model: Model, *, batch_size: int, sequence_length: int, seed: int) -> 
     x = torch.zeros(batch_size, sequence_length, dtype=torch.int64)
     before = f"the tokens, int64 {list(x.shape)}"
     traces: list[LayerTrace] = []
-    seen: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+    check = LayerCheck()
     num_parameters = 0
     with _one_thread(), torch.no_grad():
         for index in range(len(model.layers)):
             device = torch.device("cpu" if num_parameters <= REAL_PARAMETERS else "meta")
             layer = _build(model, index, seed, device)
             name = layer_name(layer, index)
-            _check_parameters(layer, name, seen)
+            check.look(layer, name)
             x = x.to(device) if x.device.type == "cpu" else x
             inputs = x
             with _Meter() as meter:
@@ -160,21 +160,6 @@ def _call(layer: nn.Module, name: str, x: Tensor, before: str) -> Tensor:
             f"each up to {limits.MAX_DIMENSION}"
         )
     return out
-
-
-def _check_parameters(layer: nn.Module, name: str, seen: WeakKeyDictionary[nn.Module, str]) -> None:
-    for module in layer.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:  # noqa: SLF001 - no public name
-            raise UserError(
-                f"model: {name} has a {type(module).__name__}, whose running statistics every worker would have "
-                "its own of: use GroupNorm or LayerNorm, or track_running_stats=False"
-            )
-    if layer in seen:
-        raise UserError(
-            f"model: the factories of {seen[layer]} and {name} return the same module: each must make a new "
-            "one, since layers live in different processes"
-        )
-    seen[layer] = name
 
 
 def _check_loss(model: Model, output: Tensor, labels: Tensor) -> None:

@@ -1,0 +1,187 @@
+"""Models as users write them, right and wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stages.model import Model
+
+WIDTH = 8
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(256, WIDTH)
+
+    def forward(self, tokens):
+        return self.embedding(tokens)
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return x + self.drop(self.linear(x).relu())
+
+
+class Odd(nn.Module):
+    """Layers that are not linear, a parameter used twice, one frozen, one never used, one shared within."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.second = nn.Linear(WIDTH, WIDTH)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(requires_grad=False)
+        self.unused = nn.Linear(WIDTH, WIDTH)
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        x = self.second(self.first(x).tanh()) * self.scale + self.scale
+        x = self.frozen(x) + functional.linear(x, self.first.weight)
+        return self.normed(self.conv(x.transpose(1, 2)).transpose(1, 2))
+
+
+class Raising(nn.Module):
+    def __init__(self, where: str):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.where = where
+
+    def forward(self, x):
+        if x.shape[0] == 1 and self.where == "forward":
+            raise ValueError("the sky\nis falling")
+        y = self.linear(x)
+        if self.where == "backward" and y.requires_grad:
+            y.register_hook(self._fall)
+        return y
+
+    def _fall(self, gradient):
+        raise ValueError("the sky is falling backwards")
+
+
+def head():
+    return nn.Linear(WIDTH, 256)
+
+
+def dropping(sequence_length):
+    return [Tokens, Dropping, Dropping, head]
+
+
+def odd(sequence_length):
+    return [Tokens, Odd, Odd, head]
+
+
+def raising(sequence_length, where):
+    return [Tokens, lambda: Raising(where), head]
+
+
+def unchained(sequence_length):
+    return [Tokens, lambda: nn.Linear(WIDTH, WIDTH), lambda: nn.Linear(WIDTH + 1, 256)]
+
+
+def regression(sequence_length):
+    """A model with a loss of its own: the squared distance from a number to the label."""
+
+    def loss(output, labels):
+        return (output.squeeze(-1) - labels / 256).square().sum()
+
+    return Model(layers=[Tokens, lambda: nn.Linear(WIDTH, 1)], loss=loss)
+
+
+def mean_loss(sequence_length):
+    return Model(layers=[Tokens, head], loss=lambda output, labels: output.mean(-1))
+
+
+def bad_loss(sequence_length):
+    return Model(layers=[Tokens, head], loss=lambda output, labels: output.nothing())
+
+
+def sharing(sequence_length):
+    layer = nn.Linear(WIDTH, WIDTH)
+    return [Tokens, lambda: layer, lambda: layer, head]
+
+
+class Tied(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def tied(sequence_length):
+    weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
+    return [Tokens, lambda: Tied(weight), lambda: Tied(weight), head]
+
+
+def half(sequence_length):
+    return [lambda: nn.Embedding(256, WIDTH, dtype=torch.bfloat16)]
+
+
+def batch_norm(sequence_length):
+    return [Tokens, lambda: nn.BatchNorm1d(sequence_length), head]
+
+
+def pair(sequence_length):
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    return [Tokens, Pair]
+
+
+def integers(sequence_length):
+    class Integers(nn.Module):
+        def forward(self, x):
+            return x.long()
+
+    return [Tokens, Integers]
+
+
+def deep(sequence_length):
+    class Deep(nn.Module):
+        def forward(self, x):
+            return x[None, None]
+
+    return [Tokens, Deep]
+
+
+def modules(sequence_length):
+    return [Tokens()]
+
+
+def no_module(sequence_length):
+    return [Tokens, lambda: "no module"]
+
+
+def failing_layer(sequence_length):
+    return [Tokens, lambda: nn.Linear(-3, 4)]
+
+
+def nothing(sequence_length):
+    return []
+
+
+def number(sequence_length):
+    return 3
+
+
+def falling(sequence_length):
+    raise KeyError("width")
+
+
+def wide(sequence_length, width):
+    return [lambda: nn.Embedding(256, width), lambda: nn.Linear(width, 256)]
+
+
+text = "no function"

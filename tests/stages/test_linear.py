@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from stages import kernels
+from stages.kernels import OneDnnKernels, TorchKernels, fastest_kernels
+from stages.linear import DeferredGradients, install
+
+KERNELS = [
+    TorchKernels(),
+    pytest.param(
+        OneDnnKernels(),
+        marks=pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN"),
+    ),
+]
+
+
+def with_gradients(module):
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return module
+
+
+def twins(make):
+    torch.manual_seed(0)
+    first = make()
+    second = make()
+    second.load_state_dict(first.state_dict())
+    return with_gradients(first), with_gradients(second)
+
+
+@pytest.mark.parametrize("product", KERNELS)
+@settings(deadline=None, max_examples=40)
+@given(sizes=st.tuples(*[st.integers(1, 33)] * 3), is_transposed=st.booleans(), seed=st.integers(0, 1000))
+def test_products_are_the_products(product, sizes, is_transposed, seed):
+    """Whichever library multiplies: y, dx and dW are what the definition says, for transposed views as well."""
+    num_rows, num_inputs, num_outputs = sizes
+    generator = torch.Generator().manual_seed(seed)
+    x = (
+        torch.randn(num_inputs, num_rows, generator=generator).t()
+        if is_transposed
+        else torch.randn(num_rows, num_inputs)
+    )
+    weight, bias = torch.randn(num_outputs, num_inputs), torch.randn(num_outputs)
+    g, total = torch.randn(num_rows, num_outputs), torch.randn(num_outputs, num_inputs)
+    expected = (total.double() + g.double().t() @ x.double()).float()
+    product.add_weight_gradient(total, g, x)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    assert torch.allclose(total, expected, **close)
+    assert torch.allclose(product.forward(x, weight, bias), x @ weight.t() + bias, **close)
+    assert torch.allclose(product.forward(x, weight, None), x @ weight.t(), **close)
+    assert torch.allclose(product.input_gradient(g, weight), g @ weight, **close)
+
+
+def test_the_faster_library_is_chosen(monkeypatch):
+    """OneDNN is taken where it is clearly faster and nowhere else."""
+    for times, expected in (((1.0, 2.2), OneDnnKernels), ((1.0, 1.1), TorchKernels), ((2.0, 1.0), TorchKernels)):
+        kernels._is_onednn_faster.cache_clear()
+        found = iter(times)
+        monkeypatch.setattr(kernels, "_fastest_s", lambda _, found=found: next(found))
+        chosen = fastest_kernels(torch.device("cpu"))
+        assert type(chosen) is (expected if torch.backends.mkldnn.is_available() else TorchKernels)
+    kernels._is_onednn_faster.cache_clear()
+    assert type(fastest_kernels(torch.device("meta"))) is TorchKernels
+
+
+def test_a_library_that_errs_is_not_chosen(monkeypatch):
+    """OneDNN's operator has no public name: if it vanishes or computes something else, torch's own is used."""
+
+    def vanished(*_):
+        raise AttributeError("no such operator")
+
+    for broken in (vanished, lambda x, weight, bias: x @ weight.t() * 2):
+        kernels._is_onednn_faster.cache_clear()
+        monkeypatch.setattr(kernels, "_inner_product", broken)
+        assert type(fastest_kernels(torch.device("cpu"))) is TorchKernels
+    kernels._is_onednn_faster.cache_clear()
+
+
+@pytest.mark.parametrize("product", KERNELS)
+@pytest.mark.parametrize("is_deferring", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (7,), (1, 1, 1, 7)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_are_autograds(product, is_deferring, shape, bias):
+    """dx, dW and db, over two backwards, are those that autograd finds."""
+    plain, ours = twins(lambda: nn.Sequential(nn.Linear(7, 9, bias=bias), nn.Tanh(), nn.Linear(9, 4)))
+    deferred = DeferredGradients(product, is_deferring=is_deferring)
+    assert install([ours], deferred) == 2
+    for _ in range(2):
+        x = torch.randn(shape, requires_grad=True)
+        twin = x.detach().clone().requires_grad_()
+        plain(x).square().sum().backward()
+        ours(twin).square().sum().backward()
+        deferred.run()
+        assert torch.allclose(twin.grad, x.grad, atol=1e-5)
+    for mine, its in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine.grad, its.grad, atol=1e-5)
+
+
+def test_dx_is_there_before_the_weights_gradients():
+    """Deferring means: after the backward, dx is known and W's gradient untouched, until `run`."""
+    (layer,) = [with_gradients(nn.Linear(3, 3))]
+    deferred = DeferredGradients(TorchKernels(), is_deferring=True)
+    install([layer], deferred)
+    x = torch.ones(2, 3, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad.abs().sum() == 0
+    deferred.run()
+    assert layer.weight.grad.abs().sum() > 0
+    before = layer.weight.grad.clone()
+    deferred.run()
+    assert torch.equal(layer.weight.grad, before)
+
+
+def test_unwanted_and_forgotten_gradients_are_not_added():
+    """A backward for dx alone leaves the parameters' gradients alone."""
+    layer = with_gradients(nn.Linear(3, 3))
+    deferred = DeferredGradients(TorchKernels(), is_deferring=True)
+    install([layer], deferred)
+    deferred.is_wanted = False
+    layer(torch.ones(2, 3)).sum().backward()
+    deferred.run()
+    deferred.is_wanted = True
+    layer(torch.ones(2, 3)).sum().backward()
+    deferred.clear()
+    deferred.run()
+    assert layer.weight.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias", None])
+def test_frozen_parameters_get_no_gradient(trained):
+    """Freezing the weight or the bias, or both, leaves the other and dx right."""
+    plain, ours = twins(lambda: nn.Sequential(nn.Linear(4, 4)))
+    for twin in (plain, ours):
+        for name, parameter in twin[0].named_parameters():
+            parameter.requires_grad_(name == trained)
+    deferred = DeferredGradients(TorchKernels(), is_deferring=True)
+    install([ours], deferred)
+    x = torch.randn(3, 4, requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    plain(x).square().sum().backward()
+    ours(twin).square().sum().backward()
+    deferred.run()
+    assert torch.allclose(twin.grad, x.grad, atol=1e-5)
+    for mine, its in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine.grad, its.grad, atol=1e-5)
+
+
+class Louder(nn.Linear):
+    """A user's own linear layer."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_only_exact_linear_modules_are_changed():
+    """Subclasses, parametrised layers and other modules keep their own forward."""
+    layers = [
+        Louder(2, 2),
+        nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
+        nn.Bilinear(2, 2, 2),
+        nn.Sequential(nn.Linear(2, 2)),
+    ]
+    assert install(layers, DeferredGradients(TorchKernels(), is_deferring=True)) == 1
+    assert torch.equal(layers[0](torch.ones(2)), nn.Linear.forward(layers[0], torch.ones(2)) * 2)
+
+
+def test_unusual_calls_are_left_to_torch():
+    """Other dtypes, autocast, nothing at all, or a weight that is no parameter: torch's own linear."""
+    layer = with_gradients(nn.Linear(3, 2))
+    deferred = DeferredGradients(TorchKernels(), is_deferring=True)
+    install([layer], deferred)
+    assert layer(torch.zeros(0, 3)).shape == (0, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.ones(1, 3)).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.ones(1, 4))
+    layer.double()
+    assert layer(torch.ones(1, 3, dtype=torch.float64)).dtype == torch.float64
