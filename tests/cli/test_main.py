@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import pytest
 
 from zswarm import __version__, audit
 from zswarm.cli import main
+from zswarm.cli.bench import bench
 from zswarm.errors import RunFailed, UserError
 
 GOOD = """
@@ -73,6 +76,15 @@ def test_help_names_every_command_and_every_command_has_help():
         result = zswarm(command, "--help")
         assert result.returncode == 0
         assert result.stdout.startswith(f"Usage: zswarm {command}")
+
+
+@pytest.mark.parametrize("command", ["codec", "broker", "training", "equality"])
+def test_every_benchmark_has_help_and_a_body(command):
+    """The options of the command are parameters of the function that it calls."""
+    assert zswarm("bench", command, "--help").stdout.startswith(f"Usage: zswarm bench {command}")
+    module = importlib.import_module(f"zswarm.benchmarks.{command}")
+    body = module.equality if command == "equality" else module.main
+    inspect.signature(body).bind(**{parameter.name: None for parameter in bench.commands[command].params})
 
 
 def test_the_version_is_printed():

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zswarm import __version__
+from zswarm.cli.bench import bench
 from zswarm.errors import RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
@@ -254,19 +255,7 @@ def simulate(*, schedules: int, seed: int) -> None:
     simulate(schedules, seed)
 
 
-@app.group()
-def bench() -> None:
-    """Measure this machine's speed at what a run is made of."""
-
-
-@bench.command("codec")
-@threads_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-def bench_codec(*, threads: int, as_json: bool) -> None:
-    """Relative error, bytes and GB/s of each codec."""
-    from zswarm.benchmarks.codec import main
-
-    main(as_json=as_json, threads=threads)
+app.add_command(bench)
 
 
 def main() -> None:

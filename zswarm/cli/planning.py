@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from stages.partition import plan
-
 from zswarm.config import RunConfig
 from zswarm.trainer.service import Plan
 
