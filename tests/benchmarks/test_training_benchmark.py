@@ -6,13 +6,13 @@ import pytest
 
 from zswarm.benchmarks import training
 from zswarm.benchmarks.baselines import Assignment, Shape
+from zswarm.benchmarks.figures import Figure
 from zswarm.benchmarks.training import (
     LIMIT,
     ONE_F_ONE_B_2,
     SIZES,
     SWARM_2X1,
     SWARM_4X2,
-    Figure,
     Measurement,
     even_split,
     figures_of,

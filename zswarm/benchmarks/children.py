@@ -74,6 +74,12 @@ class Children:
         """Return the process id of a child."""
         return self._processes[index].pid
 
+    def check(self) -> None:
+        """Raise RunFailed if a child has ended."""
+        for index, process in enumerate(self._processes):
+            if process.poll() is not None:
+                raise self._failure(index)
+
     def read_line(self, index: int) -> str:
         """Return what a child says next, up to the end of a line.
 

@@ -14,7 +14,6 @@ ratios; what others used of the machine meanwhile is printed beside them.
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from zswarm.benchmarks.baselines import Shape
 from zswarm.benchmarks.bystanders import Bystanders
 from zswarm.benchmarks.children import Children
+from zswarm.benchmarks.figures import Figure, table_of
 from zswarm.benchmarks.intervals import alternating, common_rate_per_s, paired_ratios, rate_per_s
 from zswarm.errors import RunFailed, UserError
 
@@ -85,35 +84,6 @@ class Measurement:
     time_to_first_step_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """What is printed: one value per round, and the target if there is one."""
-
-    name: str
-    values: list[float]
-    at_least: float | None = None
-    below: float | None = None
-
-    @property
-    def median(self) -> float:
-        """The figure itself."""
-        return statistics.median(self.values)
-
-    @property
-    def is_met(self) -> bool | None:
-        """Does the median reach the target? None without one."""
-        if self.at_least is not None:
-            return self.median >= self.at_least
-        return self.median < self.below if self.below is not None else None
-
-    @property
-    def target(self) -> str:
-        """The target for people."""
-        if self.at_least is not None:
-            return f">= {self.at_least:.2f}"
-        return f"< {self.below:.1f}" if self.below is not None else ""
-
-
 def even_split(num_blocks: int, num_stages: int) -> tuple[int, ...]:
     """Return the layers of each stage: blocks evenly, the embedding with the first, the head with the last."""
     bounds = [num_blocks * index // num_stages for index in range(num_stages + 1)]
@@ -145,12 +115,12 @@ def main(*, model: str = "tiny", pairs: int = 3, json_file: Path | None = None) 
             console.print(f"round {number}: {_described(measured[name])}", highlight=False)
         rounds.append(measured)
     figures = figures_of(rounds, size)
-    console.print(_table(figures, f"training, {model}, median of {pairs} rounds"))
+    console.print(table_of(figures, f"training, {model}, median of {pairs} rounds"))
     if json_file is not None:
         found = {
             "model": model,
             "measurements": [[asdict(measurement) for measurement in measured.values()] for measured in rounds],
-            "figures": [asdict(figure) | {"median": figure.median, "is_met": figure.is_met} for figure in figures],
+            "figures": [figure.as_json() for figure in figures],
         }
         json_file.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -243,7 +213,7 @@ def _swarm(size: Size, *, num_stages: int, num_workers: int) -> Speed:
     with tempfile.TemporaryDirectory(prefix="zswarm-bench-") as folder:
         run_file, out = Path(folder, "run.toml"), Path(folder, "out")
         run_file.write_text(run_text(size, num_stages=num_stages))
-        command = ["-m", "zswarm.cli.main", "local", str(run_file), "--workers", str(num_workers), "--out", str(out)]
+        command = ["-m", "zswarm", "local", str(run_file), "--workers", str(num_workers), "--out", str(out)]
         with Children([command], deadline_s=size.deadline_s) as children:
             children.wait(0)
         summary = json.loads((out / "summary.json").read_text())
@@ -286,12 +256,3 @@ def _described(measurement: Measurement) -> str:
     suspect = "  (suspect)" if measurement.others_cores > TOLERATED_CORES else ""
     used = f"others used {measurement.others_cores:.2f} cores{suspect}"
     return f"{measurement.system:<11} {measurement.samples_per_s:6.2f} samples/s, {used}"
-
-
-def _table(figures: Sequence[Figure], title: str) -> Table:
-    table = Table("figure", "median", "target", "", "each round", title=title)
-    for figure in figures:
-        verdict = {None: "", True: "met", False: "MISSED"}[figure.is_met]
-        rounds = " ".join(f"{value:.2f}" for value in figure.values)
-        table.add_row(figure.name, f"{figure.median:.2f}", figure.target, verdict, rounds)
-    return table
