@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import shards
+from stages.shards import CHUNK_VALUES, add, cut, join, pack, shard_bounds
+from zswarm import limits
+from zswarm.errors import RemoteProtocolError
+from zswarm.wire import verify
+
+
+def floats(seed, count):
+    return np.random.default_rng(seed).standard_normal(count).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=50)
+@given(count=st.integers(256, 3000), participants=st.integers(1, 6), seed=st.integers(0, 100))
+def test_everybody_gets_the_sum(count, participants, seed):
+    """Cut, added shard by shard in one order, and joined: the sum of all, with the same bits for all."""
+    buffers = [floats(seed + index, count) for index in range(participants)]
+    expected = buffers[0].copy()
+    for buffer in buffers[1:]:
+        expected += buffer
+    contributions = [cut(buffer, participants) for buffer in buffers]
+    summed = [add([shares[shard] for shares in contributions]) for shard in range(participants)]
+    out = np.zeros(count, np.float32)
+    join(summed, out)
+    assert np.array_equal(out, expected)
+
+
+def test_shards_are_even_and_never_empty():
+    """The smallest stage among the most participants: a value for each of them."""
+    bounds = shard_bounds(limits.MAX_PARTICIPANTS, limits.MAX_PARTICIPANTS)
+    assert all(end - begin == 1 for begin, end in bounds)
+    sizes = [end - begin for begin, end in shard_bounds(1000, 7)]
+    assert sum(sizes) == 1000
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_chunks_are_single_checked_frames_over_the_same_memory():
+    """A chunk is one frame of at most REDUCE_CHUNK_BYTES, described and checksummed, not copied."""
+    values = floats(0, CHUNK_VALUES * 2 + 5)
+    chunks = pack(values)
+    assert [chunk.parcel.size_bytes for chunk in chunks] == [limits.REDUCE_CHUNK_BYTES] * 2 + [20]
+    for chunk in chunks:
+        assert chunk.parcel.num_frames == len(chunk.frames) == 1
+        assert verify(chunk.parcel, chunk.frames)
+        assert chunk.frames[0].readonly
+        assert np.shares_memory(np.frombuffer(chunk.frames[0], np.float32), values)
+
+
+def test_what_is_not_finite_survives():
+    """NaN and infinity in one share are in the sum."""
+    first, second = floats(0, 300), floats(1, 300)
+    first[3], second[5] = np.nan, np.inf
+    out = np.zeros(300, np.float32)
+    join([add([pack(first), pack(second)])], out)
+    assert np.isnan(out[3])
+    assert np.isinf(out[5])
+
+
+def changed(load, **changes):
+    return replace(load, parcel=replace(load.parcel, tensors=(replace(load.parcel.tensors[0], **changes),)))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda load: changed(load, codec="int8"),
+        lambda load: changed(load, dtype="float64"),
+        lambda load: changed(load, shape=(299,)),
+        lambda load: replace(load, frames=(bytes(4),)),
+        lambda load: replace(load, frames=()),
+        lambda load: replace(load, parcel=replace(load.parcel, tensors=())),
+    ],
+)
+def test_chunks_that_lie_are_refused(spoil):
+    """A peer's chunk that is not what it says, or does not fit the others, is the peer's fault."""
+    (good,) = pack(floats(0, 300))
+    with pytest.raises(RemoteProtocolError):
+        add([(good,), (spoil(good),)])
+    with pytest.raises(RemoteProtocolError):
+        join([(spoil(good),)], np.zeros(300, np.float32))
+
+
+def test_shares_of_other_sizes_are_refused():
+    """Shares must have as many chunks and values as each other, and all shards as many as the gradient."""
+    with pytest.raises(RemoteProtocolError, match="of 300 and of 299 values"):
+        add([pack(floats(0, 300)), pack(floats(0, 299))])
+    with pytest.raises(RemoteProtocolError, match=r"of \[1, 2\] chunks"):
+        add([pack(floats(0, 300)), pack(floats(0, CHUNK_VALUES + 1))])
+    with pytest.raises(RemoteProtocolError, match="300 values for a gradient of 301"):
+        shards.join([pack(floats(0, 300))], np.zeros(301, np.float32))
