@@ -61,7 +61,7 @@ def _step(settings: CoordinatorSettings, step: Step, path: tuple[int, ...], *, s
         tuple(Contribution(step, index, path, tuple(reversed(path[stage:]))) for index in indices)
         for stage in range(settings.num_stages)
     )
-    apply = all(is_finite(seed, each) for each in contributions)
+    apply = all(is_finite(seed, Stage(stage), each) for stage, each in enumerate(contributions))
     norm = math.sqrt(sum(square_norm(Stage(stage), each) for stage, each in enumerate(contributions)))
     scale = 1.0
     if apply and settings.grad_clip > 0:

@@ -145,7 +145,7 @@ def _weather(faults: frozenset[Fault], random: Random) -> Weather:
         loss=random.choice((0.01, 0.05, 0.2)) if Fault.LOSS in faults else 0.0,
         duplication=random.choice((0.05, 0.3)) if Fault.DUPLICATION in faults else 0.0,
         straggling=random.choice((0.01, 0.05)) if Fault.STRAGGLING in faults else 0.0,
-        straggle_s=random.choice((0.3, 1.0, 4.0)),
+        straggle_s=random.choice((0.3, 1.0, 6.0)),
         in_order=Fault.REORDERING not in faults,
         payload_factor=random.choice((2.0, 5.0)) if Fault.SLOW_PAYLOADS in faults else 1.0,
         fair_from_s=random.choice((5.0, 20.0, 40.0)),

@@ -83,7 +83,7 @@ class Swarm:
         return node
 
     def _start_s(self, index: int, expected: int) -> float:
-        return self._random.uniform(0.0, 1.0 if index < expected else 15.0)
+        return self._random.uniform(0.0, 1.0 if index < expected else 6.0)
 
     def _add_broker(self, index: int) -> None:
         schedule = self.schedule

@@ -238,7 +238,7 @@ class SymbolicCompute:
         )
         contributions = tuple(sorted(c for share in sums[0] for c in share.contributions))
         self.assembled[task.round] = contributions
-        finite = is_finite(self._seed, contributions)
+        finite = is_finite(self._seed, self._stage, contributions)
         return tasks.Assembled(
             round=task.round,
             digest=fingerprint([share.digest for share in sums[0]]),
