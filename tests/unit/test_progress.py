@@ -84,6 +84,15 @@ def test_many_stages_are_summed_up(monkeypatch):
     assert "1:00 left" in stream.getvalue()
 
 
+def test_what_is_not_known_yet_is_left_out(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    stream = Terminal()
+    with Progress("new", steps=3, stream=stream) as progress:
+        progress.update(report(0, tokens_per_s=None, time_left_s=None))
+    assert "loss 5.5000  16 in flight  workers 2/2/1" in stream.getvalue()
+    assert "None" not in stream.getvalue()
+
+
 def test_losing_the_reader_ends_the_output_and_not_the_run():
     """`zswarm local ... | head -1` trains to the end, exits with its own code, and prints no traceback."""
     script = (

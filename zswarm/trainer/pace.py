@@ -16,9 +16,8 @@ RECENT_STEPS = 8
 class Pace:
     """Times and losses of the steps of one run.
 
-    A step's duration is the time between its commit and the one before it. The first step's includes
-    whatever came before it (start, first evaluation), so it counts only while it is the only one.
-    All times are seconds of one monotonic clock.
+    A step's duration is the time between its commit and the one before it. The first step has none: before
+    it came the start and the first evaluation. All times are seconds of one monotonic clock.
     """
 
     def __init__(self, config: RunConfig, *, now: float) -> None:
@@ -41,25 +40,23 @@ class Pace:
         return len(self._losses)
 
     @property
-    def tokens_per_s(self) -> float:
-        """Of the recent steps."""
-        return self._samples_per_s(self._durations(RECENT_STEPS)) * self._tokens_per_sample
+    def tokens_per_s(self) -> float | None:
+        """Of the recent steps; None before the second."""
+        return _times(self._samples_per_s(RECENT_STEPS), self._tokens_per_sample)
 
     @property
-    def time_left_s(self) -> float:
-        """Until the last step, at the pace of the recent ones."""
-        recent = self._durations(RECENT_STEPS)
-        return (self._steps - self.num_steps) * statistics.median(recent) if recent else 0.0
+    def time_left_s(self) -> float | None:
+        """Until the last step, at the pace of the recent ones; None before the second."""
+        return _times(self._typical_s(RECENT_STEPS), self._steps - self.num_steps)
 
-    def _durations(self, most: int) -> list[float]:
-        """Return the durations of the last `most` steps but the first, which stands in while it is alone."""
-        if len(self._committed_at_s) == 1:
-            return [self._committed_at_s[0] - self._begun_at_s]
-        return [later - earlier for earlier, later in pairwise(self._committed_at_s[-most - 1 :])]
+    def _typical_s(self, most: int) -> float | None:
+        """Return the median duration of the last `most` steps."""
+        durations = [later - earlier for earlier, later in pairwise(self._committed_at_s[-most - 1 :])]
+        return statistics.median(durations) if durations else None
 
-    def _samples_per_s(self, durations: list[float]) -> float:
-        typical = statistics.median(durations) if durations else 0.0
-        return self._num_samples / typical if typical > 0 else 0.0
+    def _samples_per_s(self, most: int) -> float | None:
+        typical_s = self._typical_s(most)
+        return self._num_samples / typical_s if typical_s else None
 
     def summary(
         self,
@@ -70,22 +67,26 @@ class Pace:
         stages: int,
         workers: int,
     ) -> dict[str, Any]:
-        """Return the content of `summary.json`; rates are medians over the steps after the first.
+        """Return the content of `summary.json`; rates are medians over the steps after the first, None without one.
 
         `held_out_loss` is that before the first step and that after the last one.
         """
         before, after = held_out_loss
-        samples_per_s = self._samples_per_s(self._durations(self.num_steps))
+        samples_per_s = self._samples_per_s(self.num_steps)
         return {
             "steps": self.num_steps,
             "loss": self._losses,
             "held_out_loss": after,
             "held_out_loss_before": before,
             "samples_per_s": samples_per_s,
-            "tokens_per_s": samples_per_s * self._tokens_per_sample,
+            "tokens_per_s": _times(samples_per_s, self._tokens_per_sample),
             "wall_s": now - self._begun_at_s,
             "time_to_first_step_s": self._committed_at_s[0] - self._begun_at_s if self._committed_at_s else None,
             "wire_bytes": wire_bytes,
             "stages": stages,
             "workers": workers,
         }
+
+
+def _times(value: float | None, factor: int) -> float | None:
+    return None if value is None else value * factor

@@ -30,12 +30,13 @@ class StepReport:
     lr: float
     grad_norm: float
     """Of the whole model, before clipping."""
-    tokens_per_s: float
+    tokens_per_s: float | None
+    """None as long as it is not known, as `time_left_s`."""
     num_in_flight: int
     """Microbatches in the pipeline."""
     workers: tuple[int, ...]
     """Of each stage."""
-    time_left_s: float
+    time_left_s: float | None
 
     def record(self) -> dict[str, Any]:
         """Return the fields, for a line of JSON."""
@@ -117,10 +118,14 @@ def write_line(stream: TextIO, text: str) -> None:
 
 
 def _describe(report: StepReport) -> str:
-    return (
-        f"loss {report.loss:.4f}  {report.tokens_per_s:,.0f} tokens/s  {report.num_in_flight} in flight  "
-        f"workers {_counts(report.workers)}  {_clock(report.time_left_s)} left"
-    )
+    parts = [
+        f"loss {report.loss:.4f}",
+        "" if report.tokens_per_s is None else f"{report.tokens_per_s:,.0f} tokens/s",
+        f"{report.num_in_flight} in flight",
+        f"workers {_counts(report.workers)}",
+        "" if report.time_left_s is None else f"{_clock(report.time_left_s)} left",
+    ]
+    return "  ".join(part for part in parts if part)
 
 
 def _counts(workers: tuple[int, ...]) -> str:
