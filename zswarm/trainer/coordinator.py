@@ -109,7 +109,7 @@ class Coordinator:
 
     def next_deadline_s(self) -> float:
         """Return when something is to be repeated."""
-        resend_at_s = self.outbox.next_deadline_s()
+        resend_at_s = self.outbox.next_deadline_s() if self._exit is None else None
         return min(self._beat_at_s, self._close_at_s, resend_at_s if resend_at_s is not None else float("inf"))
 
     def handle(self, event: Event, now: float) -> list[Command]:
