@@ -176,7 +176,7 @@ class Outbox:
         """Return when `resend_due` has something to do."""
         return min((entry.resend_at_s for entry in self._sent.values() if entry.peer is not None), default=None)
 
-    def keys(self) -> Iterable[EntryKey]:
+    def pending(self) -> Iterable[EntryKey]:
         """Return the keys of all outputs in memory, for invariants."""
         yield from self._sent
         yield from ((Direction.FORWARD, message.key) for message, _ in self._waiting)

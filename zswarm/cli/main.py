@@ -244,15 +244,18 @@ def worker(*, coordinator: str, host: str, threads: int, name: str | None, level
 @app.command()
 @click.option("--schedules", type=COUNT, default=100, show_default=True, metavar="N", help="How many.")
 @seed_option
-def simulate(*, schedules: int, seed: int) -> None:
+@click.option("--mutant", metavar="NAME", help="Break a rule of the protocol meanwhile: is it noticed?")
+@click.option("--trace", is_flag=True, help="Print every event and every command.")
+def simulate(*, schedules: int, seed: int, mutant: str | None, trace: bool) -> None:
     """Run the machines that train under a virtual clock.
 
     Random schedules, on a network that loses, repeats and reorders; every promise is checked after
     every event. The schedules are those of the seeds S, S + 1, ...
     """
-    from zswarm.cli.simulate import simulate
+    from zswarm.simulation.command import simulate
 
-    simulate(schedules, seed)
+    if simulate(schedules, seed, mutant=mutant, trace=trace):
+        raise RunFailed("a schedule broke a promise")
 
 
 app.add_command(bench)

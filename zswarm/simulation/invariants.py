@@ -161,7 +161,7 @@ class Invariants:
     def check_conservation(self) -> None:
         """I6: what has been admitted and is not finished is in the memory of somebody who will act on it."""
         coordinator = self._coordinator
-        held = {_ticket(key) for _, key in coordinator.outbox.keys()}
+        held = {_ticket(key) for _, key in coordinator.outbox.pending()}
         for node in self._nodes:
             machine = node.machine
             if isinstance(machine, BrokerMachine):
@@ -173,9 +173,7 @@ class Invariants:
                     held.update((Purpose.TRAIN, step, m) for m in members(machine.state.ledger))
         for ticket in coordinator.admission.in_flight:
             purpose, step, microbatch = ticket
-            require(
-                ticket in held, "I6", f"{purpose.name} microbatch {microbatch} of step {step} is held by nobody"
-            )
+            require(ticket in held, "I6", f"{purpose.name} microbatch {microbatch} of step {step} is held by nobody")
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -208,7 +206,7 @@ class Invariants:
         require(not node.thread.busy and not node.thread.waiting, "I8", f"{node.name} still computes")
         require(not node.thread.compute.kept, "I8", f"{node.name} keeps {list(node.thread.compute.kept)}")
         assert machine.outbox is not None
-        left = [key for key in machine.outbox.keys() if key[0] is not Direction.LOSS]
+        left = [key for key in machine.outbox.pending() if key[0] is not Direction.LOSS]
         require(not left, "I8", f"{node.name} still wants to send {left}")
 
     def _check_books(self) -> None:

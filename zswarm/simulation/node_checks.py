@@ -84,7 +84,7 @@ def active_keys(machine: BrokerMachine) -> Iterator[Key]:
 def held_keys(machine: WorkerMachine) -> Iterator[Key]:
     """Yield what a worker will act on by itself: jobs that are not finished, outputs not acknowledged."""
     if machine.outbox is not None:
-        for _, key in machine.outbox.keys():
+        for _, key in machine.outbox.pending():
             yield key
     for held in machine.jobs.held.values():
         yield held.job.key

@@ -6,10 +6,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from stages.tasks import Task
 from zswarm.machine import Exit
 from zswarm.simulation.clock import NodeClock
 from zswarm.simulation.symbolic import SymbolicCompute
-from stages.tasks import Outcome, Task
 
 
 class AnyMachine(Protocol):

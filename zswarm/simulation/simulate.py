@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from zswarm.simulation.schedule import Schedule, make_schedule
 from zswarm.simulation.swarm import Swarm
+from zswarm.simulation.trace import Listener, Trace
 from zswarm.simulation.violation import Violation
 
 TRACE_LENGTH = 4000
@@ -28,9 +29,9 @@ class Report:
     """For a violation: the last happenings that concern the microbatch or round it names."""
 
 
-def run(schedule: Schedule, *, trace_length: int | None = TRACE_LENGTH) -> Report:
-    """Run a schedule to its end or to its first violation."""
-    swarm = Swarm(schedule, trace_length=trace_length)
+def run(schedule: Schedule, *, listener: Listener | None = None) -> Report:
+    """Run a schedule to its end or to its first violation; `listener` is told each happening in a line."""
+    swarm = Swarm(schedule, Trace(length=TRACE_LENGTH, listener=listener))
     violation = None
     story: list[str] = []
     try:
@@ -49,9 +50,9 @@ def run(schedule: Schedule, *, trace_length: int | None = TRACE_LENGTH) -> Repor
     )
 
 
-def run_seed(seed: int, *, trace_length: int | None = TRACE_LENGTH) -> Report:
+def run_seed(seed: int, *, listener: Listener | None = None) -> Report:
     """Run the schedule of a seed."""
-    return run(make_schedule(seed), trace_length=trace_length)
+    return run(make_schedule(seed), listener=listener)
 
 
 def _mentions(text: str) -> dict[str, int]:

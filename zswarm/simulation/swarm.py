@@ -46,9 +46,9 @@ Item = tuple[Node, Any]
 class Swarm:
     """See the module. `run` raises Violation where a promise is broken."""
 
-    def __init__(self, schedule: Schedule, *, trace_length: int | None) -> None:
+    def __init__(self, schedule: Schedule, trace: Trace) -> None:
         self.schedule = schedule
-        self.trace = Trace(length=trace_length)
+        self.trace = trace
         self.census = Census()
         self.num_events = 0
         self._queue: EventQueue[Item] = EventQueue()
@@ -148,7 +148,8 @@ class Swarm:
         if now_s > self._ends_at_s or self.num_events > MOST_EVENTS:
             step = self.coordinator.committer.step
             raise Violation(
-                "I8", f"after {now_s:.0f} s and {self.num_events} events the run is at step {step} of {self._settings.steps}"
+                "I8",
+                f"after {now_s:.0f} s and {self.num_events} events the run is at step {step} of {self._settings.steps}",
             )
         return False
 
@@ -231,9 +232,7 @@ class Swarm:
             check_wire(message, send.frames)
         if self.schedule.drains and isinstance(message, Stop):
             return
-        for delivery in self.network.send(
-            node.number, send.peer, self.now_s, has_payload=payload_bytes(message) > 0
-        ):
+        for delivery in self.network.send(node.number, send.peer, self.now_s, has_payload=payload_bytes(message) > 0):
             event = Received(peer=delivery.peer, message=message, frames=send.frames)
             self._queue.put(delivery.time_s, (self.nodes[delivery.receiver], event))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import assert_never
 
+from stages import tasks
 from zswarm.ids import JobKind, JobStatus, Purpose, Round, Stage
 from zswarm.messages import Key, Load, Parcel
 from zswarm.simulation.symbols import (
@@ -30,7 +31,6 @@ from zswarm.simulation.symbols import (
     square_norm,
 )
 from zswarm.simulation.violation import require
-from stages import tasks
 
 PART_BYTES = 64
 STATE_BYTES = 40
@@ -213,18 +213,18 @@ class SymbolicCompute:
         contributions = tuple(sorted(self.accumulator.elements()))
         share = Share(contributions, fingerprint(contributions))
         self._snapshots[task.round] = share
-        shards = tuple(
-            self._parts(task.round, shard, task.num_shards, (share,)) for shard in range(task.num_shards)
-        )
+        shards = tuple(self._parts(task.round, shard, task.num_shards, (share,)) for shard in range(task.num_shards))
         return tasks.Snapshotted(round=task.round, shards=shards)
 
     def _sum(self, task: tasks.Sum) -> tasks.Summed:
         num_shards = len(task.contributions)
-        shares = []
+        shares: list[Share] = []
         for chunks in task.contributions:
             shares += self._check_parts(task.round, task.shard, num_shards, chunks)
         require(
-            len(shares) == num_shards, "I1", f"{num_shards} participants send {len(shares)} shares of shard {task.shard}"
+            len(shares) == num_shards,
+            "I1",
+            f"{num_shards} participants send {len(shares)} shares of shard {task.shard}",
         )
         return tasks.Summed(
             round=task.round, shard=task.shard, chunks=self._parts(task.round, task.shard, num_shards, tuple(shares))

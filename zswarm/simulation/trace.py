@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,10 @@ from zswarm.messages import Chunk, Load, Message, MicrobatchMessage, Parcel, Ste
 
 _PACKED = struct.Struct("<dHHqq")
 _SHOWN_ELSEWHERE = frozenset({"run", "generation", "branch"})
+
+
+Listener = Callable[[str], None]
+"""Is told what happens, a line each."""
 
 
 class Happening(NamedTuple):
@@ -31,18 +35,17 @@ class Happening(NamedTuple):
 
 
 class Trace:
-    """See the module; keeps the last `length` happenings, all of them with None."""
+    """See the module; keeps the last `length` happenings, and tells the listener every one as it comes."""
 
-    def __init__(self, *, length: int | None) -> None:
-        self.num_recorded = 0
+    def __init__(self, *, length: int, listener: Listener | None = None) -> None:
         self.last: deque[Happening] = deque(maxlen=length)
+        self._listener = listener
         self._digest = hashlib.blake2b(digest_size=16)
         self._kinds: dict[type, int] = {}
 
     def record_event(self, time_s: float, number: int, node: str, event: object) -> None:
         """Note that a node is about to handle an event."""
-        self.num_recorded += 1
-        self.last.append(Happening(time_s, node, is_event=True, what=event))
+        self._keep(Happening(time_s, node, is_event=True, what=event))
         subject = event.message if type(event) is Received else event
         kind = self._kinds.setdefault(type(subject), len(self._kinds))
         first = second = -1
@@ -56,7 +59,12 @@ class Trace:
 
     def record_command(self, time_s: float, node: str, command: object) -> None:
         """Note a command that the event led to; what it does shows in the events to come."""
-        self.last.append(Happening(time_s, node, is_event=False, what=command))
+        self._keep(Happening(time_s, node, is_event=False, what=command))
+
+    def _keep(self, happening: Happening) -> None:
+        self.last.append(happening)
+        if self._listener is not None:
+            self._listener(describe(happening))
 
     @property
     def digest(self) -> str:

@@ -32,8 +32,6 @@ def _payload(message: Message, frames: tuple[Any, ...]) -> list[bytes]:
     if isinstance(message, Welcome):
         return [bytes(frame) for frame in frames]
     parcels = payload_parcels(message)
-    require(
-        len(frames) == sum(parcel.num_frames for parcel in parcels), "wire", f"{message} with {len(frames)} frames"
-    )
+    require(len(frames) == sum(parcel.num_frames for parcel in parcels), "wire", f"{message} with {len(frames)} frames")
     require(all(p.size_bytes <= limits.MAX_FRAME_BYTES for p in parcels), "wire", "a symbol takes one frame")
     return [bytes(parcel.size_bytes) for parcel in parcels]
