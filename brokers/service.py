@@ -6,14 +6,13 @@ import secrets
 from collections.abc import Iterable
 from typing import Never
 
-from zswarm.transport import Switchboard
-
 from brokers.machine import BrokerMachine
 from zswarm import limits
 from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
 from zswarm.loop import Loop
 from zswarm.machine import Exit
+from zswarm.transport import Switchboard
 
 
 def serve_broker(

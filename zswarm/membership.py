@@ -1,7 +1,7 @@
-"""How a process takes part: it registers until it is welcomed, then heartbeats for ever.
+r"""How a process takes part: it registers until it is welcomed, then heartbeats for ever.
 
     NEW --Register, repeated--> WELCOMED --View--> sees the swarm
-                     \\--Reject--> out
+                     \--Reject--> out
 
 Shared by broker and worker. Repeating Register with the same boot nonce gets the same session again.
 """
