@@ -6,9 +6,10 @@ once hides what a run with two of them finds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from random import Random
+from typing import Any
 
 from zswarm.ids import Generation, RunId, Session
 from zswarm.simulation.network import Weather
@@ -90,14 +91,30 @@ class Schedule:
     def time_limit_s(self) -> float:
         """Return how long the run may take at most, however unlucky: liveness is measured against it.
 
-        Once the network is fair: every job of the run one after the other at the slowest worker, a
-        round trip and a few lost heartbeats for every hop of every microbatch in a row.
+        Once the network is fair: every job of the run one after the other at the slowest worker, twice
+        the slowest hop for every hop of every microbatch in a row, and ten heartbeats for every commit.
         """
-        job_s = 4.0 * self.pace.forward_s * self.slowness * (1.0 + self.pace.jitter)
-        hop_s = 4.0 * self.weather.latency_high_s * self.weather.payload_factor * (1.0 + 4.0 * self.weather.jitter)
+        job_s = 2.0 * self.pace.forward_s * self.slowness * (1.0 + self.pace.jitter)
+        hop_s = 2.0 * self.weather.latency_high_s * self.weather.payload_factor * (1.0 + 2.0 * self.weather.jitter)
         microbatches = self.steps * self.num_microbatches + 2 * self.num_held_out
         passes = 2 * self.num_stages * microbatches
-        return self.weather.fair_from_s + 60.0 + passes * (job_s + hop_s) + 20.0 * HEARTBEAT_S * (self.steps + 3)
+        return self.weather.fair_from_s + passes * (job_s + hop_s) + 10.0 * HEARTBEAT_S * (self.steps + 4)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes: numbers and texts."""
+        return asdict(self) | {"faults": sorted(self.faults)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Schedule:
+        """Return the schedule that `as_json` has written down."""
+        return cls(
+            **fields
+            | {
+                "faults": frozenset(map(Fault, fields["faults"])),
+                "weather": Weather(**fields["weather"]),
+                "pace": Pace(**fields["pace"]),
+            }
+        )
 
 
 def _learning_rate(step: int) -> float:
@@ -130,8 +147,8 @@ def make_schedule(seed: int) -> Schedule:
         capacity_bytes=UNIT_BYTES * (random.randint(2, 8) if tight else 1000),
         weather=_weather(faults, random),
         pace=_pace(faults, random),
-        slowness=random.choice((2.0, 10.0, 30.0)) if Fault.UNEVEN_WORKERS in faults else 1.0,
-        drains=random.random() < 0.5,
+        slowness=random.choice((2.0, 5.0, 20.0)) if Fault.UNEVEN_WORKERS in faults else 1.0,
+        drains=random.random() < 0.3,
         codec_one_in=50,
     )
 

@@ -33,11 +33,11 @@ from zswarm.trainer.settings import Append, EvaluationDone, Sample, Sampled, Ste
 
 COORDINATOR = Address("sim://trainer")
 MOST_IDLE_TICKS = 100
-MOST_EVENTS = 200_000
+MOST_EVENTS = 100_000
 """Far more than any schedule needs: two machines that answer each other without end are as bad as silence."""
 CONSERVATION_ONE_IN = 32
 """Looking for lost microbatches takes long: done after one of so many events."""
-DRAIN_S = 4.0
+DRAIN_S = 3.5
 """How long the swarm has to become empty after the trainer has gone, in true time."""
 
 Item = tuple[Node, Any]
