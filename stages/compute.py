@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stages import shards
 from stages.engine import LayerFailed, StageEngine, one_line
-from stages.flat import digest
+from stages.flat import digest, square_norm
 from stages.kept import Kept
 from stages.memory import MemoryGauge, gauge_of
 from stages.model import build_layer, load_model
@@ -159,15 +159,14 @@ class Compute:
         host = torch.empty(gradients.shape) if self._reduced is None else self._reduced.cpu()
         shards.join(task.shards, host.numpy())
         self._reduced = host.to(self._device)
-        # In float64 the square of no float32 overflows, so the sum is finite exactly if every value is.
-        square_norm = float(torch.linalg.vector_norm(self._reduced, dtype=torch.float64)) ** 2
-        finite = math.isfinite(square_norm)
+        squares = square_norm(self._reduced)
+        finite = math.isfinite(squares)
         self._reduced_round = task.round
         return Assembled(
             round=task.round,
             digest=digest(self._reduced),
             finite=finite,
-            square_norm=square_norm if finite else 0.0,
+            square_norm=squares if finite else 0.0,
         )
 
     def _apply(self, task: Apply) -> Applied:

@@ -16,6 +16,7 @@ from typing import Protocol, Self
 
 import torch
 
+from stages.allocator import keep_freed_memory
 from stages.compute import Compute
 from stages.engine import one_line
 from stages.tasks import Failed, Outcome, Task
@@ -85,6 +86,7 @@ class ComputeThread:
 
     def _run(self) -> None:
         try:
+            keep_freed_memory()
             torch.set_num_threads(self._threads)
             compute = self._make()
             while (task := self._tasks.get()) is not None:

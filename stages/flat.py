@@ -10,7 +10,8 @@ follows from the layers alone, so that all workers of a stage have the same.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,7 @@ from zswarm import limits
 ALIGNMENT = 16
 """Values: 64 bytes, one cache line, as torch aligns tensors of their own."""
 DIGEST_ROW = 1024
-"""64-bit words summed into one before the checksum, which is 20 times slower than the sum."""
+"""Words summed into one before they are hashed, which is 30 times slower than summing."""
 
 
 class FlatParameters:
@@ -73,13 +74,22 @@ class FlatParameters:
 def digest(buffer: Tensor) -> int:
     """Return 64 bits that are equal where the bits of a flat float32 buffer are equal.
 
-    Two checksums, over the sums of consecutive words and over the sums of words DIGEST_ROW apart; every
-    change of a single value changes both.
+    A hash of the sums of DIGEST_ROW words each: every change of a single value changes it.
     """
     words = buffer.view(torch.int64) if buffer.numel() % 2 == 0 else buffer.view(torch.int32)
     num_whole = words.numel() // DIGEST_ROW * DIGEST_ROW
-    rows = words[:num_whole].view(-1, DIGEST_ROW)
-    rest = words[num_whole:].cpu().contiguous().numpy().data
-    sums = rows.sum(1, dtype=torch.int64).cpu().numpy().data
-    columns = rows.sum(0, dtype=torch.int64).cpu().numpy().data
-    return zlib.crc32(sums, zlib.crc32(rest)) << 32 | zlib.crc32(columns, zlib.crc32(rest))
+    sums = words[:num_whole].view(-1, DIGEST_ROW).sum(1, dtype=torch.int64)
+    hashed = hashlib.blake2b(sums.cpu().numpy().data, digest_size=8)
+    hashed.update(words[num_whole:].cpu().contiguous().numpy().data)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def square_norm(buffer: Tensor) -> float:
+    """Return the sum of squares of a flat float32 buffer; not finite exactly if a value is not."""
+    num_whole = buffer.numel() // DIGEST_ROW * DIGEST_ROW
+    norms = torch.linalg.vector_norm(buffer[:num_whole].view(-1, DIGEST_ROW), dim=1)
+    total = float(norms.double().square().sum() + buffer[num_whole:].double().square().sum())
+    if math.isfinite(total):
+        return total
+    # The squares of large values overflow in float32; those of no float32 do in float64.
+    return float(buffer.double().square().sum())

@@ -1,6 +1,6 @@
 """A byte-level GPT as a list of layers: embedding, pre-norm blocks, head.
 
-Shapes: B sequences, T tokens of a sequence, D model width, V vocabulary, H heads.
+Shapes: B sequences, T tokens of a sequence, D model width, V vocabulary, H heads of width K.
 Initialised like GPT-2: weights N(0, 0.02), the projections that end on the residual stream divided by
 sqrt(2 * num_layers), biases zero, norms one.
 """
@@ -51,11 +51,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Let each token look at itself and the ones before it."""
-        B, T, D = x_BTD.shape
-        qkv = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
-        q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Split along the features: the backward then puts the three gradients together with one copy.
+        q_BHTK, k_BHTK, v_BHTK = (
+            part_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part_BTD in self.qkv(x_BTD).split(x_BTD.shape[-1], -1)
+        )
         mixed_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
-        projected: Tensor = self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+        projected: Tensor = self.out(mixed_BHTK.transpose(1, 2).flatten(2))
         return projected
 
 

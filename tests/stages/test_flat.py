@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from stages.flat import ALIGNMENT, FlatParameters, digest
+from stages.flat import ALIGNMENT, FlatParameters, digest, square_norm
 from zswarm import limits
 from zswarm.errors import UserError
 
@@ -85,3 +87,21 @@ def test_every_changed_value_changes_the_digest(size):
     nan = values.clone()
     nan[3] = torch.nan
     assert digest(nan) == digest(nan.clone())
+
+
+@pytest.mark.parametrize("size", [256, 1000, 4096, 100_001])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e35])
+def test_the_square_norm_is_the_sum_of_squares(size, scale):
+    """Also where the squares of the values are beyond float32."""
+    values = torch.randn(size, generator=torch.Generator().manual_seed(0)) * scale
+    expected = float(values.double().square().sum())
+    assert square_norm(values) == pytest.approx(expected, rel=1e-5, abs=1e-40)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("index", [0, 1023, 1024, 2999])
+def test_the_square_norm_tells_what_is_not_finite(poison, index):
+    """One value that is not finite, anywhere, is enough."""
+    values = torch.ones(3000)
+    values[index] = poison
+    assert not math.isfinite(square_norm(values))
