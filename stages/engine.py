@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,10 +104,12 @@ class StageEngine:
     def forward_graph(self, x: Tensor, place: Place) -> Graph:
         """Return y with the graph that leads to it; raises as `forward`."""
         x = self._on_device(x)
-        if x.is_floating_point():
-            x = x.detach().requires_grad_(self.first_layer > 0)
         with torch.enable_grad():
-            return Graph(x, self._run(x, place, training=True))
+            if self.first_layer == 0:
+                return Graph(x, self._run(x, place, training=True))
+            x = x.detach().requires_grad_()
+            # A copy, because a layer may work in place, which autograd forbids on x itself.
+            return Graph(x, self._run(x.clone(), place, training=True))
 
     def backward(self, graph: Graph, dy: Tensor, *, accumulate: bool) -> Tensor | None:
         """Return the gradient of x, None at the first stage; `dy` is shaped like y.
@@ -116,14 +118,16 @@ class StageEngine:
             LayerFailed: a layer's backward raised.
 
         """
-        return self._backward(graph, graph.y, dy.to(self.device), accumulate=accumulate)
+        with torch.enable_grad():
+            root: Tensor = _Seed.apply(graph.y, dy.to(self.device))  # type: ignore[no-untyped-call]
+        return self._backward(graph, root, accumulate=accumulate)
 
     def backward_loss(self, graph: Graph, labels: Tensor, *, accumulate: bool) -> tuple[float, Tensor | None]:
         """Return the loss sum and the gradient of x; raises as `backward`."""
         with torch.enable_grad():
             loss = self._loss_of(graph.y, labels)
-        scale = torch.full_like(loss, self._scale)
-        dx = self._backward(graph, loss, scale, accumulate=accumulate)
+            root = loss * self._scale
+        dx = self._backward(graph, root, accumulate=accumulate)
         return float(loss.detach()), dx
 
     def evaluate(self, x: Tensor, labels: Tensor, place: Place) -> float:
@@ -167,16 +171,16 @@ class StageEngine:
             raise LayerFailed("loss", f"returned a tensor of shape {list(loss.shape)} instead of one number")
         return loss
 
-    def _backward(self, graph: Graph, root: Tensor, gradient: Tensor, *, accumulate: bool) -> Tensor | None:
+    def _backward(self, graph: Graph, root: Tensor, *, accumulate: bool) -> Tensor | None:
         wants_dx = self.first_layer > 0
         dx = None
         self._deferred.is_wanted = accumulate
         try:
             if accumulate and root.requires_grad:
-                torch.autograd.backward(root, gradient)
+                torch.autograd.backward(root)
                 dx = graph.x.grad
             elif wants_dx and root.requires_grad:
-                (dx,) = torch.autograd.grad(root, graph.x, gradient, allow_unused=True)
+                (dx,) = torch.autograd.grad(root, graph.x, allow_unused=True)
         except Exception as error:
             self._deferred.clear()
             raise LayerFailed("backward", one_line(error)) from error
@@ -187,6 +191,24 @@ class StageEngine:
     def _on_device(self, tensor: Tensor) -> Tensor:
         # Tokens and labels travel in the fewest bytes; embeddings and losses want int64.
         return tensor.to(self.device, tensor.dtype if tensor.is_floating_point() else torch.int64)
+
+
+class _Seed(torch.autograd.Function):
+    """A number whose gradient with respect to y is dy.
+
+    Handing dy to `torch.autograd.backward` does the same, and first imports a computer algebra system to
+    compare the shapes: half a second and 40 MB for each worker.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, dy: Tensor) -> Tensor:
+        ctx.dy = dy
+        return y.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, one: Tensor) -> tuple[Tensor, None]:
+        del one
+        return ctx.dy, None
 
 
 def seed_noise(seed: int, place: Place, layer: int) -> None:

@@ -80,6 +80,10 @@ def odd(sequence_length):
     return [Tokens, Odd, Odd, head]
 
 
+def in_place(sequence_length):
+    return [Tokens, lambda: nn.ReLU(inplace=True), nn.Identity, head]
+
+
 def raising(sequence_length, where):
     return [Tokens, lambda: Raising(where), head]
 

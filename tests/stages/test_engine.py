@@ -15,6 +15,7 @@ MODELS = {
     "gpt": ("gpt", {"d_model": 8, "num_layers": 2, "num_heads": 2, "sequence_length": T}),
     "dropping": ("own_models:dropping", {"sequence_length": T}),
     "odd": ("own_models:odd", {"sequence_length": T}),
+    "in_place": ("own_models:in_place", {"sequence_length": T}),
     "regression": ("own_models:regression", {"sequence_length": T}),
 }
 
@@ -106,6 +107,7 @@ def through(stages, microbatch, tokens, labels, *, keep, accumulate=True):
         *(("gpt", counts) for counts in ((4,), (2, 2), (1, 1, 1, 1), (3, 1))),
         *(("dropping", counts) for counts in ((4,), (2, 2), (1, 1, 1, 1))),
         *(("odd", counts) for counts in ((4,), (2, 2), (1, 1, 1, 1))),
+        *(("in_place", counts) for counts in ((2, 2), (1, 1, 1, 1))),
         ("regression", (1, 1)),
     ],
     ids=str,

@@ -108,7 +108,7 @@ class Int8:
     def decode(self, encoded: Tensor, num_values: int, dtype: torch.dtype) -> Tensor:
         """Multiply each value by its block's scale."""
         if num_values == 0:
-            return torch.empty(0, dtype=dtype)
+            return encoded.new_empty(0, dtype=dtype)
         head = SCALE_BYTES * _num_blocks(num_values, BLOCK)
         scales = encoded[:head].view(torch.float32)[:, None]
         steps = _in_blocks(encoded[head:].view(torch.int8), BLOCK)
@@ -137,7 +137,7 @@ class BitsAndBytes8:
             return
         flat = values.float()
         scales = _in_blocks(flat, BNB_BLOCK).abs().amax(1)
-        indices, _ = _bitsandbytes().quantize_blockwise(flat, code=_dynamic_map(), blocksize=BNB_BLOCK)
+        indices, _ = _bitsandbytes().quantize_blockwise(flat, code=_dynamic_map().to(flat.device), blocksize=BNB_BLOCK)
         head = SCALE_BYTES * scales.numel()
         out[:head].copy_(scales.view(torch.uint8))
         out[head:].copy_(indices)
@@ -145,11 +145,11 @@ class BitsAndBytes8:
     def decode(self, encoded: Tensor, num_values: int, dtype: torch.dtype) -> Tensor:
         """Look the indices up and multiply by the maximum."""
         if num_values == 0:
-            return torch.empty(0, dtype=dtype)
+            return encoded.new_empty(0, dtype=dtype)
         head = SCALE_BYTES * _num_blocks(num_values, BNB_BLOCK)
         scales = encoded[:head].view(torch.float32)
         values: Tensor = _bitsandbytes().dequantize_blockwise(
-            encoded[head:], absmax=scales, code=_dynamic_map(), blocksize=BNB_BLOCK
+            encoded[head:], absmax=scales, code=_dynamic_map().to(encoded.device), blocksize=BNB_BLOCK
         )
         return values.to(dtype)
 

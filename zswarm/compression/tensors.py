@@ -54,6 +54,8 @@ def load_size_bytes(tensors: Iterable[tuple[Sequence[int], torch.dtype]], codec:
 def encode(tensors: Sequence[Tensor], codec: str) -> Load:
     """Put up to MAX_TENSORS tensors into a parcel; the frames share one buffer of their own.
 
+    Tensors are encoded on the first one's device, so what leaves a GPU is small already.
+
     Raises:
         LocalProtocolError: the tensors do not fit the bounds of a parcel.
 
@@ -66,18 +68,18 @@ def encode(tensors: Sequence[Tensor], codec: str) -> Load:
             f"{len(specs)} tensors of {total_bytes} bytes: a parcel has at most {limits.MAX_TENSORS} tensors "
             f"and from 1 to {limits.MAX_PAYLOAD_BYTES} bytes"
         )
-    buffer = torch.empty(total_bytes, dtype=torch.uint8)
+    buffer = torch.empty(total_bytes, dtype=torch.uint8, device=tensors[0].device)
     offset = 0
     for tensor, spec in zip(tensors, specs, strict=True):
         out = buffer[offset : offset + spec.size_bytes]
-        codec_named(spec.codec).encode(tensor.cpu().contiguous().flatten(), out)
+        codec_named(spec.codec).encode(tensor.to(buffer.device).contiguous().flatten(), out)
         offset += spec.size_bytes
-    frames = split(buffer.numpy().data.toreadonly())
+    frames = split(buffer.cpu().numpy().data.toreadonly())
     return Load(parcel=Parcel(tensors=specs, size_bytes=total_bytes, crc=checksum(frames)), frames=frames)
 
 
-def decode_untrusted(load: Load) -> list[Tensor]:
-    """Take the tensors out of a parcel; its checksum is not looked at.
+def decode_untrusted(load: Load, device: torch.device | None = None) -> list[Tensor]:
+    """Take the tensors out of a parcel, onto a device; its checksum is not looked at.
 
     Raises:
         RemoteProtocolError: the parcel does not describe its frames, or names what does not exist.
@@ -99,7 +101,7 @@ def decode_untrusted(load: Load) -> list[Tensor]:
     for view in views:
         target[offset : offset + len(view)] = view
         offset += len(view)
-    return _cut(buffer, parcel)
+    return _cut(buffer.to(device), parcel)
 
 
 def _cut(buffer: Tensor, parcel: Parcel) -> list[Tensor]:
