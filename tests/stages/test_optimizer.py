@@ -69,6 +69,6 @@ print([name for name in ("torch._dynamo", "sympy", "bitsandbytes") if name in sy
 
 
 def test_a_worker_imports_no_compiler():
-    """torch's compiler and its computer algebra, which many roads lead to, would cost each worker a second."""
+    """Torch's compiler and its computer algebra, which many roads lead to, would cost each worker a second."""
     done = subprocess.run([sys.executable, "-c", LEAN], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
