@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,10 @@ def test_schedules_that_once_broke_a_promise_keep_it(path: Path) -> None:
 
 def test_there_are_schedules_that_once_broke_a_promise() -> None:
     assert SEEDS
+
+
+def test_every_message_of_a_run_passes_through_the_codec() -> None:
+    """What the machines say is what the wire can carry: field by field, size by size."""
+    for seed in range(2000, 2008):
+        report = run(replace(make_schedule(seed), codec_one_in=1))
+        assert report.violation is None, told(report)

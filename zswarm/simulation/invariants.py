@@ -201,9 +201,13 @@ class Invariants:
         assert node.thread is not None
         if not machine.is_built:
             return
-        require(machine.state.step == self._settings.steps, "I8", f"{node.name} never applied the last step")
-        require(not machine.jobs.held, "I8", f"{node.name} still holds {list(machine.jobs.held)}")
         require(not node.thread.busy and not node.thread.waiting, "I8", f"{node.name} still computes")
+        if machine.state.step < self._settings.steps:
+            # The trainer leaves with the model as soon as one worker of each stage has it: the last Commit
+            # may not have come to the others, who keep what they have of that step.
+            require(machine.state.step == self._settings.steps - 1, "I8", f"{node.name} is at {machine.state.step}")
+            return
+        require(not machine.jobs.held, "I8", f"{node.name} still holds {list(machine.jobs.held)}")
         require(not node.thread.compute.kept, "I8", f"{node.name} keeps {list(node.thread.compute.kept)}")
         assert machine.outbox is not None
         left = [key for key in machine.outbox.pending() if key[0] is not Direction.LOSS]

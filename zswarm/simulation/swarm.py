@@ -16,7 +16,7 @@ from stages.tasks import Applied, Outcome, Task
 from stages.worker import WorkerMachine
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit, Received, Send, Tick
-from zswarm.messages import Stop, payload_bytes
+from zswarm.messages import Stop
 from zswarm.simulation.census import Census
 from zswarm.simulation.clock import EventQueue, NodeClock
 from zswarm.simulation.invariants import Invariants
@@ -228,11 +228,11 @@ class Swarm:
         message = send.message
         self.census.count_send(node.number, send)
         self.invariants.sent(node, send)
-        if self._random.random() * self.schedule.codec_one_in < 1.0:
+        if self.census.num_messages % self.schedule.codec_one_in == 0:
             check_wire(message, send.frames)
         if self.schedule.drains and isinstance(message, Stop):
             return
-        for delivery in self.network.send(node.number, send.peer, self.now_s, has_payload=payload_bytes(message) > 0):
+        for delivery in self.network.send(node.number, send.peer, self.now_s, has_payload=bool(send.frames)):
             event = Received(peer=delivery.peer, message=message, frames=send.frames)
             self._queue.put(delivery.time_s, (self.nodes[delivery.receiver], event))
 
@@ -279,4 +279,4 @@ class Swarm:
     @property
     def counters(self) -> Counter[str]:
         """How often what happened."""
-        return self.census.counters + self.network.counters
+        return self.census.counters + self.network.counters + Counter(messages=self.census.num_messages)

@@ -59,6 +59,7 @@ class SymbolicCompute:
         self.accumulator: Counter[Contribution] = Counter()
         self.kept: dict[Key, tuple[Activation, int]] = {}
         self.assembled: dict[Round, tuple[Contribution, ...]] = {}
+        """The result of the newest round, if it has one: there is room for one."""
         self.applied: list[tuple[int, int]] = []
         self._pace = pace
         self._random = random
@@ -237,7 +238,7 @@ class SymbolicCompute:
             all(shares == sums[0] for shares in sums), "I3", f"the shards of round {task.round} are of different sums"
         )
         contributions = tuple(sorted(c for share in sums[0] for c in share.contributions))
-        self.assembled[task.round] = contributions
+        self.assembled = {task.round: contributions}
         finite = is_finite(self._seed, self._stage, contributions)
         return tasks.Assembled(
             round=task.round,
