@@ -16,27 +16,26 @@ from typing import Any
 from zswarm import wire
 from zswarm.errors import RemoteProtocolError
 from zswarm.machine import Exit, Machine, Received, Send, Tick
-from zswarm.messages import BrokerHeartbeat, View, WorkerHeartbeat, payload_parcels
+from zswarm.messages import BrokerHeartbeat, View, WorkerHeartbeat
 from zswarm.transport import Switchboard
 
 LONGEST_WAIT_S = 1.0
+"""A machine without a deadline is asked again after this, in case that its answer has changed meanwhile."""
 
 
-def open_payload(received: Received) -> Received | None:
-    """Check and unpack a payload; None if its bytes were changed on the way, which counts as lost.
+def open_payload_untrusted(received: Received) -> Received:
+    """Check and unpack a payload.
 
     Raises:
-        RemoteProtocolError: the payload is not what its message says.
+        RemoteProtocolError: the payload is not what its message says, or was changed on the way.
 
     """
-    frames = received.frames
-    if isinstance(received.message, View):
+    message, frames = received.message, received.frames
+    if isinstance(message, View):
         members = wire.unpack_members_untrusted(b"".join(bytes(frame) for frame in frames))
         return replace(received, frames=members)
-    for parcel in payload_parcels(received.message):
-        if not wire.verify(parcel, frames[: parcel.num_frames]):
-            return None
-        frames = frames[parcel.num_frames :]
+    if not wire.intact(message, frames):
+        raise RemoteProtocolError(f"{type(message).__name__}: the payload's checksum does not match")
     return received
 
 
@@ -63,7 +62,6 @@ class Loop:
         self._collect = collect
         self._clock = clock
         self._events: deque[Any] = deque()
-        self.num_corrupt = 0
 
     def run(self) -> Exit:
         """Turn until the machine exits."""
@@ -86,13 +84,10 @@ class Loop:
 
     def _take(self, received: Received) -> None:
         try:
-            opened = open_payload(received)
-        except RemoteProtocolError:
-            opened = None
-        if opened is None:
-            self.num_corrupt += 1
-        else:
-            self._events.append(opened)
+            self._events.append(open_payload_untrusted(received))
+        except RemoteProtocolError as error:
+            # Counts as lost: whoever sent it sends it again.
+            self._switchboard.refuse(received.peer, error)
 
     def _drain(self) -> Exit | None:
         while self._events:

@@ -248,8 +248,7 @@ class Switchboard:
             self._complain(peer, str(mismatch))
             return self._disagree(peer, mismatch)
         except RemoteProtocolError as error:
-            self._complain(peer, str(error))
-            self.counters.num_malformed += 1
+            self.refuse(peer, error)
             return None
         self.counters.num_gaps += self._connections[peer].num_missing(envelope.sequence)
         return Received(peer=peer, message=envelope.message, frames=envelope.frames)
@@ -269,6 +268,11 @@ class Switchboard:
             connection.is_rejected = True
             self.send(peer, reject)
         return None
+
+    def refuse(self, peer: Peer, error: RemoteProtocolError) -> None:
+        """Count a message without sense, and say in the log what is wrong with it."""
+        self.counters.num_malformed += 1
+        self._complain(peer, str(error))
 
     def _complain(self, peer: Peer, text: str) -> None:
         """Log what is wrong with a peer, at most once a minute for each."""
