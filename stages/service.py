@@ -6,8 +6,6 @@ import random
 import secrets
 from collections.abc import Iterable
 
-from zswarm.transport import Switchboard
-
 from stages.compute_thread import ComputeThread
 from stages.tasks import Task
 from stages.worker import WorkerMachine
@@ -16,6 +14,7 @@ from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
 from zswarm.loop import Loop
 from zswarm.machine import Exit
+from zswarm.transport import Switchboard
 
 
 def serve_worker(
