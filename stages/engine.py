@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.flat import FlatParameters
-from stages.kernels import fastest_kernels
+from stages.kernels import kernels_for
 from stages.linear import DeferredGradients, install
 from stages.model import Loss, layer_name
 from zswarm.errors import ZswarmError
@@ -84,7 +84,7 @@ class StageEngine:
         self._seed = seed
         self._is_training = True
         # Nobody waits for the gradient of tokens, so the first stage has nothing to hurry for.
-        self._deferred = DeferredGradients(fastest_kernels(device), is_deferring=first_layer > 0)
+        self._deferred = DeferredGradients(kernels_for(device), is_deferring=first_layer > 0)
         install(self.layers, self._deferred)
 
     def forward(self, x: Tensor, place: Place, *, training: bool = True) -> Tensor:

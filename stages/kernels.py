@@ -1,8 +1,9 @@
-"""The three matrix products of a linear layer, by the faster of the libraries that torch brings.
+"""The three matrix products of a linear layer, by the library that suits the processor.
 
 torch multiplies float32 matrices by MKL, which on processors that are not Intel's leaves AVX-512 unused;
-oneDNN, which torch also brings, does not: 245 against 110 GFLOP/s on one core of an AMD EPYC (Zen 5).
-Which one is faster is measured once per process, on products of a usual size. Results differ in rounding.
+oneDNN, which torch also brings, does not: 245 against 110 GFLOP/s on one core of an AMD EPYC (Zen 5). On
+Intel's own the two are equal. Results differ in rounding, so the choice follows from the hardware alone:
+workers on equal machines, and a microbatch that is run again, get the same bits.
 
     N rows of activations, I inputs, O outputs: x [N, I], weight [O, I], y and its gradient g [N, O]
 """
@@ -10,18 +11,17 @@ Which one is faster is measured once per process, on products of a usual size. R
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-PROBE_SHAPE = (256, 512, 512)
-PROBE_REPEATS = 5
-NEEDED_SPEEDUP = 1.2
-"""oneDNN is chosen where it is faster by this factor: on Intel's processors the two are equal."""
+CPUINFO = Path("/proc/cpuinfo")
+INTEL = "GenuineIntel"
+TRIED_SHAPE = (3, 5, 2)
+"""N, I, O of the products by which the operators are tried: small integers, exact in any order."""
 
 
 class Kernels(Protocol):
@@ -69,11 +69,26 @@ class OneDnnKernels:
         total.add_(_inner_product(g.t(), x.t(), None))
 
 
-def fastest_kernels(device: torch.device) -> Kernels:
-    """Return the kernels to use on a device."""
-    if device.type == "cpu" and _is_onednn_faster():
-        return OneDnnKernels()
+def kernels_for(device: torch.device) -> Kernels:
+    """Return the kernels to use on a device; equal hardware and equal torch give equal ones."""
+    if device.type == "cpu" and _leaves_avx512_unused(_cpu_vendor(), torch.backends.cpu.get_cpu_capability()):
+        return OneDnnKernels() if _is_onednn_right() else TorchKernels()
     return TorchKernels()
+
+
+def _leaves_avx512_unused(vendor: str, capability: str) -> bool:
+    """Is this a processor with AVX-512 on which MKL does without? One whose vendor is unknown is taken for Intel's."""
+    return capability == "AVX512" and vendor not in ("", INTEL)
+
+
+@functools.cache
+def _cpu_vendor() -> str:
+    """Return what the processor calls itself, such as `AuthenticAMD`; empty where the system does not say."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 def _inner_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,34 +98,21 @@ def _inner_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @functools.cache
-def _is_onednn_faster() -> bool:
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):  # type: ignore[no-untyped-call]
+def _is_onednn_right() -> bool:
+    """Does this torch have oneDNN's operator, and does it give the products?"""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    num_rows, num_inputs, num_outputs = PROBE_SHAPE
-    x, weight, g = (
-        torch.ones(num_rows, num_inputs),
-        torch.ones(num_outputs, num_inputs),
-        torch.ones(num_rows, num_outputs),
-    )
+    num_rows, num_inputs, num_outputs = TRIED_SHAPE
+    x = torch.arange(float(num_rows * num_inputs)).view(num_rows, num_inputs)
+    weight = torch.arange(float(num_outputs * num_inputs)).view(num_outputs, num_inputs)
+    g = torch.arange(float(num_rows * num_outputs)).view(num_rows, num_outputs)
 
-    def forward_and_backward(kernels: Kernels) -> Tensor:
-        total = torch.zeros_like(weight)
-        kernels.add_weight_gradient(total, kernels.forward(x, weight, None), kernels.input_gradient(g, weight))
-        return total
+    def products(kernels: Kernels) -> tuple[Tensor, ...]:
+        total = torch.ones_like(weight)
+        kernels.add_weight_gradient(total, g, x)
+        return kernels.forward(x, weight, weight.sum(1)), kernels.input_gradient(g, weight), total
 
     try:
-        is_right = torch.equal(forward_and_backward(OneDnnKernels()), forward_and_backward(TorchKernels()))
+        return all(map(torch.equal, products(OneDnnKernels()), products(TorchKernels())))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
-    onednn_s = _fastest_s(functools.partial(forward_and_backward, OneDnnKernels()))
-    torch_s = _fastest_s(functools.partial(forward_and_backward, TorchKernels()))
-    return is_right and onednn_s * NEEDED_SPEEDUP < torch_s
-
-
-def _fastest_s(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(PROBE_REPEATS):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)

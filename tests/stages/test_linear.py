@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stages import kernels
-from stages.kernels import OneDnnKernels, TorchKernels, fastest_kernels
+from stages.kernels import OneDnnKernels, TorchKernels, kernels_for
 from stages.linear import DeferredGradients, install
 
 KERNELS = [
@@ -56,29 +56,62 @@ def test_products_are_the_products(product, sizes, is_transposed, seed):
     assert torch.allclose(product.input_gradient(g, weight), g @ weight, **close)
 
 
-def test_the_faster_library_is_chosen(monkeypatch):
-    """OneDNN is taken where it is clearly faster and nowhere else."""
-    for times, expected in (((1.0, 2.2), OneDnnKernels), ((1.0, 1.1), TorchKernels), ((2.0, 1.0), TorchKernels)):
-        kernels._is_onednn_faster.cache_clear()
-        found = iter(times)
-        monkeypatch.setattr(kernels, "_fastest_s", lambda _, found=found: next(found))
-        chosen = fastest_kernels(torch.device("cpu"))
-        assert type(chosen) is (expected if torch.backends.mkldnn.is_available() else TorchKernels)
-    kernels._is_onednn_faster.cache_clear()
-    assert type(fastest_kernels(torch.device("meta"))) is TorchKernels
+@pytest.fixture
+def processor(monkeypatch):
+    """Pretend to be on another processor; what is known of this one is forgotten before and after."""
+    cached = (kernels._cpu_vendor, kernels._is_onednn_right)
+    for function in cached:
+        function.cache_clear()
+
+    def pretend(cpuinfo, capability="AVX512"):
+        kernels._cpu_vendor.cache_clear()
+        monkeypatch.setattr(kernels, "CPUINFO", cpuinfo)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+
+    yield pretend
+    for function in cached:
+        function.cache_clear()
 
 
-def test_a_library_that_errs_is_not_chosen(monkeypatch):
+@pytest.mark.parametrize(
+    ("vendor", "capability", "expected"),
+    [
+        ("vendor_id\t: AuthenticAMD", "AVX512", OneDnnKernels),
+        ("vendor_id\t: AuthenticAMD", "AVX2", TorchKernels),
+        ("vendor_id\t: GenuineIntel", "AVX512", TorchKernels),
+        ("CPU implementer\t: 0x41", "DEFAULT", TorchKernels),
+        ("", "AVX512", TorchKernels),
+    ],
+)
+def test_the_processor_decides_and_nothing_else(processor, tmp_path, vendor, capability, expected):
+    """OneDNN is taken where MKL leaves AVX-512 unused. A choice by timing made two workers round differently."""
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\n{vendor}\nmodel name\t: CPU\n")
+    processor(path, capability)
+    chosen = kernels_for(torch.device("cpu"))
+    assert type(chosen) is (expected if torch.backends.mkldnn.is_available() else TorchKernels)
+    assert type(kernels_for(torch.device("meta"))) is TorchKernels
+
+
+def test_an_unknown_processor_gets_torchs_own(processor, tmp_path):
+    """Where the system does not say what the processor is, nothing is risked."""
+    processor(tmp_path / "missing")
+    assert type(kernels_for(torch.device("cpu"))) is TorchKernels
+
+
+def test_a_library_that_errs_is_not_chosen(processor, monkeypatch, tmp_path):
     """OneDNN's operator has no public name: if it vanishes or computes something else, torch's own is used."""
+    path = tmp_path / "cpuinfo"
+    path.write_text("vendor_id\t: AuthenticAMD\n")
+    processor(path)
 
     def vanished(*_):
         raise AttributeError("no such operator")
 
     for broken in (vanished, lambda x, weight, bias: x @ weight.t() * 2):
-        kernels._is_onednn_faster.cache_clear()
+        kernels._is_onednn_right.cache_clear()
         monkeypatch.setattr(kernels, "_inner_product", broken)
-        assert type(fastest_kernels(torch.device("cpu"))) is TorchKernels
-    kernels._is_onednn_faster.cache_clear()
+        assert type(kernels_for(torch.device("cpu"))) is TorchKernels
 
 
 @pytest.mark.parametrize("product", KERNELS)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.utils.checkpoint import checkpoint
 
-from stages.kernels import fastest_kernels
+from stages.kernels import kernels_for
 from stages.linear import DeferredGradients, install
 from stages.model import Model, build_layer, load_model
 
@@ -113,7 +113,7 @@ def _plain_step(assignment: Assignment) -> Callable[[], None]:
     layers = nn.ModuleList(build_layer(model, index, SEED) for index in range(len(model.layers)))
     optimizer = _adamw(layers)
     if assignment.own_kernels:
-        install(layers, DeferredGradients(fastest_kernels(CPU), is_deferring=False))
+        install(layers, DeferredGradients(kernels_for(CPU), is_deferring=False))
         for parameter in layers.parameters():
             parameter.grad = torch.zeros_like(parameter)
     tokens, labels = _batch(shape)
