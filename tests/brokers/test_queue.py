@@ -362,6 +362,14 @@ def test_a_backward_goes_to_who_kept_the_input(broker):
     assert (int(send.peer), send.message.x) == (21, None)
 
 
+def test_who_did_not_keep_the_input_gets_it_with_the_gradient(broker):
+    broker.ready(21)
+    broker.forward(0)
+    broker.result(21, 1, kept=False)
+    (send,) = [s for s in broker.backward(0) if isinstance(s.message, Job)]
+    assert (send.message.x is not None, send.frames) == (True, ("x0", "dy0"))
+
+
 def test_who_no_longer_has_the_input_gets_it_at_the_second_try(broker):
     broker.ready(21, slots=1)
     broker.forward(0)
