@@ -23,6 +23,8 @@ been replaced; jobs while the stage is not built.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stages.jobs import HeldJob, Jobs
 from stages.participant import Participant, StepState
 from stages.tasks import (
@@ -220,7 +222,9 @@ class WorkerMachine:
         if (message.branch, message.step) < self.state.version:
             return self._answer(message, JobStatus.WRONG_STEP)
         known = self.jobs.take(HeldJob(job=message, x=x, dy=dy))
-        return self._send_control(message.session, known) if known is not None else []
+        if known is None:
+            return []
+        return self._send_control(message.session, replace(known, slots=self._tell_slots()))
 
     # -- computing -----------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class Weather:
     """A delay is the typical latency times `1 + Exponential(jitter)`."""
     loss: float = 0.0
     duplication: float = 0.0
+    """The second copy comes right after the first, or late by up to `straggle_s`, and keeps no order."""
     straggling: float = 0.0
     """Rate of messages that come late by up to `straggle_s`, long after their repetition."""
     straggle_s: float = 5.0
@@ -120,8 +121,8 @@ class Network:
         deliveries = [Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as)]
         if point < weather.loss + weather.duplication:
             self.counters["duplicated"] += 1
-            delay_s -= way.latency_s * log(1.0 - random())
-            deliveries.append(Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as))
+            again_s = random() * weather.straggle_s if random() < 0.5 else -way.latency_s * log(1.0 - random())
+            deliveries.append(Delivery(now_s + delay_s + again_s, way.receiver, way.seen_as))
         return deliveries
 
     def _arrival_s(self, way: Direction, time_s: float) -> float:

@@ -12,6 +12,7 @@ from zswarm import limits
 from zswarm.messages import Key
 from zswarm.simulation.violation import Violation, require
 
+LATE_COPIES = 3
 LEASED = (EntryState.FORWARD_LEASED, EntryState.BACKWARD_LEASED)
 
 
@@ -63,7 +64,9 @@ def check_worker(name: str, machine: WorkerMachine) -> None:
         most = limits.PREFETCH * len(machine.membership.brokers(machine.membership.stage))
         if num_held > most:
             raise Violation("I7", f"{name} holds {num_held} jobs, more than {most}")
-        if num_waiting >= limits.OUTBOX_LENGTH + most:
+        # Each broker may have sent what it was told to before it heard that the outbox is full, and once
+        # more for every late copy of an older message.
+        if num_waiting >= limits.OUTBOX_LENGTH + LATE_COPIES * most:
             raise Violation("I7", f"{name} has {num_waiting} outputs without credit")
 
 
