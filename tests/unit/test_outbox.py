@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.letters import SIZE_BYTES, ack, backward, evaluated, forward, key, nack, room
+from zswarm.ids import Address, Direction, NackCode
+from zswarm.outbox import Outbox
+from zswarm.wiring import make_wiring
+
+ME = 11
+RESEND_S = 1.0
+A, B = 41, 42
+HOME = 40
+FORTH, BACK, LOSS = Direction.FORWARD, Direction.BACKWARD, Direction.LOSS
+
+
+def address(broker: int) -> Address:
+    return Address(f"sim://{broker}")
+
+
+class Fixture:
+    """An outbox whose policy takes the first broker with credit, and its clock."""
+
+    def __init__(self, *brokers: int) -> None:
+        self.outbox = Outbox(wiring=make_wiring("uniform", lambda: 0.0), resend_s=RESEND_S)
+        self.outbox.set_brokers({broker: address(broker) for broker in brokers})
+        self.now_s = 0.0
+
+    def put(self, microbatch: int, **of):
+        return self.outbox.put_forward(forward(ME, microbatch, route=(HOME,), **of), (f"y{microbatch}",), self.now_s)
+
+    def put_back(self, microbatch: int, peer: str | None = "sim://home", **of):
+        message = backward(ME, microbatch, **of)
+        return self.outbox.put_to(peer, message, broker=HOME, frames=(f"dx{microbatch}",), now=self.now_s)
+
+    def grant(self, broker: int, units: int, **about):
+        return self.outbox.update_room(broker, room(units * SIZE_BYTES, **about), self.now_s)
+
+    def acknowledge(self, *of, **more):
+        return self.outbox.acknowledge(ack(*of, **more), self.now_s)
+
+    def refuse(self, *of, **more):
+        return self.outbox.refuse(nack(*of, **more), self.now_s)
+
+    def resend(self, now_s: float):
+        self.now_s = now_s
+        return self.outbox.resend_due(now_s)
+
+
+@pytest.fixture
+def box():
+    return Fixture(A, B)
+
+
+def sent(sends) -> list[tuple[str, int]]:
+    return [(send.peer, send.message.microbatch) for send in sends]
+
+
+def test_a_forward_waits_for_credit(box):
+    assert box.put(0) == []
+    assert (box.outbox.num_waiting, box.outbox.num_unacknowledged, box.outbox.next_deadline_s()) == (1, 1, None)
+    (send,) = box.grant(B, 1)
+    assert (send.peer, send.message.route, send.frames) == (address(B), (HOME, B), ("y0",))
+    assert (box.outbox.num_waiting, box.outbox.next_deadline_s()) == (0, RESEND_S)
+
+
+def test_the_oldest_goes_first_as_far_as_credit_goes(box):
+    box.grant(A, 2)
+    assert sent(box.put(0) + box.put(1) + box.put(2)) == [(address(A), 0), (address(A), 1)]
+    assert sent(box.grant(A, 3)) == [(address(A), 2)]
+
+
+@pytest.mark.parametrize("grants", [(3, 3), (3, 1), (3, 2, 3)], ids=["repeated", "reordered", "both"])
+def test_credit_counts_once(box, grants):
+    for units in grants:
+        box.grant(A, units)
+    assert len([send for microbatch in range(5) for send in box.put(microbatch)]) == 3
+
+
+def test_credit_of_unknown_brokers_is_ignored(box):
+    box.put(0)
+    assert box.grant(99, 5) == []
+
+
+def test_what_a_broker_says_of_itself_is_kept_for_the_wiring(box):
+    box.grant(A, 2, free_bytes=7, depth=3, response_s=0.5)
+    (state, _) = box.outbox.brokers()
+    assert (state.free_bytes, state.depth, state.response_s) == (7, 3, 0.5)
+    box.put(0)
+    assert (state.depth, state.sent_bytes, state.credit_bytes) == (4, SIZE_BYTES, SIZE_BYTES)
+
+
+def test_it_is_sent_again_to_the_same_broker_until_acknowledged(box):
+    box.grant(A, 1)
+    box.grant(B, 9)
+    (first,) = box.put(0)
+    assert box.resend(0.9) == []
+    assert box.resend(1.0) == [first]
+    assert box.resend(1.5) == []
+    assert box.outbox.next_deadline_s() == 2.0
+    assert box.resend(2.0) == [first]
+    assert box.outbox.num_resent == 2
+    box.acknowledge(A, 0, FORTH)
+    assert box.resend(99.0) == []
+    assert box.outbox.num_unacknowledged == 0
+
+
+def test_acknowledging_brings_credit(box):
+    box.grant(A, 1)
+    box.put(0)
+    box.put(1)
+    assert sent(box.acknowledge(A, 0, FORTH, room=room(2 * SIZE_BYTES))) == [(address(A), 1)]
+
+
+@pytest.mark.parametrize(
+    ("broker", "microbatch", "direction", "of"),
+    [
+        (B, 0, FORTH, {}),
+        (A, 1, FORTH, {}),
+        (A, 0, BACK, {}),
+        (A, 0, LOSS, {}),
+        (A, 0, FORTH, {"attempt": 1}),
+        (A, 0, FORTH, {"step": 1}),
+        (A, 0, FORTH, {"branch": 1}),
+    ],
+    ids=["broker", "microbatch", "backward", "loss", "attempt", "step", "branch"],
+)
+def test_an_ack_of_something_else_or_by_somebody_else_does_not_count(box, broker, microbatch, direction, of):
+    """A broker's late Ack once removed an output that was on its way to another broker."""
+    box.grant(A, 1)
+    box.put(0)
+    box.acknowledge(broker, microbatch, direction, **of)
+    assert sent(box.resend(1.0)) == [(address(A), 0)]
+
+
+def test_busy_goes_to_another_broker_with_a_route_of_its_own(box):
+    box.grant(A, 1)
+    box.put(0)
+    assert box.refuse(A, 0, NackCode.BUSY) == []
+    (state, _) = box.outbox.brokers()
+    assert (box.outbox.num_waiting, state.sent_bytes) == (1, 0)
+    box.outbox.set_brokers({B: address(B)})
+    (send,) = box.grant(B, 1)
+    assert (send.peer, send.message.route) == (address(B), (HOME, B))
+
+
+def test_stale_is_forgotten(box):
+    box.grant(A, 1)
+    box.put(0)
+    box.refuse(A, 0, NackCode.STALE)
+    assert box.outbox.num_unacknowledged == 0
+
+
+@pytest.mark.parametrize("code", list(NackCode))
+@pytest.mark.parametrize(("broker", "microbatch"), [(B, 0), (A, 1)])
+def test_a_nack_of_something_else_or_by_somebody_else_is_ignored(box, code, broker, microbatch):
+    box.grant(A, 1)
+    box.put(0)
+    assert box.refuse(broker, microbatch, code) == []
+    assert list(box.outbox.pending()) == [(FORTH, key(0))]
+    assert box.outbox.num_waiting == 0
+
+
+def test_a_backward_goes_where_it_is_told_without_credit(box):
+    (send,) = box.put_back(0)
+    assert (send.peer, send.frames) == ("sim://home", ("dx0",))
+    assert box.resend(1.0) == [send]
+    box.acknowledge(HOME, 0, BACK)
+    assert box.outbox.num_unacknowledged == 0
+
+
+def test_a_backward_waits_for_its_brokers_address(box):
+    """It once was dropped when the view that names the broker had not come: its microbatch never ended."""
+    assert box.put_back(0, peer=None) == []
+    assert (box.outbox.next_deadline_s(), box.resend(9.0)) == (None, [])
+    assert box.outbox.introduce({77: address(77)}, 9.0) == []
+    (send,) = box.outbox.introduce({HOME: address(HOME)}, 9.0)
+    assert (send.peer, box.outbox.next_deadline_s()) == (address(HOME), 10.0)
+    assert box.outbox.introduce({HOME: address(HOME)}, 9.5) == []
+
+
+def test_a_loss_goes_to_the_trainer(box):
+    (send,) = box.outbox.put_to("sim://trainer", evaluated(ME, 0), broker=0, now=0.0)
+    assert send.frames == ()
+    box.acknowledge(0, 0, LOSS, purpose=send.message.purpose)
+    assert box.outbox.num_unacknowledged == 0
+
+
+def test_forward_and_backward_of_one_microbatch_are_two_outputs(box):
+    box.grant(A, 1)
+    box.put(0)
+    box.put_back(0)
+    box.acknowledge(A, 0, FORTH)
+    assert list(box.outbox.pending()) == [(BACK, key(0))]
+
+
+def test_older_steps_are_dropped(box):
+    box.grant(A, 2)
+    for microbatch, step in enumerate((0, 1, 0, 1)):
+        box.put(microbatch, step=step)
+    box.put_back(9, step=0)
+    box.outbox.drop_before(0, 1)
+    assert list(box.outbox.pending()) == [(FORTH, key(1, step=1)), (FORTH, key(3, step=1))]
+    box.outbox.drop_before(1, 0)
+    assert list(box.outbox.pending()) == []
+
+
+def test_a_broker_that_leaves_is_not_chosen_and_one_that_stays_keeps_its_credit(box):
+    box.grant(A, 1)
+    box.grant(B, 1)
+    box.outbox.set_brokers({B: address(B)})
+    assert sent(box.put(0)) == [(address(B), 0)]
+    box.outbox.set_brokers({A: address(A), B: address(B)})
+    assert box.put(1) == []
+
+
+def test_a_policy_that_waits_holds_everything_back():
+    box = Fixture(A, B)
+    box.outbox = Outbox(wiring=make_wiring("fixed", lambda: 0.9), resend_s=RESEND_S)
+    box.outbox.set_brokers({A: address(A), B: address(B)})
+    box.grant(A, 5)
+    assert box.put(0) == []
+    assert sent(box.grant(B, 1)) == [(address(B), 0)]

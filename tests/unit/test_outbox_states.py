@@ -1,0 +1,180 @@
+"""An outbox among brokers that grant, refuse and forget to answer, on a network that keeps nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.letters import SIZE_BYTES, ack, backward, forward, key, nack, room
+from zswarm.ids import Address, Direction, NackCode
+from zswarm.machine import Send
+from zswarm.messages import Ack, Backward, Forward, Key, Nack
+from zswarm.outbox import Outbox
+from zswarm.wiring import POLICIES, make_wiring
+
+ME = 11
+HOME = 40
+BROKERS = (41, 42, 43)
+FAIR_ROUNDS = 30
+NATURE = st.integers(0, 2**32).map(Random)
+
+
+@dataclass
+class Broker:
+    """What it granted and took; `in_outbox` is what it was sent and has not refused, as the outbox knows."""
+
+    granted_bytes: int = 0
+    taken: set[Key] = field(default_factory=set)
+    in_outbox: set[Key] = field(default_factory=set)
+
+
+class OutboxStates(RuleBasedStateMachine):
+    @initialize(policy=st.sampled_from(sorted(POLICIES)), nature=NATURE)
+    def begin(self, policy, nature):
+        self.outbox = Outbox(wiring=make_wiring(policy, nature.random), resend_s=1.0)
+        self.now_s = 0.0
+        self.brokers = {session: Broker() for session in BROKERS}
+        self.told: dict[int, int] = dict.fromkeys(BROKERS, 0)
+        """The most that each broker has told the outbox to have granted."""
+        self.home_has: set[Key] = set()
+        self.put_forward: set[Key] = set()
+        self.put_backward: set[Key] = set()
+        self.is_introduced = False
+        self.network: list[Send] = []
+        self.answers: list[Ack | Nack] = []
+        self.join(set(BROKERS))
+
+    def do(self, sends: list[Send]) -> None:
+        for send in sends:
+            if isinstance(send.message, Forward):
+                broker = send.message.route[-1]
+                assert send.peer == f"sim://{broker}"
+                assert send.message.route[:-1] == (HOME,)
+                self.brokers[broker].in_outbox.add(send.message.key)
+        self.network += sends
+
+    def join(self, brokers: set[int]) -> None:
+        self.outbox.set_brokers({session: Address(f"sim://{session}") for session in sorted(brokers)})
+
+    def reach(self, send: Send, *, is_full: bool) -> None:
+        """A broker gets a message and answers."""
+        message = send.message
+        assert isinstance(message, (Forward, Backward))
+        if isinstance(message, Backward):
+            self.home_has.add(message.key)
+            self.answers.append(ack(HOME, message.microbatch, Direction.BACKWARD))
+            return
+        session = message.route[-1]
+        broker = self.brokers[session]
+        if message.key not in broker.taken and is_full:
+            about = room(broker.granted_bytes)
+            self.answers.append(nack(session, message.microbatch, NackCode.BUSY, room=about))
+            return
+        broker.taken.add(message.key)
+        self.answers.append(ack(session, message.microbatch, Direction.FORWARD, room=room(broker.granted_bytes)))
+
+    def learn(self, answer: Ack | Nack) -> None:
+        if isinstance(answer, Nack):
+            entry = self.outbox._sent.get((Direction.FORWARD, answer.key))
+            if entry is not None and entry.broker == answer.session:
+                self.brokers[answer.session].in_outbox.discard(answer.key)
+        if answer.room is not None:
+            self.told[answer.session] = max(self.told[answer.session], answer.room.granted_bytes)
+        handler = self.outbox.refuse if isinstance(answer, Nack) else self.outbox.acknowledge
+        self.do(handler(answer, self.now_s))
+
+    def grant(self, session: int, units: int) -> None:
+        broker = self.brokers[session]
+        broker.granted_bytes += units * SIZE_BYTES
+        self.told[session] = broker.granted_bytes
+        self.do(self.outbox.update_room(session, room(broker.granted_bytes), self.now_s))
+
+    @rule(nature=NATURE, loss=st.sampled_from([0.0, 0.0, 0.4]), fullness=st.sampled_from([0.0, 0.0, 0.5]))
+    def turn(self, nature, loss, fullness):
+        """The producer puts, brokers grant, time passes, and some of the mail arrives in some order."""
+        for _ in range(nature.randint(0, 3)):
+            self.put(nature)
+        if nature.random() < 0.5:
+            self.grant(nature.choice(BROKERS), nature.randint(0, 2))
+        self.now_s += nature.choice([0.1, 1.1])
+        self.do(self.outbox.resend_due(self.now_s))
+        for mail in (self.network, self.answers):
+            letters, mail[:] = list(mail), []
+            nature.shuffle(letters)
+            for letter in letters:
+                if nature.random() < 0.2:
+                    mail.append(letter)
+                if nature.random() < loss:
+                    continue
+                if isinstance(letter, Send):
+                    self.reach(letter, is_full=nature.random() < fullness)
+                else:
+                    self.learn(letter)
+
+    def put(self, nature: Random) -> None:
+        microbatch = len(self.put_forward) + len(self.put_backward)
+        if nature.random() < 0.7:
+            self.put_forward.add(key(microbatch))
+            self.do(self.outbox.put_forward(forward(ME, microbatch, route=(HOME,)), ("y",), self.now_s))
+        else:
+            self.put_backward.add(key(microbatch))
+            peer = Address(f"sim://{HOME}") if self.is_introduced else None
+            message = backward(ME, microbatch, route=(HOME,))
+            self.do(self.outbox.put_to(peer, message, broker=HOME, frames=("dx",), now=self.now_s))
+
+    @rule()
+    def introduce_home(self):
+        self.is_introduced = True
+        self.do(self.outbox.introduce({HOME: Address(f"sim://{HOME}")}, self.now_s))
+
+    @invariant()
+    def no_broker_gets_more_than_it_granted(self):
+        for session, broker in self.brokers.items():
+            sent_bytes = SIZE_BYTES * len(broker.in_outbox)
+            assert sent_bytes <= self.told[session]
+        for state in self.outbox.brokers():
+            assert state.sent_bytes == SIZE_BYTES * len(self.brokers[state.broker].in_outbox)
+            assert state.granted_bytes == self.told[state.broker]
+
+    @invariant()
+    def what_has_not_arrived_is_still_here(self):
+        here = set(self.outbox.pending())
+        for taken_by in self.put_forward:
+            arrived = any(taken_by in broker.taken for broker in self.brokers.values())
+            assert arrived or (Direction.FORWARD, taken_by) in here
+        for wanted in self.put_backward:
+            assert wanted in self.home_has or (Direction.BACKWARD, wanted) in here
+        assert len(here) == self.outbox.num_unacknowledged
+
+    @invariant()
+    def there_is_a_deadline_while_anything_is_on_its_way(self):
+        addressed = [entry for entry in self.outbox._sent.values() if entry.peer is not None]
+        assert (self.outbox.next_deadline_s() is not None) == bool(addressed)
+
+    def teardown(self):
+        if not hasattr(self, "outbox"):
+            return
+        self.introduce_home()
+        for _ in range(FAIR_ROUNDS):
+            self.now_s += 1.1
+            for session in BROKERS:
+                self.grant(session, 2)
+            self.do(self.outbox.resend_due(self.now_s))
+            network, self.network = self.network, []
+            for send in network:
+                self.reach(send, is_full=False)
+            answers, self.answers = self.answers, []
+            for answer in answers:
+                self.learn(answer)
+        assert self.outbox.num_unacknowledged == 0
+        assert self.outbox.next_deadline_s() is None
+        assert set().union(*(broker.taken for broker in self.brokers.values())) == self.put_forward
+        assert self.home_has == self.put_backward
+
+
+TestOutboxStates = OutboxStates.TestCase
+TestOutboxStates.settings = settings(derandomize=True, deadline=None, max_examples=40, stateful_step_count=25)
