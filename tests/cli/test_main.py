@@ -9,9 +9,11 @@ import sys
 import pytest
 
 from zswarm import __version__, audit
-from zswarm.cli import main
+from zswarm.cli import main, trainer
 from zswarm.cli.bench import bench
 from zswarm.errors import RunFailed, UserError
+from zswarm.ids import NodeId
+from zswarm.machine import Exit
 
 GOOD = """
 [run]
@@ -101,7 +103,8 @@ def test_the_version_is_printed():
         (["local", "run.toml", "--workers", "two"], "--workers"),
         (["audit", "/nowhere"], "/nowhere: cannot read"),
         (["local", "/nowhere.toml"], "/nowhere.toml: there is no such run file"),
-        (["broker", "--coordinator", "localhost:1"], "--coordinator localhost:1: write tcp://HOST:PORT"),
+        (["broker", "--coordinator", "localhost:1"], "--coordinator: 'localhost:1' is no address: write tcp://"),
+        (["worker", "--coordinator", "tcp://192.168.0.2:4711"], "zswarm talks over loopback only; write tcp://"),
     ],
 )
 def test_what_the_user_can_mend_is_one_message_and_exit_code_2(arguments, says):
@@ -171,3 +174,28 @@ def test_the_audit_of_a_good_run_prints_its_verdicts_and_that_of_a_bad_one_where
     assert "line 3, step 0, stage 0: microbatch 0 is counted 2 times, by sessions 5" in shown.out
     assert "microbatch 1 is missing" in shown.out
     assert shown.err == f"zswarm: {events}: what was committed is not what was asked for\n"
+
+
+@pytest.mark.parametrize(("ended", "code", "says"), [(0, 0, ""), (1, 1, "zswarm: why\n"), (130, 130, "")])
+def test_the_exit_code_of_a_trainer_is_how_its_run_ended(monkeypatch, capsys, tmp_path, ended, code, says):
+    """Ctrl-C at `zswarm trainer` ended with exit code 1, as if the run had failed."""
+    (tmp_path / "run.toml").write_text(GOOD)
+    monkeypatch.setattr(main, "_node", lambda *_: NodeId("trainer"))
+    monkeypatch.setattr(trainer, "run_trainer", lambda *_: Exit(code=ended, text="why"))
+    assert main.run(["trainer", str(tmp_path / "run.toml")]) == code
+    assert capsys.readouterr().err == says
+
+
+def test_children_log_to_stderr_with_their_name():
+    """Without a log of its own, a child's warning went to stdout, in between the lines of JSON."""
+    program = (
+        "from zswarm.cli.family import Family\n"
+        "from zswarm.logs import get_log\n"
+        "with Family() as family:\n"
+        "    family.fork('broker-7', lambda: get_log().warning('message dropped') or 0)\n"
+        "    family.end(grace_s=20.0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert result.stdout == ""
+    assert '"event": "message dropped"' in result.stderr
+    assert '"node": "broker-7"' in result.stderr

@@ -20,9 +20,13 @@ from typing import Self
 
 from zswarm.errors import RunFailed, UserError, ZswarmError
 from zswarm.lifeline import Lifeline
+from zswarm.logs import set_up_logs
 
 CRASHED = 70
 """Exit code of a child that ended with an unexpected exception, as `EX_SOFTWARE` of sysexits.h."""
+
+LOG_LEVEL = "warning"
+"""Of the children: what a run has to say goes to its user and its folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,7 @@ class Family:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
+            set_up_logs(name, level=LOG_LEVEL)
             code = body()
         except ZswarmError as error:
             code = 2 if isinstance(error, UserError) else 1
@@ -71,11 +76,6 @@ class Family:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-
-    @property
-    def living(self) -> set[int]:
-        """Process ids of the children that have not ended."""
-        return set(self._names)
 
     def reap(self) -> dict[int, Ended]:
         """Return the children that have ended since the last call; does not wait."""

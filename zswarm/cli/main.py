@@ -11,7 +11,6 @@ A command's body is imported when it is called: `zswarm --help`, a broker and th
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 BEGUN_S = monotonic()
 """When the user's command began, as nearly as it can be known."""
-ADDRESS = re.compile(r"tcp://[^:/\s]+:[0-9]{1,5}|tcp://\[[0-9a-fA-F:]+\]:[0-9]{1,5}")
 SHOW_TRACEBACK = "ZSWARM_TRACEBACK"
+INTERRUPTED = 130
 COUNT = click.IntRange(min=1)
 
 run_file_argument = click.argument("run_file", metavar="RUN.toml", type=click.Path(path_type=Path))
@@ -63,10 +62,10 @@ coordinator_option = click.option(
     "--coordinator",
     required=True,
     metavar="ADDRESS",
-    help="Where the trainer listens, such as tcp://192.168.0.2:4711.",
+    help="Where the trainer listens, such as tcp://127.0.0.1:4711.",
 )
 host_option = click.option(
-    "--host", default="127.0.0.1", show_default=True, metavar="IP", help="This machine's address, to listen on."
+    "--host", default="127.0.0.1", show_default=True, metavar="IP", help="The loopback address to listen on."
 )
 name_option = click.option("--name", metavar="NAME", help="What this process is called in logs.")
 level_option = click.option(
@@ -183,7 +182,7 @@ def generate(*, folder: Path, **sampling: Any) -> None:
     default="tcp://127.0.0.1:4711",
     show_default=True,
     metavar="ADDRESS",
-    help="This machine's address and port, where everybody comes to.",
+    help="The loopback address and port where everybody comes to.",
 )
 @workers_option
 @brokers_option
@@ -271,8 +270,6 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments, prog_name="zswarm", standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.Exit as end:
-        return end.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except click.ClickException as error:
@@ -284,7 +281,7 @@ def run(arguments: list[str]) -> int:
         _show_traceback()
         return _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; what is still in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -312,9 +309,12 @@ def _show_traceback() -> None:
 
 
 def _address(option: str, text: str) -> Address:
-    if not ADDRESS.fullmatch(text):
-        raise UserError(f"{option} {text}: write tcp://HOST:PORT, such as tcp://192.168.0.2:4711")
-    return Address(text)
+    from zswarm.transport import checked_address
+
+    try:
+        return checked_address(text)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
 
 
 def _node(role: str, name: str | None, level: str) -> NodeId:
@@ -327,5 +327,7 @@ def _node(role: str, name: str | None, level: str) -> NodeId:
 
 
 def _end(end: Exit) -> None:
+    if end.code == INTERRUPTED:
+        sys.exit(INTERRUPTED)
     if end.code != 0:
         raise RunFailed(end.text)
