@@ -116,8 +116,7 @@ def _start_with_torch(config: RunConfig, options: LocalOptions, coordinator: Add
 
 
 def _preload(config: RunConfig) -> None:
-    """Import once what every worker would import: autograd's first backward, and the codec."""
-    importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    """Import once what every worker would import."""
     if config.wire.codec == "bnb8":
         importlib.import_module("bitsandbytes")
 
