@@ -116,6 +116,9 @@ def main(*, model: str = "tiny", pairs: int = 3, json_file: Path | None = None) 
         rounds.append(measured)
     figures = figures_of(rounds, size)
     console.print(table_of(figures, f"training, {model}, median of {pairs} rounds"))
+    most_cores = max(measurement.others_cores for measured in rounds for measurement in measured.values())
+    if most_cores > TOLERATED_CORES:
+        console.print(f"others used up to {most_cores:.2f} cores meanwhile: measure again on a quiet machine")
     if json_file is not None:
         found = {
             "model": model,
