@@ -4,16 +4,21 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save
 
 from zswarm import json_lines
 from zswarm.config import RunConfig
 from zswarm.errors import RunFailed, UserError
 from zswarm.json_lines import JsonLinesWriter, encode, read_json_lines
 from zswarm.trainer import run_folder
+from zswarm.trainer.model_file import ModelFile
 from zswarm.trainer.run_folder import open_run_folder
+from zswarm.trainer.samples import pack
+from zswarm.trainer.settings import Store
 
 CONFIG = RunConfig.model_validate(
     {
@@ -143,3 +148,37 @@ def test_a_file_is_made_when_it_is_first_written_to(tmp_path):
         folder.metrics.append({"step": 1})
         assert not (folder.path / "events.jsonl").exists()
         assert len(read_json_lines(folder.path / "metrics.jsonl")[0]) == 2
+
+
+def test_a_folder_on_a_read_only_disk_is_the_users_to_mend(tmp_path, monkeypatch):
+    """A run that never began ended with exit code 1, as if it had failed."""
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(run_folder.os, "fsync", refuse)
+    with pytest.raises(UserError, match=r"out/run\.json: cannot write: Read-only file system: name a folder .* --out"):
+        open_run_folder(CONFIG, out=tmp_path / "out")
+
+
+def received(content):
+    """Return a model file that has taken layer 0's bytes in two ranges, the second one twice."""
+    model = ModelFile()
+    for offset, part in ((0, content[:5]), (5, content[5:]), (5, content[5:])):
+        load = pack(np.frombuffer(part, dtype=np.uint8))
+        model.store(Store(layer=0, offset_bytes=offset, total_bytes=len(content), load=load))
+    return model
+
+
+def test_the_model_is_written_whole(tmp_path):
+    path = tmp_path / "model.safetensors"
+    received(save({"weight": np.array([1, 2], dtype=np.float32)})).write(path)
+    assert load_file(path)["layers.0.weight"].tolist() == [1, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_layer_ends_the_run_with_its_reason(tmp_path):
+    """It passed for a bug of zswarm."""
+    with pytest.raises(RunFailed, match="layer 0 came as what is no safetensors file"):
+        received(b"nonsense").write(tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []

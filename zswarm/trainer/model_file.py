@@ -8,7 +8,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from zswarm.errors import RemoteProtocolError, RunFailed
+from zswarm.errors import RunFailed
+from zswarm.trainer.run_folder import replace_whole
 from zswarm.trainer.settings import Store
 
 
@@ -29,8 +30,7 @@ class ModelFile:
         """Write all layers as one file, tensors named `layers.<index>.<parameter>`.
 
         Raises:
-            RemoteProtocolError: a worker sent what is no safetensors file.
-            RunFailed: the file cannot be written.
+            RunFailed: a worker sent what is no safetensors file, or the file cannot be written.
 
         """
         tensors: dict[str, np.ndarray] = {}
@@ -38,11 +38,9 @@ class ModelFile:
             try:
                 parameters = load(bytes(buffer))
             except SafetensorError as error:
-                raise RemoteProtocolError(f"layer {index} is not a safetensors file: {error}") from None
+                raise RunFailed(f"layer {index} came as what is no safetensors file: {error}") from None
             tensors |= {f"layers.{index}.{name}": tensor for name, tensor in parameters.items()}
         try:
-            temporary = path.with_name(f".{path.name}.new")
-            save_file(tensors, temporary, metadata={"format": "pt"})
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
+            replace_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+        except SafetensorError as error:
             raise RunFailed(f"{path}: cannot write the model: {error}") from None

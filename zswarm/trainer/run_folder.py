@@ -1,10 +1,11 @@
 """The folder of a run: what it was, what happened, what came out.
 
-    run.toml        the run file as it was given
-    run.json        the configuration in force, overrides applied
-    events.jsonl    append-only: every commit with its ledger, every join, leave, replay
-    metrics.jsonl   append-only: one line per step
-    summary.json    written whole, when the run ends
+    run.toml            the run file as it was given
+    run.json            the configuration in force, overrides applied
+    events.jsonl        append-only: every commit with its ledgers, every join, leave and abort
+    metrics.jsonl       append-only: one line per step
+    summary.json        written whole, when the run ends
+    model.safetensors   written whole, when all steps are done
 
 The folder is valid at any moment: files are appended line by line or replaced as a whole.
 """
@@ -22,7 +23,7 @@ from zswarm.errors import RunFailed, UserError
 from zswarm.json_lines import JsonLinesWriter, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from zswarm.config import RunConfig
 
@@ -41,7 +42,8 @@ class RunFolder:
         """Fill the empty folder `path`.
 
         Raises:
-            UserError: a file cannot be made.
+            OSError: the run file cannot be read.
+            RunFailed: a file cannot be made.
 
         """
         self.path = path
@@ -90,8 +92,10 @@ def open_run_folder(config: RunConfig, *, out: Path | None = None, run_file: Pat
     path = _next_free(Path("runs"), config.run.name) if out is None else _make(out)
     try:
         return RunFolder(path, config, run_file=run_file)
+    except RunFailed as error:
+        raise UserError(f"{error}: name a folder in which you may write with --out") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot write in the run folder: {error.strerror}") from None
+        raise UserError(f"{run_file}: cannot read the run file: {error.strerror}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -101,28 +105,31 @@ def write_whole(path: Path, content: bytes) -> None:
         RunFailed: it cannot be written.
 
     """
+    replace_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Do the same for a file that `write` makes where it is told to; raises as `write_whole`."""
     temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write(temporary)
+        _sync(temporary, os.O_RDONLY)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise RunFailed(f"{path}: cannot write: {error.strerror}") from None
+        raise RunFailed(f"{path}: cannot write: {error.strerror or error}") from None
 
 
 def _pretty(record: Mapping[str, Any]) -> bytes:
     return json.dumps(json.loads(encode(record)), indent=2).encode() + b"\n"
 
 
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path, flags: int) -> None:
+    opened = os.open(path, flags)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def _make(path: Path) -> Path:
