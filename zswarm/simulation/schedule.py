@@ -159,7 +159,7 @@ def _weather(faults: frozenset[Fault], random: Random) -> Weather:
         latency_low_s=0.002,
         latency_high_s=random.choice((0.05, 0.15)) if slow else 0.01,
         jitter=random.choice((0.1, 1.0)),
-        loss=random.choice((0.02, 0.1, 0.3)) if Fault.LOSS in faults else 0.0,
+        loss=random.choice((0.02, 0.1, 0.5)) if Fault.LOSS in faults else 0.0,
         duplication=random.choice((0.05, 0.3)) if Fault.DUPLICATION in faults else 0.0,
         straggling=random.choice((0.01, 0.05)) if Fault.STRAGGLING in faults else 0.0,
         straggle_s=random.choice((0.3, 1.0, 6.0)),

@@ -82,8 +82,8 @@ class Swarm:
         self._queue.put(starts_at_s, (node, Tick()))
         return node
 
-    def _start_s(self, index: int, expected: int) -> float:
-        return self._random.uniform(0.0, 1.0 if index < expected else 6.0)
+    def _start_s(self, index: int, expected: int, *, expected_by_s: float) -> float:
+        return self._random.uniform(0.0, expected_by_s if index < expected else 6.0)
 
     def _add_broker(self, index: int) -> None:
         schedule = self.schedule
@@ -96,7 +96,11 @@ class Swarm:
             coordinator=COORDINATOR,
             capacity_bytes=schedule.capacity_bytes,
         )
-        starts_at_s = self._start_s(index, schedule.num_stages * schedule.brokers_per_stage)
+        starts_at_s = self._start_s(
+            index,
+            schedule.num_stages * schedule.brokers_per_stage,
+            expected_by_s=3.0 if Fault.LATE_PROCESSES in schedule.faults else 1.0,
+        )
         self._add(name, machine, addresses, starts_at_s=starts_at_s)
 
     def _add_worker(self, index: int) -> None:
@@ -110,7 +114,7 @@ class Swarm:
             coordinator=COORDINATOR,
             random=Random(f"{name} {schedule.seed}").random,
         )
-        starts_at_s = self._start_s(index, schedule.num_stages * schedule.workers_per_stage)
+        starts_at_s = self._start_s(index, schedule.num_stages * schedule.workers_per_stage, expected_by_s=1.0)
         node = self._add(name, machine, addresses, starts_at_s=starts_at_s)
         pace = schedule.pace
         slower = schedule.slowness ** self._random.random()

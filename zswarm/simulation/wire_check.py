@@ -6,7 +6,8 @@ from typing import Any
 
 from zswarm import limits
 from zswarm.errors import ZswarmError
-from zswarm.messages import Message, View, Welcome, payload_parcels
+from zswarm.kinds import payload_parcels
+from zswarm.messages import Message, View, Welcome
 from zswarm.simulation.violation import Violation, require
 from zswarm.wire import decode_untrusted, encode, pack_members, unpack_members_untrusted
 
