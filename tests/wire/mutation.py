@@ -11,7 +11,7 @@ import msgpack
 from tests.wire.corpus import recorded_frames
 from tests.wire.samples import SAMPLES
 from zswarm import limits
-from zswarm.messages import KINDS
+from zswarm.kinds import KINDS
 from zswarm.wire.codec import MAGIC, MAJOR, PRELUDE
 
 HOSTILE: tuple[Any, ...] = (

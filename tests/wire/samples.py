@@ -28,6 +28,7 @@ from zswarm.ids import (
     StatePart,
     Step,
 )
+from zswarm.kinds import payload_parcels
 from zswarm.messages import (
     Abort,
     Ack,
@@ -60,7 +61,6 @@ from zswarm.messages import (
     View,
     Welcome,
     WorkerHeartbeat,
-    payload_parcels,
 )
 from zswarm.wire import split
 

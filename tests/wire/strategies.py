@@ -12,7 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from hypothesis import strategies as st
 
 from zswarm import limits
-from zswarm.messages import KINDS, Length, Message, Parcel, Range, TensorSpec, View, Welcome
+from zswarm.kinds import KINDS
+from zswarm.messages import Length, Message, Parcel, Range, TensorSpec, View, Welcome
 from zswarm.wire.payload import ITEM_BYTES
 
 SMALL_BYTES = 4096

@@ -32,7 +32,8 @@ from zswarm.ids import (
     Session,
     Step,
 )
-from zswarm.messages import KINDS, Ack, Attach, Credit, Forward, Job, Message, Parcel, Ready, Result, TensorSpec
+from zswarm.kinds import KINDS
+from zswarm.messages import Ack, Attach, Credit, Forward, Job, Message, Parcel, Ready, Result, TensorSpec
 from zswarm.wire.codec import PRELUDE
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@
                     offset  bytes
                      0      4      magic "ZSWM"
                      4      1      major version
-                     5      1      kind, a key of `messages.KINDS`
+                     5      1      kind, a key of `kinds.KINDS`
                      6      2      flags: bit 0 payload follows, bit 1 sent again; others are ignored
                      8      4      length of the header
                     12      4      CRC-32 over magic, major, kind and header
@@ -29,7 +29,8 @@ import msgpack
 
 from zswarm import limits
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
-from zswarm.messages import KINDS, Backward, Chunk, Forward, Job, Message, State, View, Welcome
+from zswarm.kinds import KINDS
+from zswarm.messages import Backward, Chunk, Forward, Job, Message, State, View, Welcome
 from zswarm.wire.fields import FieldFault, reader, writer
 from zswarm.wire.payload import payload_fault
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from zswarm import limits
+from zswarm.kinds import payload_parcels
 from zswarm.messages import (
     Message,
     Parcel,
@@ -22,7 +23,6 @@ from zswarm.messages import (
     TensorSpec,
     View,
     Welcome,
-    payload_parcels,
 )
 
 if TYPE_CHECKING:

@@ -1,0 +1,77 @@
+"""The kinds of messages: their numbers on the wire, and which of them carry payload."""
+
+from __future__ import annotations
+
+from zswarm.messages import (
+    Abort,
+    Ack,
+    Attach,
+    Backward,
+    BrokerHeartbeat,
+    Chunk,
+    ChunkAck,
+    Commit,
+    Credit,
+    Evaluated,
+    Failure,
+    Forward,
+    HeartbeatAck,
+    Job,
+    Message,
+    Nack,
+    Parcel,
+    Prepare,
+    Prepared,
+    Pull,
+    Ready,
+    Register,
+    Reject,
+    Result,
+    State,
+    Stop,
+    View,
+    Welcome,
+    WorkerHeartbeat,
+)
+
+KINDS: dict[int, type[Message]] = {
+    1: Register,
+    2: Welcome,
+    3: Reject,
+    4: WorkerHeartbeat,
+    5: BrokerHeartbeat,
+    6: HeartbeatAck,
+    7: View,
+    8: Failure,
+    9: Stop,
+    16: Prepare,
+    17: Prepared,
+    18: Abort,
+    19: Commit,
+    20: Evaluated,
+    32: Attach,
+    33: Credit,
+    34: Forward,
+    35: Backward,
+    36: Ack,
+    37: Nack,
+    48: Ready,
+    49: Job,
+    50: Result,
+    64: Chunk,
+    65: ChunkAck,
+    66: Pull,
+    67: State,
+}
+"""The number of each kind on the wire. A number is never reused."""
+
+
+def payload_parcels(message: Message) -> tuple[Parcel, ...]:
+    """The parcels of this message's payload, in the order of their frames."""
+    match message:
+        case Forward() | Backward() | Chunk() | State():
+            return (message.parcel,)
+        case Job():
+            return tuple(parcel for parcel in (message.x, message.dy) if parcel is not None)
+        case _:
+            return ()
