@@ -25,7 +25,7 @@ class Build:
 class Run:
     """Do a job. Answers: Emitted where there is a dx, then Ran; or Failed.
 
-    FORWARD takes `x`, yields `y`, keeps the graph or the input until the backward or `ForgetStep`.
+    FORWARD takes `x`, yields `y`, keeps the graph or the input until the backward or Apply.
     BACKWARD takes `dy` and, where the worker may not have kept it, `x`. FUSED and EVALUATE take `x`.
     With `accumulate` false nothing is added to the accumulator: only dx is wanted.
     """

@@ -14,8 +14,9 @@ of its step, and it is not in the ledger yet (R1); the snapshot of a round is a 
 the one of Prepare (R5); Commit is applied only to a result that is held (R7); jobs of another step are
 refused (R8). While APPLYING nothing else is computed.
 
-Repeated until true: Register; the heartbeat with the whole ledger, or Failure in its place; Ready to the own brokers; Attach to
-the own and the next stage's brokers; Prepared until Commit or Abort; outputs until acknowledged.
+Repeated until true: Register; the heartbeat with the whole ledger, or Failure in its place; Ready to the
+own brokers; Attach to the own and the next stage's brokers; Prepared until Commit or Abort; outputs until
+acknowledged.
 
 Ignored on purpose: Prepare, Abort and Commit of another step than the own; results of rounds that have
 been replaced; jobs while the stage is not built.

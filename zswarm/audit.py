@@ -245,7 +245,8 @@ class Audit:
         )
         self._sessions.found = f"{len(self._contributors)} workers contributed, {len(self._lives)} processes joined"
         if self._finish is None:
-            self._end.found = f"the log ends after step {num_commits - 1}: the run was cut short" if num_commits else ""
+            last = f"after step {num_commits - 1}" if num_commits else "before the first step was committed"
+            self._end.found = f"the log ends {last}: the run was cut short"
         else:
             self._end.found = f"finished with {self._finish.steps} steps"
             if self._finish.steps != num_commits:

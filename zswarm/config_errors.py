@@ -73,7 +73,8 @@ def _problem(details: ErrorDetails, schema: type[BaseModel]) -> str:
         return f"{given}: {nearest(str(details['input']), choices)}"
     if kind in BOUNDS:
         key, words = BOUNDS[kind]
-        return f"{given}: must be {words} {context[key]:g}"
+        bound = context[key]
+        return f"{given}: must be {words} {bound if isinstance(bound, int) else f'{bound:g}'}"
     if kind in TYPES:
         return f"{given}: must be {TYPES[kind]}, not {_type(details['input'])}"
     if kind == "finite_number":

@@ -1,4 +1,4 @@
-"""The three ways in which things go wrong, told apart by who is to blame."""
+"""The ways in which things go wrong, told apart by who can mend them."""
 
 from __future__ import annotations
 

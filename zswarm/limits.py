@@ -11,20 +11,26 @@ MAX_PAYLOAD_BYTES = MAX_FRAME_BYTES * MAX_FRAMES
 MAX_HEADER_BYTES = 4096
 """msgpack header of one message; the usual one has under 200."""
 MAX_TEXT_CHARS = 512
+"""A sentence for people, or an address; with a few of them a header still fits."""
 MAX_DIMENSIONS = 4
+"""Of a tensor: batch, channels, height and width."""
 MAX_DIMENSION = 1 << 20
+"""Far above any real one; how many values a tensor has is bounded by the size of its payload."""
 MAX_TENSORS = 4
 """Tensors travelling together: the activation and what rides along with it, such as labels."""
 MAX_STAGES = 256
+"""A route, one session per stage, fits a header: 9 bytes each."""
 MAX_MICROBATCHES = 8192
 """Microbatches of one step: a ledger is a bitmap of this many bits in a header."""
 MAX_LEDGER_BYTES = MAX_MICROBATCHES // 8
 MAX_PARTICIPANTS = 256
 """Workers of one stage that reduce together: their sessions are listed in a header."""
 MAX_LEASES_PER_WORKER = 64
+"""Of one broker: they are listed in a header."""
 MAX_MEMBERS = 4096
 """Processes in one view."""
 MAX_VIEW_BYTES = MAX_FRAME_BYTES
+"""A view is one frame: 256 bytes for each of MAX_MEMBERS."""
 
 HEARTBEAT_S = 1.0
 """Default heartbeat interval; every deadline follows from it."""

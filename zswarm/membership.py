@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from zswarm import limits
 from zswarm.ids import Address, Branch, Generation, NodeId, Role, RunId, Session, Stage, Step
 from zswarm.machine import Send
 from zswarm.messages import Member, Message, Register, Reject, View, Welcome
@@ -41,7 +42,7 @@ class Membership:
         self.num_stages = 1
         self.branch = Branch(0)
         self.step = Step(0)
-        self.heartbeat_s = 1.0
+        self.heartbeat_s = limits.HEARTBEAT_S
         self.unit_bytes = 1
         self.wiring = "queue"
         self.is_welcome = False

@@ -323,6 +323,9 @@ def test_a_run_that_was_cut_short_is_valid_as_far_as_it_came():
     log = good_log()[:-2]
     assert failed(log) == set()
     assert "cut short" in str(verdict(log)["end"])
+    started = [record for record in log if record["event"] in {"start", "join"}]
+    assert failed(started) == set()
+    assert "before the first step was committed: the run was cut short" in str(verdict(started)["end"])
 
 
 def test_many_problems_are_counted_and_the_first_ones_told():

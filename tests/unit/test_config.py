@@ -107,6 +107,7 @@ WRONG = [
     ("run.steps=0", "run.steps = 0: must be at least 1"),
     ("run.steps=many", "run.steps = 'many': must be a whole number, not a text"),
     ("run.seed=-1", "run.seed = -1: must be at least 0"),
+    ("run.seed=9223372036854775808", "must be at most 9223372036854775807"),
     ("run.name=a/b", "run.name = 'a/b': must be 1 to 64 letters"),
     ('run.name=""', "run.name = '': must be 1 to 64 letters"),
     ("run.name=3", "run.name = 3: must be a text in quotes, not a whole number"),
