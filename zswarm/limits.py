@@ -49,7 +49,7 @@ REDUCE_WINDOW = 8
 STATE_RANGE_BYTES = 8 << 20
 """One answer to a Pull: enough that asking costs nothing, few enough that others get their turn."""
 OUTBOX_LENGTH = 4
-"""Outputs waiting for credit at a worker before it stops taking new forward jobs."""
+"""Outputs waiting for credit at a worker before it takes no new jobs."""
 TURN_MESSAGES = 64
 """Messages that one turn of a poll loop takes from one socket before it looks at the others."""
 LINGER_S = 0.2
