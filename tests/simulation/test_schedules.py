@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from zswarm.simulation.schedule import Fault, Schedule, make_schedule
-from zswarm.simulation.simulate import Report, run, run_seed
+from zswarm.simulation.simulate import Report, run, run_seed, story_of
 
 NUM_GROUPS = 10
 GROUP_LENGTH = 20
@@ -27,7 +27,7 @@ for seed in range(1000, 1012):
 
 def told(report: Report) -> str:
     """Return what somebody needs who reads that a schedule has failed."""
-    story = "\n".join(report.story)
+    story = "\n".join(story_of(report))
     return f"seed {report.schedule.seed}: {report.violation}\n{story}"
 
 

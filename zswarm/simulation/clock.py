@@ -22,7 +22,7 @@ class EventQueue(Generic[T]):
     def put(self, time_s: float, item: T) -> None:
         """Let `item` happen at `time_s`; the past is now."""
         self._sequence += 1
-        heapq.heappush(self._heap, (max(time_s, self.now_s), self._sequence, item))
+        heapq.heappush(self._heap, (max(self.now_s, time_s), self._sequence, item))
 
     def pop(self) -> T:
         """Take the next event and advance the time to it; IndexError where nothing is left."""
@@ -42,7 +42,8 @@ class NodeClock:
 
     def local_s(self, time_s: float) -> float:
         """Read the clock at a true time."""
-        self._latest_s = max(self._latest_s, self._offset_s + self._rate * time_s)
+        local_s = self._offset_s + self._rate * time_s
+        self._latest_s = max(self._latest_s, local_s)
         return self._latest_s
 
     def local_at_least_s(self, time_s: float, local_s: float) -> float:

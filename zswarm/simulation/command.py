@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zswarm.simulation.mutants import in_force
-from zswarm.simulation.simulate import Report, run_seed
+from zswarm.simulation.simulate import Report, run_seed, story_of
 
 TOLD_EVERY_S = 5.0
 MOST_STORIES = 3
@@ -92,7 +92,7 @@ def _print_failure(console: Console, report: Report, mutant: str | None) -> None
     option = f" --mutant {mutant}" if mutant is not None else ""
     console.print(Text(f"seed {seed} broke a promise: {report.violation}", style="bold red"))
     console.print(Text(f"faults: {faults}; the last that happened:"))
-    for line in report.story:
+    for line in story_of(report):
         console.print(Text(f"  {line}"), soft_wrap=True)
     console.print(Text(f"again, with everything: zswarm simulate --schedules 1 --seed {seed}{option} --trace"))
 

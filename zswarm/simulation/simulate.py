@@ -25,20 +25,12 @@ class Report:
     virtual_s: float
     counters: Counter[str]
     violation: Violation | None
-    story: tuple[str, ...]
-    """For a violation: the last happenings that concern the microbatch or round it names."""
 
 
 def run(schedule: Schedule, *, listener: Listener | None = None) -> Report:
     """Run a schedule to its end or to its first violation; `listener` is told each happening in a line."""
-    swarm = Swarm(schedule, Trace(length=TRACE_LENGTH, listener=listener))
-    violation = None
-    story: list[str] = []
-    try:
-        swarm.run()
-    except Violation as error:
-        violation = error
-        story = swarm.trace.story(mentions=_mentions(error.text), most=STORY_LENGTH)
+    swarm = Swarm(schedule, Trace(listener=listener))
+    violation = _violation_of(swarm)
     return Report(
         schedule=schedule,
         digest=swarm.trace.digest,
@@ -46,8 +38,25 @@ def run(schedule: Schedule, *, listener: Listener | None = None) -> Report:
         virtual_s=swarm.now_s,
         counters=swarm.counters,
         violation=violation,
-        story=tuple(story),
     )
+
+
+def story_of(report: Report) -> list[str]:
+    """Return the last happenings that concern the microbatch or round which a violation names.
+
+    For that the schedule is run again: it takes the same way.
+    """
+    swarm = Swarm(report.schedule, Trace(length=TRACE_LENGTH))
+    violation = _violation_of(swarm)
+    return swarm.trace.story(mentions=_mentions(violation.text) if violation else {}, most=STORY_LENGTH)
+
+
+def _violation_of(swarm: Swarm) -> Violation | None:
+    try:
+        swarm.run()
+    except Violation as violation:
+        return violation
+    return None
 
 
 def run_seed(seed: int, *, listener: Listener | None = None) -> Report:

@@ -187,7 +187,9 @@ class Swarm:
         samples = []
         for command in commands:
             self.trace.record_command(self._queue.now_s, node.name, command)
-            if isinstance(command, Sample):
+            if type(command) is Send:
+                self._send(node, command)
+            elif isinstance(command, Sample):
                 samples.append(command)
             else:
                 self._carry_out(node, command)
@@ -203,7 +205,8 @@ class Swarm:
         deadline_s = node.machine.next_deadline_s()
         if deadline_s is None or node.exit is not None or deadline_s == float("inf"):
             return
-        wake_at_s = max(node.clock.true_s(deadline_s), self._queue.now_s)
+        wake_at_s = node.clock.true_s(deadline_s)
+        wake_at_s = max(wake_at_s, self._queue.now_s)
         if node.wake_at_s is None or wake_at_s < node.wake_at_s:
             node.wake_at_s = wake_at_s
             self._queue.put(wake_at_s, (node, WAKE))
@@ -212,8 +215,6 @@ class Swarm:
 
     def _carry_out(self, node: Node, command: Any) -> None:
         match command:
-            case Send():
-                self._send(node, command)
             case Append():
                 self.census.count_record(command.record)
                 self.invariants.appended(command)

@@ -35,31 +35,36 @@ class Happening(NamedTuple):
 
 
 class Trace:
-    """See the module; keeps the last `length` happenings, and tells the listener every one as it comes."""
+    """See the module. Keeps the last `length` happenings, and tells the listener every one as it comes."""
 
-    def __init__(self, *, length: int, listener: Listener | None = None) -> None:
+    def __init__(self, *, length: int = 0, listener: Listener | None = None) -> None:
         self.last: deque[Happening] = deque(maxlen=length)
         self._listener = listener
+        self._is_kept = length > 0 or listener is not None
         self._digest = hashlib.blake2b(digest_size=16)
         self._kinds: dict[type, int] = {}
 
     def record_event(self, time_s: float, number: int, node: str, event: object) -> None:
         """Note that a node is about to handle an event."""
-        self._keep(Happening(time_s, node, is_event=True, what=event))
+        if self._is_kept:
+            self._keep(Happening(time_s, node, is_event=True, what=event))
         subject = event.message if type(event) is Received else event
-        kind = self._kinds.setdefault(type(subject), len(self._kinds))
+        kind = self._kinds.get(type(subject))
+        if kind is None:
+            kind = self._kinds[type(subject)] = len(self._kinds)
         first = second = -1
         if isinstance(subject, StepMessage):
             first = subject.step
             if isinstance(subject, MicrobatchMessage):
                 second = subject.microbatch
-            elif isinstance(subject, Chunk):
+            elif type(subject) is Chunk:
                 second = subject.chunk + 64 * subject.shard
         self._digest.update(_PACKED.pack(time_s, number, kind, first, second))
 
     def record_command(self, time_s: float, node: str, command: object) -> None:
         """Note a command that the event led to; what it does shows in the events to come."""
-        self._keep(Happening(time_s, node, is_event=False, what=command))
+        if self._is_kept:
+            self._keep(Happening(time_s, node, is_event=False, what=command))
 
     def _keep(self, happening: Happening) -> None:
         self.last.append(happening)
