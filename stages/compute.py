@@ -52,16 +52,14 @@ from stages.tasks import (
 from zswarm import limits
 from zswarm.config import RunConfig
 from zswarm.errors import LocalProtocolError, ZswarmError
-from zswarm.ids import Round, Stage
-from zswarm.messages import Load, Parcel
-from zswarm.wire import checksum, split
+from zswarm.ids import Round
+from zswarm.wire import parcelled
 
 
 @dataclass(slots=True)
 class _Built:
     """What Build makes."""
 
-    number: Stage
     engine: StageEngine
     kept: Kept
     passes: Passes
@@ -133,7 +131,6 @@ class Compute:
         )
         kept = Kept(config.pipeline.recompute, self._gauge)
         self._built = _Built(
-            number=task.stage,
             engine=engine,
             kept=kept,
             passes=Passes(engine, kept, codec=config.wire.codec),
@@ -191,13 +188,10 @@ class Compute:
             self._exported = (task.layer, save(tensors))
         whole = memoryview(self._exported[1])
         offset = min(max(0, task.offset_bytes), len(whole) - 1)
-        frames = split(whole[offset : offset + limits.STATE_RANGE_BYTES])
-        size_bytes = sum(len(frame) for frame in frames)
-        parcel = Parcel(tensors=(), size_bytes=size_bytes, crc=checksum(frames))
         return Exported(
             part=task.part,
             layer=task.layer,
             offset_bytes=offset,
             total_bytes=len(whole),
-            load=Load(parcel=parcel, frames=frames),
+            load=parcelled(whole[offset : offset + limits.STATE_RANGE_BYTES], ()),
         )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from zswarm import limits
 from zswarm.errors import RemoteProtocolError
-from zswarm.messages import Load, Parcel, TensorSpec
-from zswarm.wire import checksum
+from zswarm.messages import Load, TensorSpec
+from zswarm.wire import parcelled
 
 Floats = NDArray[np.float32]
 
@@ -87,10 +87,8 @@ def _of_equal_length(contributions: Sequence[Sequence[Load]]) -> Sequence[Sequen
 
 
 def _chunk(values: Floats) -> Load:
-    frame = values.data.cast("B").toreadonly()
-    spec = TensorSpec(codec="none", dtype="float32", shape=(len(values),), size_bytes=len(frame))
-    parcel = Parcel(tensors=(spec,), size_bytes=len(frame), crc=checksum((frame,)))
-    return Load(parcel=parcel, frames=(frame,))
+    spec = TensorSpec(codec="none", dtype="float32", shape=(len(values),), size_bytes=values.nbytes)
+    return parcelled(values.data.toreadonly(), (spec,))
 
 
 def _values(chunk: Load) -> Floats:

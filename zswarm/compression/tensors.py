@@ -16,7 +16,7 @@ from zswarm import limits
 from zswarm.compression.codecs import CODECS, codec_named
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
 from zswarm.messages import Load, Parcel, TensorSpec
-from zswarm.wire import checksum, split
+from zswarm.wire import parcelled
 
 FLOATS = {
     "float16": torch.float16,
@@ -74,8 +74,7 @@ def encode(tensors: Sequence[Tensor], codec: str) -> Load:
         out = buffer[offset : offset + spec.size_bytes]
         codec_named(spec.codec).encode(tensor.to(buffer.device).contiguous().flatten(), out)
         offset += spec.size_bytes
-    frames = split(buffer.cpu().numpy().data.toreadonly())
-    return Load(parcel=Parcel(tensors=specs, size_bytes=total_bytes, crc=checksum(frames)), frames=frames)
+    return parcelled(buffer.cpu().numpy().data.toreadonly(), specs)
 
 
 def decode_untrusted(load: Load, device: torch.device | None = None) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from zswarm import wire
-from zswarm.messages import Load, Parcel, TensorSpec
+from zswarm.messages import Load, TensorSpec
 
 
 def pack(*arrays: NDArray[Any]) -> Load:
@@ -16,5 +16,4 @@ def pack(*arrays: NDArray[Any]) -> Load:
     specs = tuple(
         TensorSpec(codec="raw", dtype=array.dtype.name, shape=array.shape, size_bytes=array.nbytes) for array in arrays
     )
-    frames = wire.split(packed)
-    return Load(parcel=Parcel(tensors=specs, size_bytes=len(packed), crc=wire.checksum(frames)), frames=frames)
+    return wire.parcelled(packed, specs)

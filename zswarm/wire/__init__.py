@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from zswarm.wire.codec import MAJOR, Envelope, VersionMismatch, decode_untrusted, encode
 from zswarm.wire.members import pack_members, unpack_members_untrusted
-from zswarm.wire.payload import checksum, intact, split, verify
+from zswarm.wire.payload import checksum, intact, parcelled, split, verify
 
 __all__ = [
     "MAJOR",
@@ -18,6 +18,7 @@ __all__ = [
     "encode",
     "intact",
     "pack_members",
+    "parcelled",
     "split",
     "unpack_members_untrusted",
     "verify",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from zswarm import limits
 from zswarm.kinds import payload_parcels
 from zswarm.messages import (
+    Load,
     Message,
     Parcel,
     State,
@@ -59,6 +60,13 @@ def checksum(frames: Iterable[Buffer]) -> int:
     for frame in frames:
         crc = zlib.crc32(frame, crc)
     return crc
+
+
+def parcelled(content: Buffer, tensors: tuple[TensorSpec, ...]) -> Load:
+    """Return `content` as a load that shares its memory; `tensors` say what lies in it, in order."""
+    frames = split(content)
+    size_bytes = sum(len(frame) for frame in frames)
+    return Load(parcel=Parcel(tensors=tensors, size_bytes=size_bytes, crc=checksum(frames)), frames=frames)
 
 
 def verify(parcel: Parcel, frames: Iterable[Buffer]) -> bool:
