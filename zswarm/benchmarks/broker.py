@@ -103,17 +103,13 @@ def figures_of(values: dict[str, list[float]]) -> list[Figure]:
 
 
 def _measure(name: str) -> dict[str, float]:
-    match name:
-        case "broker, messages/s":
-            return {name: IN_PER_MICROBATCH * _through_broker(SMALL_BYTES, SMALL_COUNT, SMALL_WINDOW)}
-        case "broker, GB/s":
-            return {name: LARGE_BYTES / GB * _through_broker(LARGE_BYTES, LARGE_COUNT, LARGE_WINDOW)}
-        case "bare, messages/s":
-            return {name: _through_bare_loop(SMALL_BYTES, SMALL_COUNT, SMALL_WINDOW)}
-        case "bare, GB/s":
-            return {name: LARGE_BYTES / GB * _through_bare_loop(LARGE_BYTES, LARGE_COUNT, LARGE_WINDOW)}
-        case _:
-            return _idle()
+    if name == RESIDENT:
+        return _idle()
+    through = _through_broker if name in (SMALL, LARGE) else _through_bare_loop
+    if name in (LARGE, LARGE_BARE):
+        return {name: LARGE_BYTES / GB * through(LARGE_BYTES, LARGE_COUNT, LARGE_WINDOW)}
+    num_in = IN_PER_MICROBATCH if name == SMALL else 1
+    return {name: num_in * through(SMALL_BYTES, SMALL_COUNT, SMALL_WINDOW)}
 
 
 def _through_broker(payload_bytes: int, count: int, window: int) -> float:
