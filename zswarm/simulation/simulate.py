@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from zswarm.simulation.schedule import Schedule, make_schedule
 from zswarm.simulation.swarm import Swarm
@@ -24,6 +25,8 @@ class Report:
     num_events: int
     virtual_s: float
     counters: Counter[str]
+    records: tuple[dict[str, Any], ...]
+    """The event log of the run."""
     violation: Violation | None
 
 
@@ -37,6 +40,7 @@ def run(schedule: Schedule, *, listener: Listener | None = None) -> Report:
         num_events=swarm.num_events,
         virtual_s=swarm.now_s,
         counters=swarm.counters,
+        records=tuple(swarm.records),
         violation=violation,
     )
 

@@ -50,6 +50,8 @@ class Swarm:
         self.schedule = schedule
         self.trace = trace
         self.census = Census()
+        self.records: list[dict[str, Any]] = []
+        """The event log of the run."""
         self.num_events = 0
         self._queue: EventQueue[Item] = EventQueue()
         self._random = Random(f"swarm {schedule.seed}")
@@ -216,6 +218,7 @@ class Swarm:
     def _carry_out(self, node: Node, command: Any) -> None:
         match command:
             case Append():
+                self.records.append(command.record)
                 self.census.count_record(command.record)
                 self.invariants.appended(command)
             case Store():
