@@ -9,7 +9,7 @@ from __future__ import annotations
 from brokers.queue import Queue
 from zswarm import limits
 from zswarm.ids import Address, Link, NodeId, Role
-from zswarm.machine import Exit, Received, Send, Tick
+from zswarm.machine import REFUSED, Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Attach,
@@ -84,7 +84,7 @@ class BrokerMachine:
                 self._heartbeat_at_s = now
             return []
         if isinstance(message, Reject):
-            return [Exit(code=78, text=message.text)] if self.membership.is_refused(message) else []
+            return [Exit(code=REFUSED, text=message.text)] if self.membership.is_refused(message) else []
         if self.queue is None or self.membership.is_foreign(message):
             return []
         return self._act(self.queue, event, Link(peer) if isinstance(peer, bytes) else None, now)

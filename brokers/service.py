@@ -10,6 +10,7 @@ from brokers.machine import BrokerMachine
 from zswarm import limits
 from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
+from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit
 from zswarm.transport import Switchboard
@@ -32,10 +33,13 @@ def serve_broker(
             coordinator=coordinator,
             capacity_bytes=capacity_bytes,
         )
+        log = get_log()
+        log.info("listening", control=control, work=work, coordinator=coordinator)
         if lifeline is not None:
             lifeline.watch(switchboard)
         end = Loop(machine, switchboard, perform=_nothing_else).run()
         switchboard.close(linger_s=limits.LINGER_S)
+        log.info("ended", code=end.code, reason=end.text)
         return end
 
 

@@ -118,8 +118,8 @@ class Participant:
         return [*commands, *self._reduction.start(), *self._reduction.set_addresses(self._me.peers(), now)]
 
     def chunk(self, message: Chunk, load: Load, peer: Peer, now: float) -> list[Command]:
-        """Keep a chunk, also one of a round that is yet to begin here."""
-        if (message.branch, message.step) < self._state.version:
+        """Keep a chunk of a worker of the own stage, also one of a round that is yet to begin here."""
+        if (message.branch, message.step) < self._state.version or message.session not in self._me.peers():
             return []
         if self._inbox is None or message.round > self._inbox.round:
             self._inbox = Inbox(message.round)

@@ -12,6 +12,7 @@ from stages.worker import WorkerMachine
 from zswarm import limits
 from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
+from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit
 from zswarm.transport import Switchboard
@@ -35,6 +36,8 @@ def serve_worker(
             coordinator=coordinator,
             random=random.Random(nonce).random,
         )
+        log = get_log()
+        log.info("listening", peer=peer, coordinator=coordinator)
         with ComputeThread(wake=switchboard.waker(), threads=threads) as compute:
 
             def perform(task: Task) -> Iterable[object]:
@@ -45,4 +48,5 @@ def serve_worker(
                 lifeline.watch(switchboard)
             end = Loop(machine, switchboard, perform=perform, collect=compute.outcomes).run()
             switchboard.close(linger_s=limits.LINGER_S)
+            log.info("ended", code=end.code, reason=end.text)
             return end

@@ -54,9 +54,8 @@ from zswarm.ids import (
     Peer,
     Role,
     Session,
-    StatePart,
 )
-from zswarm.machine import Exit, Received, Send, Tick
+from zswarm.machine import REFUSED, Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Abort,
@@ -155,7 +154,7 @@ class WorkerMachine:
         if isinstance(message, Welcome):
             return self._welcome(message, event)
         if isinstance(message, Reject):
-            return [Exit(code=78, text=message.text)] if self.membership.is_refused(message) else []
+            return [Exit(code=REFUSED, text=message.text)] if self.membership.is_refused(message) else []
         if self.outbox is None or self.membership.is_foreign(message):
             return []
         match message:
@@ -345,6 +344,8 @@ class WorkerMachine:
             return []
         if message.layer not in self._layers or (peer, message) in self._pulls:
             return []
+        if len(self._pulls) >= limits.MAX_PULLS:
+            return []
         self._pulls.append((peer, message))
         return [Export(part=message.part, layer=message.layer, offset_bytes=message.offset_bytes)]
 
@@ -354,7 +355,7 @@ class WorkerMachine:
             **self.membership.header(),
             branch=pull.branch,
             step=pull.step,
-            part=StatePart(outcome.part),
+            part=outcome.part,
             layer=outcome.layer,
             offset_bytes=outcome.offset_bytes,
             total_bytes=outcome.total_bytes,

@@ -52,5 +52,9 @@ OUTBOX_LENGTH = 4
 """Outputs waiting for credit at a worker before it takes no new jobs."""
 TURN_MESSAGES = 64
 """Messages that one turn of a poll loop takes from one socket before it looks at the others."""
+MAX_PULLS = 8
+"""Pulls that one worker has in work; more are dropped, and repeated by whoever asked."""
+MAX_CHUNKS = 1 << 16
+"""Chunks of one shard: 64 GiB of gradient."""
 LINGER_S = 0.2
 """How long a process that ends waits for its last messages to leave."""

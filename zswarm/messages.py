@@ -449,7 +449,7 @@ class Chunk(StepMessage):
     phase: ReducePhase
     shard: Annotated[int, Range(0, limits.MAX_PARTICIPANTS - 1)]
     chunk: Annotated[int, U32]
-    num_chunks: Annotated[int, U32]
+    num_chunks: Annotated[int, Range(1, limits.MAX_CHUNKS)]
     parcel: Parcel
 
 

@@ -141,6 +141,20 @@ class Committer:
             return [self._prepare(opened, worker)]
         return []
 
+    def check_replica(self, worker: Record) -> None:
+        """Hold a worker's parameters against those of its stage's other workers at the same step.
+
+        Raises:
+            RunFailed: they are not the same.
+
+        """
+        for other in self._roster.of(Role.WORKER, worker.stage):
+            if other.version == worker.version and other.is_ready and other.parameter_digest != worker.parameter_digest:
+                raise RunFailed(
+                    f"stage {worker.stage}, step {worker.version[1]}: {worker.node} and {other.node} hold different "
+                    "parameters after the same commits; do not trust this run"
+                )
+
     def repeat(self) -> list[Send | Append]:
         """Ask everybody again who has not prepared; to be called once per heartbeat."""
         return [

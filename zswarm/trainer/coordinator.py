@@ -193,7 +193,7 @@ class Coordinator:
             case BrokerHeartbeat():
                 record.peer, record.sent_bytes = event.peer, max(record.sent_bytes, message.sent_bytes)
                 return [*self._answer(record, message.view)]
-            case Prepared():
+            case Prepared() if self._exit is None:
                 return [*self.committer.prepared(message)]
             case Evaluated():
                 return self._evaluated(message, event)
@@ -265,7 +265,9 @@ class Coordinator:
     def _heartbeat(self, record: Record, message: WorkerHeartbeat) -> list[Command]:
         commands: list[Command] = [*self._answer(record, message.view)]
         record.sent_bytes = max(record.sent_bytes, message.sent_bytes)
-        if record.note(message):
+        if self._exit is None and record.note(message):
+            if record.is_ready:
+                self.committer.check_replica(record)
             commands += self.committer.reported(record)
             if record.stage == 0:
                 self.admission.counted(record.version[1], record.ledger)
@@ -309,7 +311,9 @@ class Coordinator:
     def _evaluated(self, message: Evaluated, event: Received) -> list[Command]:
         ack = Ack(**self._header, **key_fields(message.key), direction=Direction.LOSS, room=None)
         commands: list[Command] = [Send(peer=event.peer, message=ack)]
-        done = self.admission.evaluated(message) if message.purpose is Purpose.EVALUATE else None
+        if self._exit is not None or message.purpose is not Purpose.EVALUATE:
+            return commands
+        done = self.admission.evaluated(message)
         if done is not None:
             commands += [Append(record={"event": "evaluation", "step": done.step, "loss": done.loss}), done]
         return commands

@@ -7,6 +7,7 @@ from typing import Any
 
 from zswarm.config import RunConfig
 from zswarm.ids import Step
+from zswarm.logs import get_log
 from zswarm.trainer.pace import Pace
 from zswarm.trainer.progress import Progress, StepReport
 from zswarm.trainer.run_folder import RunFolder
@@ -21,11 +22,14 @@ class Report:
         self._folder = folder
         self._progress = progress
         self._begun_s = begun_s
+        self._log = get_log()
         self._pace = Pace(config, now=begun_s)
         self._held_out: dict[Step, float] = {}
 
     def event(self, record: dict[str, Any], *, durable: bool) -> None:
         """Write a record to the event log, with the time since the command began."""
+        log = self._log.debug if record["event"] == "commit" else self._log.info
+        log(record["event"], **{name: value for name, value in record.items() if name not in {"event", "stages"}})
         self._folder.events.append({"time_s": round(monotonic() - self._begun_s, 6), **record}, durable=durable)
 
     def step_done(self, done: StepDone) -> None:
