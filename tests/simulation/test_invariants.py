@@ -42,6 +42,7 @@ CALM = Schedule(
     pace=Pace(),
     slowness=1.0,
     drains=True,
+    interrupted_at_s=None,
     codec_one_in=1,
 )
 
@@ -328,6 +329,23 @@ def test_i8_sees_an_output_that_is_never_taken() -> None:
 
     with pytest.raises(Violation, match=r"I8: worker-. still wants to send"):
         run_with(tamper)
+
+
+@pytest.mark.parametrize("at_s", [0.0, 0.3, 1.0, 1.5, 2.0])
+def test_a_run_ends_soon_after_it_is_interrupted(at_s: float) -> None:
+    """Whatever it is doing: gathering, training, collecting."""
+    swarm = swarm_of(replace(CALM, interrupted_at_s=at_s))
+    swarm.run()
+    assert swarm.records[-1]["event"] == "finish"
+    assert swarm.records[-1]["code"] == 130
+    assert swarm.now_s <= at_s + 2.5
+
+
+def test_i8_sees_a_trainer_that_does_not_leave() -> None:
+    swarm = swarm_of(replace(CALM, interrupted_at_s=1.0))
+    swarm.coordinator._leave_if_alone = lambda now: []  # type: ignore[method-assign]
+    with pytest.raises(Violation, match=r"I8: trainer asks for tick after tick"):
+        swarm.run()
 
 
 def test_a_machine_that_raises_is_a_violation() -> None:

@@ -27,11 +27,15 @@ from zswarm.simulation.reference import Reference
 from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.symbolic import STATE_BYTES
 from zswarm.simulation.violation import require
-from zswarm.trainer.coordinator import Coordinator
+from zswarm.trainer.coordinator import Coordinator, Phase
 from zswarm.trainer.settings import Append, CoordinatorSettings, EvaluationDone, Store
 
 NOT_NEEDED = 78
 """Exit code of a process that was rejected."""
+INTERRUPTED = 130
+"""Exit code of a trainer whose user has asked for the end."""
+LEAVING_HEARTBEATS = 2.5
+"""How long a trainer may take to leave then, by a clock that may run slow."""
 
 
 def _ticket(key: Key) -> tuple[Purpose, Step, Microbatch]:
@@ -53,6 +57,7 @@ class Invariants:
         self._workers = [node for node in nodes if isinstance(node.machine, WorkerMachine)]
         self._rounds: list[dict[Stage, Round]] = []
         """Of every step in the log, the round that was committed per stage."""
+        self._is_finished = False
         self._stored: dict[int, bytes] = {}
         self._bounds_bytes: dict[int, int] = {}
 
@@ -61,8 +66,10 @@ class Invariants:
     def appended(self, append: Append) -> None:
         """Check a record of the event log: I1 to I4."""
         record = append.record
+        require(not self._is_finished, "I4", f"{record} comes after the end of the log")
         if record["event"] == "finish":
-            require(record["code"] == 0, "I8", f"the run failed: {record['reason']}")
+            self._is_finished = True
+            require(self._may_end_with(record["code"]), "I8", f"the run failed: {record['reason']}")
         if record["event"] != "commit":
             return
         step = record["step"]
@@ -161,6 +168,8 @@ class Invariants:
     def check_conservation(self) -> None:
         """I6: what has been admitted and is not finished is in the memory of somebody who will act on it."""
         coordinator = self._coordinator
+        if coordinator.phase is Phase.CLOSING:
+            return
         held = {_ticket(key) for _, key in coordinator.outbox.pending()}
         for node in self._nodes:
             machine = node.machine
@@ -179,8 +188,23 @@ class Invariants:
 
     def exited(self, node: Node, command: Exit) -> None:
         """Check why a process ends."""
-        late = command.code == NOT_NEEDED and (self._schedule.late_brokers or self._schedule.late_workers)
-        require(command.code == 0 or late, "I8", f"{node.name} ends with {command.code}: {command.text}")
+        schedule = self._schedule
+        may_be_late = schedule.late_brokers or schedule.late_workers or schedule.interrupted_at_s is not None
+        late = command.code == NOT_NEEDED and may_be_late
+        ends_well = self._may_end_with(command.code) or late
+        require(ends_well, "I8", f"{node.name} ends with {command.code}: {command.text}")
+
+    def _may_end_with(self, code: int) -> bool:
+        return code == 0 or (code == INTERRUPTED and self._schedule.interrupted_at_s is not None)
+
+    def at_interruption(self, now_s: float) -> None:
+        """Check that the trainer has left soon after it was asked to."""
+        asked_at_s = self._schedule.interrupted_at_s
+        assert asked_at_s is not None
+        took_s = now_s - asked_at_s
+        require(
+            took_s <= LEAVING_HEARTBEATS * self._settings.heartbeat_s, "I8", f"the trainer took {took_s} s to leave"
+        )
 
     def at_end(self, *, drained: bool) -> None:
         """Check that all is done and, if there was time for it, that nothing is left."""

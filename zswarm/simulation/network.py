@@ -93,6 +93,11 @@ class Network:
         self._dialled = {key: way for key, way in self._dialled.items() if node not in {way.sender, way.receiver}}
         self._answers = {link: way for link, way in self._answers.items() if node not in {way.sender, way.receiver}}
 
+    @property
+    def latest_straggler_s(self) -> float:
+        """How late a message may come that was sent before the network became fair."""
+        return 0.0 if self.weather.is_fair else self.weather.straggle_s
+
     def make_fair(self, now_s: float) -> None:
         """Let nothing be lost, repeated or late from now on."""
         self.weather = replace(self.weather, fair_from_s=min(now_s, self.weather.fair_from_s))

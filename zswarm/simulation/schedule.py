@@ -35,6 +35,7 @@ class Fault(StrEnum):
     FORGETFUL_WORKERS = "forgetful workers"
     TIGHT_BROKERS = "tight brokers"
     LATE_PROCESSES = "late processes"
+    INTERRUPTION = "interruption"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,8 @@ class Schedule:
     """A worker takes up to this many times as long as the fastest."""
     drains: bool
     """The goodbye of the trainer is lost, so that one can see that nothing is left in the swarm."""
+    interrupted_at_s: float | None
+    """When the user asks for the end, if ever."""
     codec_one_in: int
     """Of so many messages one goes through the wire codec."""
 
@@ -149,6 +152,7 @@ def make_schedule(seed: int) -> Schedule:
         pace=_pace(faults, random),
         slowness=random.choice((2.0, 5.0, 20.0)) if Fault.UNEVEN_WORKERS in faults else 1.0,
         drains=random.random() < 0.3,
+        interrupted_at_s=random.uniform(0.0, 10.0) if Fault.INTERRUPTION in faults and random.random() < 0.3 else None,
         codec_one_in=50,
     )
 

@@ -19,7 +19,7 @@ from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Stop
 from zswarm.simulation.census import Census
 from zswarm.simulation.clock import EventQueue, NodeClock
-from zswarm.simulation.invariants import Invariants
+from zswarm.simulation.invariants import INTERRUPTED, Invariants
 from zswarm.simulation.network import Network
 from zswarm.simulation.nodes import TASK_ENDED, WAKE, AnyMachine, ComputeThread, Node, TaskEnded, Wake
 from zswarm.simulation.schedule import Fault, Schedule
@@ -29,7 +29,7 @@ from zswarm.simulation.trace import Trace
 from zswarm.simulation.violation import Violation
 from zswarm.simulation.wire_check import check_wire
 from zswarm.trainer.coordinator import Coordinator
-from zswarm.trainer.settings import Append, EvaluationDone, Sample, Sampled, StepDone, Store
+from zswarm.trainer.settings import Append, EvaluationDone, Interrupted, Sample, Sampled, StepDone, Store
 
 COORDINATOR = Address("sim://trainer")
 MOST_IDLE_TICKS = 100
@@ -38,7 +38,7 @@ MOST_EVENTS = 100_000
 CONSERVATION_ONE_IN = 32
 """Looking for lost microbatches takes long: done after one of so many events."""
 DRAIN_S = 3.5
-"""How long the swarm has to become empty after the trainer has gone, in true time."""
+"""How long the swarm has to become empty after the trainer has gone and the last straggler has come."""
 
 Item = tuple[Node, Any]
 
@@ -67,6 +67,8 @@ class Swarm:
             self._add_broker(index)
         for index in range(schedule.num_stages * schedule.workers_per_stage + schedule.late_workers):
             self._add_worker(index)
+        if schedule.interrupted_at_s is not None:
+            self._queue.put(schedule.interrupted_at_s, (trainer, Interrupted()))
         self.invariants = Invariants(schedule, self._settings, self.coordinator, self.nodes)
 
     # -- making the swarm ----------------------------------------------------------------------------
@@ -145,7 +147,10 @@ class Swarm:
                 self._happen(node, event)
                 if self.num_events % CONSERVATION_ONE_IN == 0:
                     self.invariants.check_conservation()
-        self.invariants.at_end(drained=self._drains_until_s is not None)
+        if self._trainer.exit is not None and self._trainer.exit.code == INTERRUPTED:
+            self.invariants.at_interruption(self.now_s)
+        else:
+            self.invariants.at_end(drained=self._drains_until_s is not None)
 
     def _is_over(self) -> bool:
         now_s = self._queue.now_s
@@ -256,9 +261,9 @@ class Swarm:
     def _exit(self, node: Node, command: Exit) -> None:
         node.exit = command
         self.invariants.exited(node, command)
-        if node is self._trainer and self.schedule.drains:
+        if node is self._trainer and self.schedule.drains and command.code == 0:
             self.network.make_fair(self.now_s)
-            self._drains_until_s = self.now_s + DRAIN_S
+            self._drains_until_s = self.now_s + DRAIN_S + self.network.latest_straggler_s
 
     # -- compute threads -----------------------------------------------------------------------------
 
