@@ -107,6 +107,11 @@ def test_an_unknown_model_is_refused():
         training.main(model="huge")
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        training.main(json_file=tmp_path / "no such folder" / "found.json")
+
+
 def test_everything_is_printed_and_written(tmp_path, monkeypatch, capsys):
     """Each figure stands beside its target, and the file has every measurement."""
     monkeypatch.setattr(training, "_side_by_side", lambda *_, **__: (30.0, None))

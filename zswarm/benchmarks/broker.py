@@ -25,7 +25,7 @@ from rich.console import Console
 from zswarm import limits, wire
 from zswarm.benchmarks.bystanders import Bystanders
 from zswarm.benchmarks.children import Children
-from zswarm.benchmarks.figures import Figure, table_of
+from zswarm.benchmarks.figures import Figure, claim, table_of
 from zswarm.benchmarks.intervals import alternating, paired_ratios
 from zswarm.benchmarks.traffic import BROKER, GENERATION, RUN, WORKER, Traffic
 from zswarm.errors import RunFailed
@@ -69,9 +69,11 @@ def main(*, pairs: int = 3, json_file: Path | None = None) -> None:
     With `json_file`, write the figures there too.
 
     Raises:
+        UserError: the file cannot be written.
         RunFailed: a process did not do what it should.
 
     """
+    claim(json_file)
     console = Console()
     values: dict[str, list[float]] = {}
     others_cores = []

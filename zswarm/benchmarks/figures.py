@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from zswarm.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,21 @@ def table_of(figures: Sequence[Figure], title: str) -> Table:
         rounds = " ".join(_short(value) for value in figure.values)
         table.add_row(figure.name, _short(figure.median), figure.target, verdict, rounds)
     return table
+
+
+def claim(file: Path | None) -> None:
+    """Make sure before a long measurement that its result can be written.
+
+    Raises:
+        UserError: it cannot.
+
+    """
+    if file is None:
+        return
+    try:
+        file.touch()
+    except OSError as error:
+        raise UserError(f"--json {file}: cannot be written: {error.strerror}") from None
 
 
 def _short(value: float) -> str:

@@ -27,7 +27,7 @@ from rich.console import Console
 from zswarm.benchmarks.baselines import Shape
 from zswarm.benchmarks.bystanders import Bystanders
 from zswarm.benchmarks.children import Children
-from zswarm.benchmarks.figures import Figure, table_of
+from zswarm.benchmarks.figures import Figure, claim, table_of
 from zswarm.benchmarks.intervals import alternating, common_rate_per_s, paired_ratios, rate_per_s
 from zswarm.errors import RunFailed, UserError
 
@@ -99,12 +99,13 @@ def main(*, model: str = "tiny", pairs: int = 3, json_file: Path | None = None) 
     With `json_file`, write all measurements and figures there too.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or the file cannot be written.
         RunFailed: a system did not train.
 
     """
     if model not in SIZES:
         raise UserError(f"--model {model}: write {' or '.join(SIZES)}")
+    claim(json_file)
     size, console = SIZES[model], Console()
     systems = _systems(size)
     rounds: list[dict[str, Measurement]] = []
