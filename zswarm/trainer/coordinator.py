@@ -209,6 +209,8 @@ class Coordinator:
                 where = f"stage {message.stage}" + (f", {message.layer}" if message.layer else "")
                 raise RunFailed(f"{record.node} ({where}): {message.text}")
             case Stop():
+                if self._exit is None:
+                    raise RunFailed(f"{record.node} (stage {record.stage}) has left; what it had counted is lost")
                 record.has_left = True
                 return []
             case _:
