@@ -72,6 +72,15 @@ def test_who_is_sent_away_is_in_no_view(roster):
     assert (roster.view, joined[0].refusal) == (before + 1, "too late")
 
 
+def test_the_content_of_a_view_is_made_once(roster):
+    """Made anew for everybody it was sent to, it took minutes to gather some hundred workers."""
+    join(roster, "a")
+    content = roster.members()
+    assert roster.members() is content
+    join(roster, "b")
+    assert [member.node for member in roster.members()] == ["a", "b"]
+
+
 def test_a_stage_has_a_largest_size():
     roster = Roster(num_stages=1, first_session=1)
     for index in range(MAX_PARTICIPANTS):

@@ -57,6 +57,7 @@ class Roster:
         self._by_life: dict[tuple[NodeId, int], Session] = {}
         self.records: dict[Session, Record] = {}
         self.view = 1
+        self._members: tuple[int, tuple[Member, ...]] = (1, ())
 
     def register(self, message: Register, peer: Peer, now: float) -> tuple[Record, bool]:
         """Return the process's record and whether it is new."""
@@ -120,9 +121,13 @@ class Roster:
         )
 
     def members(self) -> tuple[Member, ...]:
-        """Return the view's content."""
-        return tuple(
-            Member(member=r.session, node=r.node, role=r.role, stage=r.stage, addresses=r.addresses)
-            for r in self.records.values()
-            if not r.has_left
-        )
+        """Return the view's content, the same object as long as the view is the same."""
+        number, content = self._members
+        if number != self.view:
+            content = tuple(
+                Member(member=r.session, node=r.node, role=r.role, stage=r.stage, addresses=r.addresses)
+                for r in self.records.values()
+                if not r.has_left
+            )
+            self._members = (self.view, content)
+        return content
