@@ -10,6 +10,7 @@ nothing but time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -168,7 +169,7 @@ class Participant:
             finite=outcome.finite,
             square_norm=outcome.square_norm,
             ledger=ledger.to_bytes(contributed),
-            loss_sum=loss_sum,
+            loss_sum=loss_sum if math.isfinite(loss_sum) else None,
             num_targets=num_targets,
         )
         return self.send_prepared()

@@ -24,6 +24,7 @@ been replaced; jobs while the stage is not built.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from stages.jobs import HeldJob, Jobs
@@ -324,7 +325,10 @@ class WorkerMachine:
         me = self.membership
         assert self.outbox is not None
         message = Evaluated(
-            **me.header(), **key_fields(job.key), loss_sum=outcome.loss_sum, num_targets=outcome.num_targets
+            **me.header(),
+            **key_fields(job.key),
+            loss_sum=outcome.loss_sum if math.isfinite(outcome.loss_sum) else None,
+            num_targets=outcome.num_targets,
         )
         return [*self.outbox.put_to(me.coordinator, message, broker=Session(0), now=now)]
 

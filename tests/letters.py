@@ -282,7 +282,7 @@ def prepared(
     digest: int = 1,
     finite: bool = True,
     square_norm: float = 1.0,
-    loss_sum: float = 0.0,
+    loss_sum: float | None = 0.0,
 ) -> Prepared:
     return Prepared(
         **header(session),
@@ -315,7 +315,9 @@ def commit(round_: int, *, step: int = 0, digest: int = 1, apply: bool = True, *
     )
 
 
-def evaluated(session: int, microbatch: int, *, loss_sum: float = 1.0, num_targets: int = 1, **of: Any) -> Evaluated:
+def evaluated(
+    session: int, microbatch: int, *, loss_sum: float | None = 1.0, num_targets: int = 1, **of: Any
+) -> Evaluated:
     of.setdefault("purpose", Purpose.EVALUATE)
     fields = key_fields(key(microbatch, **of))
     return Evaluated(**header(session), **fields, loss_sum=loss_sum, num_targets=num_targets)

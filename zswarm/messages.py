@@ -299,8 +299,8 @@ class Prepared(StepMessage):
     """Of the reduced gradient of the whole stage, before clipping; 0 where it is not finite."""
     ledger: Ledger
     """Of this worker's own contribution."""
-    loss_sum: Annotated[float, FINITE]
-    """Over this worker's own contribution; 0 but for the last stage."""
+    loss_sum: Annotated[float, FINITE] | None
+    """Over this worker's own contribution, None where it is not finite; 0 but for the last stage."""
     num_targets: Annotated[int, U64]
 
 
@@ -330,7 +330,8 @@ class Commit(StepMessage):
 class Evaluated(MicrobatchMessage):
     """Last-stage worker -> coordinator: the loss of an evaluation microbatch; answered by Ack."""
 
-    loss_sum: Annotated[float, FINITE]
+    loss_sum: Annotated[float, FINITE] | None
+    """None where it is not finite."""
     num_targets: Annotated[int, U64]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from stages.participant import Participant, StepState
@@ -10,6 +12,7 @@ from zswarm.ids import Address, Link, NodeId, ReducePhase, Role
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Chunk, ChunkAck, Prepared
+from zswarm.wire import decode_untrusted, encode
 
 ME, PEER = 11, 12
 BOTH = (ME, PEER)
@@ -113,6 +116,20 @@ def test_the_contribution_is_that_of_the_snapshot(me):
     me.chunk(phase=GATHER, shard=1)
     (message,) = of_type(me.assembled(), Prepared)
     assert (ledger.from_bytes(message.ledger), message.loss_sum, message.num_targets) == (1, 1.0, 1)
+
+
+@pytest.mark.parametrize("loss_sum", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_can_be_told(me, loss_sum):
+    """Prepared could not be encoded: the worker died where the step should have been skipped everywhere."""
+    me.state.add(3, loss_sum, 1)
+    me.prepare(counted=0b1000)
+    me.snapshotted()
+    me.chunk()
+    me.summed()
+    me.chunk(phase=GATHER, shard=1)
+    (message,) = of_type(me.assembled(), Prepared)
+    assert message.loss_sum is None
+    assert decode_untrusted(encode(message)).message == message
 
 
 @pytest.mark.parametrize("step", [1, 5])

@@ -266,6 +266,14 @@ def test_the_last_stage_reports_its_losses():
     assert not of_type(worker.tick(2.0), Evaluated)
 
 
+def test_a_held_out_loss_that_is_not_finite_can_be_told():
+    """Evaluated could not be encoded: the worker died of a model that diverged."""
+    worker = Fixture(stage=2, members=(worker_at(ME, 2), broker_at(OWN, 2), broker_at(BEFORE, 1)))
+    (run,) = of_type(worker.get_job(1, EVALUATE, 0, purpose=Purpose.EVALUATE, route=(9, BEFORE, OWN)), Run)
+    (send,) = [s for s in worker.ran(run, loss_sum=float("nan")) if isinstance(s.message, Evaluated)]
+    assert send.message.loss_sum is None
+
+
 def test_one_job_at_a_time_backward_first(worker):
     (first,) = of_type(worker.get_job(1, F, 1), Run)
     for lease, kind in ((2, F), (3, B)):

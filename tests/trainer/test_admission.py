@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tests.letters import evaluated
@@ -63,6 +65,17 @@ def test_the_held_out_loss_is_the_mean_over_predictions():
     assert done == EvaluationDone(step=0, loss=2.0)
     assert admission.is_evaluated(0)
     assert admission.evaluated(evaluated(9, 0)) is None
+
+
+def test_a_held_out_loss_that_is_not_finite_is_a_result():
+    """The message for it could not be encoded: the worker died of a model that diverged."""
+    admission = Admission(settings(num_held_out=2))
+    admission.admit(step=0, window=100)
+    admission.evaluated(evaluated(9, 1, loss_sum=None))
+    done = admission.evaluated(evaluated(9, 0))
+    assert done is not None
+    assert math.isnan(done.loss)
+    assert admission.is_evaluated(0)
 
 
 @pytest.mark.parametrize("message", [evaluated(9, 0, step=1), evaluated(9, 7)])

@@ -225,9 +225,11 @@ def test_the_loss_is_that_of_the_last_stage_over_the_fixed_denominator(run):
 def test_a_gradient_that_is_not_finite_skips_the_step_everywhere(run):
     run.count_all()
     for session, counted, stage in ((A, 0b0011, 0), (C, 0b1100, 0), (B, 0b1111, 1)):
-        run.prepared(session, counted, stage=stage, finite=session != B, square_norm=0.0)
+        loss_sum = None if session == B else 0.0
+        run.prepared(session, counted, stage=stage, finite=session != B, square_norm=0.0, loss_sum=loss_sum)
     decision, (append, *sends) = run.committer.decide()
     assert not decision.apply
+    assert math.isnan(decision.loss)
     assert math.isnan(decision.grad_norm)
     assert (append.record["grad_norm"], append.record["apply"]) == (None, False)
     assert {send.message.apply for send in sends} == {False}

@@ -7,7 +7,7 @@ import math
 import sys
 from enum import Enum
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
@@ -45,7 +45,7 @@ def parcels(draw: st.DrawFn) -> Parcel:
 
 def values(annotation: Any) -> st.SearchStrategy[Any]:
     """Return a strategy for the values that an annotation of `zswarm.messages` allows."""
-    if get_origin(annotation) is UnionType:
+    if get_origin(annotation) in (Union, UnionType):
         return st.one_of([st.none() if arm is type(None) else values(arm) for arm in get_args(annotation)])
     bounds: Any = None
     if get_origin(annotation) is Annotated:

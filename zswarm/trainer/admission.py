@@ -8,6 +8,7 @@ A training microbatch leaves the window when stage 0 has counted it, an evaluate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 
 from zswarm import ledger
@@ -69,7 +70,7 @@ class Admission:
             return None
         del self._in_flight[ticket]
         losses = self._losses.setdefault(message.step, {})
-        losses[message.microbatch] = (message.loss_sum, message.num_targets)
+        losses[message.microbatch] = (math.nan if message.loss_sum is None else message.loss_sum, message.num_targets)
         if len(losses) < self._settings.num_held_out:
             return None
         ordered = [losses[index] for index in sorted(losses)]

@@ -215,10 +215,10 @@ class Committer:
         scale = 1.0
         if apply and settings.grad_clip > 0:
             scale = min(1.0, settings.grad_clip / (norm + NORM_EPSILON))
-        last = rounds[-1].prepared.values()
+        losses = [math.nan if p.loss_sum is None else p.loss_sum for p in rounds[-1].prepared.values()]
         return Decision(
             step=self.step,
-            loss=math.fsum(p.loss_sum for p in last) / settings.num_targets,
+            loss=math.fsum(losses) / settings.num_targets,
             lr=settings.learning_rate(self.step),
             scale=scale,
             grad_norm=norm,

@@ -29,7 +29,7 @@ import sys
 from collections.abc import Callable
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints
 
 from zswarm.messages import Length, Range
 
@@ -111,7 +111,7 @@ def _checks(cls: type, side: _Nested) -> tuple[tuple[str, Check], ...]:
 
 def _check(annotation: Any, side: _Nested) -> Check:
     """Return the check of one annotation, from the inside out."""
-    if get_origin(annotation) is UnionType:
+    if get_origin(annotation) in (Union, UnionType):
         return _optional(annotation, side)
     bounds: Any = None
     if get_origin(annotation) is Annotated:
