@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import torch
 
 from stages.generate import generate, load_layers
 from zswarm.config import RunConfig
@@ -32,6 +33,8 @@ def generate_text(folder: Path, sampling: Sampling) -> None:
         RunFailed: a layer raised.
 
     """
+    # One byte at a time is too little work to share: threads that wait for each other only cost time.
+    torch.set_num_threads(1)
     config = _configuration(folder)
     layers = load_layers(config, folder / MODEL)
     drawn = config.model_copy(update={"run": config.run.model_copy(update={"seed": sampling.seed})})
