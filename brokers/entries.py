@@ -73,6 +73,7 @@ class LeaseRecord:
     kind: JobKind
     with_input: bool
     sent_at_s: float
+    num_sent: int = 0
 
     def job(self, header: Header) -> tuple[Job, tuple[Any, ...]]:
         """Return the message that says so, and its payload."""

@@ -52,6 +52,7 @@ from zswarm.messages import (
     Room,
     key_fields,
 )
+from zswarm.patience import patience
 
 EMA = 0.1
 """Weight of a new response time, as in the released SWARM code."""
@@ -196,8 +197,9 @@ class Queue:
             return []
         worker.slots = message.slots
         sends = []
+        first_s = 2 * limits.RESEND_HEARTBEATS * self._me.heartbeat_s
         for record in worker.leases.values():
-            overdue = now - record.sent_at_s > 2 * limits.RESEND_HEARTBEATS * self._me.heartbeat_s
+            overdue = now - record.sent_at_s > patience(first_s, record.num_sent)
             if record.lease not in message.held and overdue and worker.work is not None:
                 sends.append(self._job(record, worker.work, now))
         return self._announce(self.credits.grant()) + sends + self._dispatch(now)
@@ -308,5 +310,6 @@ class Queue:
 
     def _job(self, record: LeaseRecord, link: Link, now: float) -> Send:
         record.sent_at_s = now
+        record.num_sent += 1
         message, frames = record.job(self._me.header())
         return Send(peer=link, message=message, frames=frames)

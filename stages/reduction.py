@@ -25,6 +25,7 @@ from zswarm.ids import Address, Branch, Peer, ReducePhase, Round, Session, Step
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Chunk, ChunkAck, Load
+from zswarm.patience import patience
 
 ChunkKey = tuple[ReducePhase, int, int]
 """Phase, shard, chunk."""
@@ -38,6 +39,7 @@ class Transfer:
     load: Load
     resend_at_s: float | None = None
     """None while it waits for the window."""
+    num_sent: int = 1
 
 
 class Inbox:
@@ -134,7 +136,8 @@ class Reduction:
         for peer, flying in self._flying.items():
             for transfer in flying.values():
                 if transfer.resend_at_s is not None and transfer.resend_at_s <= now:
-                    transfer.resend_at_s = now + self._resend_s
+                    transfer.num_sent += 1
+                    transfer.resend_at_s = now + patience(self._resend_s, transfer.num_sent)
                     sends.append(self._send(peer, transfer))
         return sends
 

@@ -35,7 +35,9 @@ MAX_VIEW_BYTES = MAX_FRAME_BYTES
 HEARTBEAT_S = 1.0
 """Default heartbeat interval; every deadline follows from it."""
 RESEND_HEARTBEATS = 1.0
-"""An unacknowledged message is sent again after this many heartbeats."""
+"""An unacknowledged message is sent again after this many heartbeats, and then after twice as many each time."""
+MOST_DOUBLINGS = 4
+"""How often that wait doubles: after a loss that lasted, a repetition comes within 16 times the first wait."""
 PREFETCH = 2
 """Jobs leased to one worker: one running, one arriving while it runs."""
 CREDIT_UNITS = 2

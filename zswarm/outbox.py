@@ -19,6 +19,7 @@ from typing import Any
 from zswarm.ids import Address, Direction, NackCode, Peer, Session
 from zswarm.machine import Send
 from zswarm.messages import Ack, Backward, Evaluated, Forward, Key, Nack, Room
+from zswarm.patience import patience
 from zswarm.wiring import BrokerState, Wiring
 
 EntryKey = tuple[Direction, Key]
@@ -35,6 +36,7 @@ class Entry:
     peer: Peer | None
     """None while no view has named the broker."""
     resend_at_s: float
+    num_sent: int = 1
 
 
 def direction_of(message: Parcelled) -> Direction:
@@ -160,7 +162,8 @@ class Outbox:
         sends: list[Send] = []
         for entry in self._sent.values():
             if entry.peer is not None and entry.resend_at_s <= now:
-                entry.resend_at_s = now + self._resend_s
+                entry.num_sent += 1
+                entry.resend_at_s = now + patience(self._resend_s, entry.num_sent)
                 self.num_resent += 1
                 sends.append(Send(peer=entry.peer, message=entry.message, frames=entry.frames))
         return sends

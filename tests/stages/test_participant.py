@@ -265,6 +265,6 @@ def test_unacknowledged_chunks_are_repeated(me):
     (send,) = me.part.repeat(1.0)
     assert isinstance(send, Send)
     me.part.acknowledged(chunk_ack(PEER, 2, SCATTER, 1), 1.0)
-    assert me.part.next_deadline_s() == 2.0
+    assert me.part.next_deadline_s() == 3.0
     me.part.acknowledged(chunk_ack(PEER, 1, SCATTER, 1), 1.0)
     assert me.part.next_deadline_s() is None

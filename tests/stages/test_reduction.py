@@ -142,7 +142,7 @@ def test_unacknowledged_chunks_are_repeated():
     assert (me.reduction.next_deadline_s(), me.reduction.resend_due(5.9)) == (6.0, [])
     me.reduction.acknowledged(chunk_ack(12, ROUND, SCATTER, 1), 6.0)
     assert sent(me.reduction.resend_due(6.0)) == [(address(13), SCATTER, 2, 0)]
-    assert me.reduction.next_deadline_s() == 7.0
+    assert me.reduction.next_deadline_s() == 8.0
     me.reduction.acknowledged(chunk_ack(13, ROUND, SCATTER, 2), 6.5)
     assert (me.reduction.next_deadline_s(), me.reduction.is_delivered) == (None, True)
 

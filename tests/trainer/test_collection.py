@@ -65,7 +65,18 @@ def test_asking_again_asks_for_what_is_missing():
     fixture = Fixture()
     fixture.collection.ask()
     fixture.get(1, 0, 0, 25, 10)
+    assert pulls(fixture.collection.ask()) == []
     assert pulls(fixture.collection.ask()) == [("sim://w0/a", 0, 10), ("sim://w1/a", 2, 0)]
+
+
+def test_a_range_on_its_way_through_a_slow_link_is_asked_for_ever_more_rarely():
+    """Asked for every heartbeat, a link too slow for a range per heartbeat carried nothing but repetitions."""
+    fixture = Fixture()
+    asked = [beat for beat in range(100) if pulls(fixture.collection.ask())]
+    assert asked == [0, 2, 5, 10, 19, 36, 53, 70, 87]
+    fixture.get(1, 0, 0, 25, 10)
+    assert pulls(fixture.collection.ask()) == []
+    assert pulls(fixture.collection.ask()) == [("sim://w0/a", 0, 10)]
 
 
 def test_only_holders_of_the_final_parameters_are_asked():

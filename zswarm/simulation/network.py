@@ -40,6 +40,8 @@ class Weather:
     """Messages of one direction keep their order, as TCP does; loss and duplication do not count as order."""
     payload_factor: float = 1.0
     """How many times longer a message with payload takes."""
+    transmit_s: float = 0.0
+    """How long a message with payload keeps its direction busy: the next one with payload waits until then."""
     fair_from_s: float = 0.0
     """From this time on nothing is lost, repeated or late any more."""
 
@@ -58,6 +60,7 @@ class Direction:
     seen_as: Peer
     latency_s: float
     free_at_s: float = 0.0
+    busy_until_s: float = 0.0
 
 
 class Delivery(NamedTuple):
@@ -113,7 +116,8 @@ class Network:
         weather, random = self.weather, self._draw
         delay_s = way.latency_s * (1.0 - log(1.0 - random()) * weather.jitter)
         if has_payload:
-            delay_s *= weather.payload_factor
+            way.busy_until_s = max(way.busy_until_s, now_s) + weather.transmit_s
+            delay_s = delay_s * weather.payload_factor + way.busy_until_s - now_s
         if now_s >= weather.fair_from_s or weather.is_fair:
             return [Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as)]
         point = random()

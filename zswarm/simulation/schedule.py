@@ -99,6 +99,7 @@ class Schedule:
         """
         job_s = 2.0 * self.pace.forward_s * self.slowness * (1.0 + self.pace.jitter)
         hop_s = 2.0 * self.weather.latency_high_s * self.weather.payload_factor * (1.0 + 2.0 * self.weather.jitter)
+        hop_s += 2.0 * self.weather.transmit_s
         microbatches = self.steps * self.num_microbatches + 2 * self.num_held_out
         passes = 2 * self.num_stages * microbatches
         return self.weather.fair_from_s + passes * (job_s + hop_s) + 10.0 * HEARTBEAT_S * (self.steps + 4)

@@ -12,6 +12,7 @@ from zswarm.ids import Branch, Role, Session, Stage, StatePart, Step
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
+from zswarm.patience import patience
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import Store
 
@@ -24,6 +25,10 @@ class Cursor:
     end: int
     donor: Session | None = None
     offset_bytes: int = 0
+    num_asked: int = 0
+    """How often the range that is missing has been asked for."""
+    num_beats: int = 0
+    """Calls of `ask` since then."""
 
 
 class Collection:
@@ -47,17 +52,20 @@ class Collection:
         return all(cursor.layer >= cursor.end for cursor in self._cursors.values())
 
     def ask(self) -> list[Send]:
-        """Ask for what is missing, of stages whose workers hold the final parameters."""
+        """Ask for what is missing, of stages whose workers hold the final parameters; to be called every heartbeat."""
         sends = []
         for stage, cursor in self._cursors.items():
             donor = next((w for w in self._roster.of(Role.WORKER, stage) if w.version == self._version), None)
-            if donor is not None and cursor.layer < cursor.end:
+            cursor.num_beats += 1
+            is_due = cursor.num_asked == 0 or cursor.num_beats > patience(1, cursor.num_asked)
+            if donor is not None and cursor.layer < cursor.end and is_due:
                 cursor.donor = donor.session
                 sends.append(self._pull(donor, cursor))
         return sends
 
     def _pull(self, donor: Record, cursor: Cursor) -> Send:
         branch, step = self._version
+        cursor.num_asked, cursor.num_beats = cursor.num_asked + 1, 0
         message = Pull(
             **self._header,
             branch=branch,
@@ -80,6 +88,7 @@ class Collection:
             layer=message.layer, offset_bytes=message.offset_bytes, total_bytes=message.total_bytes, load=load
         )
         cursor.offset_bytes += message.parcel.size_bytes
+        cursor.num_asked = 0
         if cursor.offset_bytes >= message.total_bytes:
             cursor.layer, cursor.offset_bytes = cursor.layer + 1, 0
         return [store] if cursor.layer >= cursor.end else [store, self._pull(donor, cursor)]

@@ -1,0 +1,15 @@
+"""How long to wait for an answer before a payload is sent again.
+
+A repetition that is sent while the first copy still waits for a slow link makes the link slower, and the
+next one earlier still relative to it: at a constant interval, links that need longer than that for what
+is on the way carry little else than repetitions. So the wait doubles each time.
+"""
+
+from __future__ import annotations
+
+from zswarm import limits
+
+
+def patience(first: float, num_sent: int) -> float:
+    """Return how long to wait after having sent for the `num_sent`-th time, in the unit of `first`, the first wait."""
+    return first * (1 << min(num_sent - 1, limits.MOST_DOUBLINGS))
