@@ -9,7 +9,8 @@ only whose contributions it wrote down. The checks:
     ledgers    at every stage of every commit, each microbatch in one contribution, and no other
     sessions   contributions come from workers of that stage that had joined, and had not left
                before the step began
-    end        the run says how many steps it committed, and nothing is committed after that
+    end        the run says how many steps it committed, all of them if it says that all went well, and nothing is
+               committed after that
 
 A torn last line is what a power cut leaves; it is reported and is no violation, because a step counts
 only after its line is on the disk.
@@ -91,7 +92,7 @@ class Audit:
         self._branch: int | None = None
         self._lives: dict[int, _Life] = {}
         self._contributors: set[int] = set()
-        self._rounds: dict[tuple[int, int], str] = {}
+        self._rounds: dict[int, str] = {}
         self._num_commits = 0
         self._num_counted = 0
         self._finish: events.Finish | None = None
@@ -192,7 +193,7 @@ class Audit:
         self._num_commits = event.step + 1
 
     def _claim_round(self, stage: int, round_: int, fate: str, where: str) -> None:
-        earlier = self._rounds.setdefault((stage, round_), fate)
+        earlier = self._rounds.setdefault(round_, fate)
         if earlier is not fate:
             self._stages.problems.append(f"{where}: round {round_} of stage {stage} was {earlier}")
 
@@ -251,3 +252,5 @@ class Audit:
             self._end.found = f"finished with {self._finish.steps} steps"
             if self._finish.steps != num_commits:
                 self._end.problems.append(f"finished with {self._finish.steps} steps, and {num_commits} are committed")
+            if self._finish.code == 0 and num_commits != start.steps:
+                self._end.problems.append(f"finished with code 0 after {num_commits} of {start.steps} steps")

@@ -86,10 +86,11 @@ class Abort(Event):
 
 
 class Finish(Event):
-    """The run is over; `steps` were committed."""
+    """The run is over; `steps` were committed. With code 0 it says that these were all."""
 
     event: Literal["finish"]
     steps: U64
+    code: int | None = None
 
 
 Known = Start | Join | Leave | Commit | Abort | Finish

@@ -198,6 +198,12 @@ def round_used_twice(log):
     return "stages", "round 1 of stage 0 was committed in line 7, step 0"
 
 
+def round_of_another_stage(log):
+    stages = commits(log)[1]["stages"]
+    stages[1]["round"] = stages[0]["round"]
+    return "stages", "round 11 of stage 1 was committed in line 8, step 1"
+
+
 def aborted_round_committed(log):
     commits(log)[2]["stages"][1]["round"] = 90
     return "stages", "round 90 of stage 1 was aborted in line 9"
@@ -249,6 +255,13 @@ def finish_counts_wrong(log):
     return "end", "finished with 2 steps, and 3 are committed"
 
 
+def finished_too_early(log):
+    """Whole lines were cut out before the last: what says that all is well speaks of fewer steps than the run has."""
+    del log[-2]
+    log[-1].update(steps=STEPS - 1, code=0)
+    return "end", f"finished with code 0 after {STEPS - 1} of {STEPS} steps"
+
+
 def commit_after_the_end(log):
     log.insert(-2, log.pop())
     return "end", "commit after the run has finished"
@@ -275,6 +288,7 @@ CORRUPTIONS = [
     stage_twice,
     stage_too_many,
     round_used_twice,
+    round_of_another_stage,
     aborted_round_committed,
     digest_missing,
     microbatch_is_text,
@@ -285,6 +299,7 @@ CORRUPTIONS = [
     started_again_as_another_run,
     started_again_with_an_old_generation,
     finish_counts_wrong,
+    finished_too_early,
     commit_after_the_end,
 ]
 
