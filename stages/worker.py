@@ -272,8 +272,8 @@ class WorkerMachine:
                 return self._exported(outcome)
             case Failed():
                 me = self.membership
-                text = outcome.text[: limits.MAX_TEXT_CHARS]
-                self._failure = Failure(**me.header(), stage=me.stage, layer=outcome.layer, text=text)
+                layer, text = _sendable(outcome.layer), _sendable(outcome.text)
+                self._failure = Failure(**me.header(), stage=me.stage, layer=layer, text=text)
                 return [Send(peer=me.coordinator, message=self._failure)]
             case _:
                 return []
@@ -454,3 +454,8 @@ class WorkerMachine:
     def _send_control(self, broker: Session, result: Result) -> list[Command]:
         addresses = self._own_brokers.get(broker)
         return [Send(peer=addresses[0], message=result)] if addresses is not None else []
+
+
+def _sendable(text: str) -> str:
+    """Return what of a text fits a header that has two of them; a path may hold what is no character."""
+    return text.encode(errors="replace")[: limits.MAX_TEXT_CHARS].decode(errors="ignore")

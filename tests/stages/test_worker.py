@@ -63,6 +63,7 @@ from zswarm.messages import (
     Stop,
     WorkerHeartbeat,
 )
+from zswarm.wire import decode_untrusted, encode
 
 TRAINER_AT = Address("sim://trainer")
 ME = 21
@@ -452,6 +453,14 @@ def test_a_failure_is_repeated_in_place_of_the_heartbeat(worker):
     for now_s in (10.0, 11.0):
         assert [type(s.message) for s in worker.tick(now_s)] == [Failure]
     assert of_type(worker.get(stop()), Exit)
+
+
+@pytest.mark.parametrize("text", ["no file \udcff.pt", "\N{FIRE}" * 5000], ids=["no character", "long"])
+def test_whatever_a_layer_raises_can_be_told(worker, text):
+    """A name with an undecodable byte could not be encoded: the worker died, and nobody was told why."""
+    (send,) = of_type(worker.do(Failed(layer=text, text=text)), Failure)
+    assert decode_untrusted(encode(send)).message == send
+    assert send.text
 
 
 # -- any message in any state ------------------------------------------------------------------------
