@@ -255,6 +255,13 @@ def test_a_step_is_committed_once_and_told_in_order(trainer):
         assert of_type(trainer.report(session, FULL), StepDone) == []
 
 
+def test_outputs_of_a_committed_step_are_dropped(trainer):
+    trainer.gather()
+    trainer.report(1, 0b0011)
+    trainer.commit(0)
+    assert {key[1] for _, key in trainer.machine.outbox.pending()} == {1}
+
+
 def test_the_first_step_waits_for_the_evaluation_of_its_parameters():
     trainer = Fixture(num_held_out=1)
     trainer.gather()
