@@ -71,6 +71,14 @@ class Command:
                 return
         raise AssertionError(f"ended before step {step}: {self.process.communicate()}")
 
+    def wait_for_word(self, word: str) -> None:
+        """Read the command's messages until one has this word."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if word in line:
+                return
+        raise AssertionError(f"ended without {word}: {self.process.communicate()}")
+
     def children(self) -> list[psutil.Process]:
         """Return the processes that the command has started, oldest first."""
         return psutil.Process(self.process.pid).children(recursive=True)

@@ -46,14 +46,22 @@ def test_interrupt_stops_the_run_and_leaves_a_valid_folder(zswarm):
 
 
 def test_interrupt_of_the_whole_terminal_ends_alike(zswarm):
-    """A terminal's Ctrl-C reaches every process of the command at once."""
+    """A terminal's Ctrl-C reaches every process of the command at once, and an impatient user's more than once.
+
+    The second one killed the trainer while it wrote the summary.
+    """
     command = zswarm.start("local", *LONG)
     command.wait_for_step(0)
     children = command.children()
     for process in [*children, command.process]:
         process.send_signal(signal.SIGINT)
-    assert command.wait()[0] == 130
+    command.wait_for_word("interrupted")
+    command.process.send_signal(signal.SIGINT)
+    code, errors = command.wait()
+    assert code == 130
+    assert errors == ""
     assert all_gone(children)
+    assert (command.folder / "summary.json").exists()
 
 
 def test_children_end_when_the_command_is_killed(zswarm):
@@ -76,6 +84,7 @@ def test_a_killed_worker_ends_the_run_with_its_name(zswarm):
     code, errors = command.wait()
     assert code == 1
     assert "worker-3 was killed by SIGKILL" in errors
+    assert "interrupted" not in errors
     assert all_gone(children)
     assert command.events()[-1]["event"] == "finish"
 

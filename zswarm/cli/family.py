@@ -52,18 +52,25 @@ class Family:
         self._names: dict[int, str] = {}
 
     def fork(self, name: str, body: Callable[[], int]) -> int:
-        """Run `body` in a child, whose exit code it returns; returns the child's process id."""
+        """Run `body` in a child, whose exit code it returns; returns the child's process id.
+
+        A Ctrl-C that comes meanwhile waits, or it would be the child's too until it has learnt to ignore it.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
-        if pid:
-            self._names[pid] = name
-            return pid
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            pid = os.fork()
+            if pid:
+                self._names[pid] = name
+                return pid
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         code = CRASHED
         try:
             self.lifeline.enter_child()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             set_up_logs(name, level=LOG_LEVEL)
             code = body()
@@ -100,8 +107,9 @@ class Family:
                 self.reap()
                 if self._names:
                     wait(min(0.1, max(0.0, deadline_s - monotonic())))
-        for pid in list(self._names):
+        for pid in self._names:
             self.signal(pid, signal.SIGKILL)
+        for pid in list(self._names):
             os.waitpid(pid, 0)
             del self._names[pid]
 

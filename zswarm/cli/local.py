@@ -25,6 +25,8 @@ from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
 
 HOST = "127.0.0.1"
+INTERRUPTED = 130
+"""Exit code of the trainer when it was told to stop; who told it so says why."""
 STOP_WITHIN_S = 1.8
 """After Ctrl-C: the trainer and everybody else have this long to stop by themselves."""
 LEAVE_WITHIN_S = 1.0
@@ -95,7 +97,7 @@ def _start_with_torch(config: RunConfig, options: LocalOptions, coordinator: Add
             brokers_per_stage=options.brokers,
         )
         end = serve_trainer(config, plan, trainer_options, lifeline=family.lifeline)
-        if end.code != 0:
+        if end.code not in {0, INTERRUPTED}:
             print(f"zswarm: {end.text}", file=sys.stderr)
         return end.code
 
@@ -147,9 +149,10 @@ def _watch(family: Family, trainer: int) -> int:
                 code = 1
                 break
             signals = wait(min(1.0, max(0.0, deadline_s - monotonic())))
-            if signal.SIGINT in signals or signal.SIGTERM in signals:
+            if deadline_s == float("inf") and (signal.SIGINT in signals or signal.SIGTERM in signals):
+                print("zswarm: interrupted", file=sys.stderr)
                 family.signal(trainer, signal.SIGTERM)
-                deadline_s = min(deadline_s, monotonic() + STOP_WITHIN_S)
+                deadline_s = monotonic() + STOP_WITHIN_S
         if code < 0:
             print(f"zswarm: {Ended(name='trainer', code=code).describe()}", file=sys.stderr)
         family.end(grace_s=LEAVE_WITHIN_S if deadline_s == float("inf") else 0.1)

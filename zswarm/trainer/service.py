@@ -94,14 +94,14 @@ class TrainerService:
         loop = Loop(self.coordinator, switchboard, perform=self._perform, collect=self._interruptions)
         with _interruptible(partial(self._interrupt, switchboard.waker())):
             end = loop.run()
-        records = self.coordinator.roster.records.values()
-        self._report.write_summary(
-            wire_bytes=switchboard.sent_bytes + sum(record.sent_bytes for record in records),
-            stages=self._num_stages,
-            workers=sum(record.role is Role.WORKER for record in records),
-        )
-        if end.code == 0:
-            self._model.write(self._model_path)
+            records = self.coordinator.roster.records.values()
+            self._report.write_summary(
+                wire_bytes=switchboard.sent_bytes + sum(record.sent_bytes for record in records),
+                stages=self._num_stages,
+                workers=sum(record.role is Role.WORKER for record in records),
+            )
+            if end.code == 0:
+                self._model.write(self._model_path)
         return end
 
     def _interrupt(self, wake: Callable[[], None]) -> None:
@@ -136,7 +136,7 @@ class TrainerService:
 
 @contextmanager
 def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Turn Ctrl-C and a service manager's stop into an event."""
+    """Turn Ctrl-C and a service manager's stop into an event, or into nothing once the folder is being closed."""
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: interrupt()) for number in signals]
     try:
