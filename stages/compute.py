@@ -73,7 +73,6 @@ class Compute:
         self._device = device or torch.device("cpu")
         self._gauge = gauge or gauge_of(self._device)
         self._built: _Built | None = None
-        self._where = "stage ?"
         self._reduced: Tensor | None = None
         self._reduced_round: Round | None = None
         self._exported: tuple[int, bytes] | None = None
@@ -83,11 +82,11 @@ class Compute:
         try:
             yield from self._perform(task)
         except LayerFailed as error:
-            yield Failed(layer=f"{self._where}, {error.layer}", text=str(error))
+            yield Failed(layer=error.layer, text=str(error))
         except ZswarmError as error:
-            yield Failed(layer=self._where, text=str(error)[: limits.MAX_TEXT_CHARS])
-        except Exception as error:  # noqa: BLE001 - the top of the compute thread
-            yield Failed(layer=f"{self._where}, {type(task).__name__}", text=one_line(error))
+            yield Failed(layer="", text=str(error)[: limits.MAX_TEXT_CHARS])
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread
+            yield Failed(layer=type(task).__name__, text=one_line(error))
 
     def _perform(self, task: Task) -> Iterator[Outcome]:
         match task:
@@ -116,7 +115,6 @@ class Compute:
         return self._built
 
     def _build(self, task: Build) -> Built:
-        self._where = f"stage {task.stage}"
         self._built = self._reduced = self._reduced_round = self._exported = None
         config = RunConfig.from_json_untrusted(task.configuration)
         model = load_model(config.model.factory, config.model.arguments)

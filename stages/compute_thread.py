@@ -94,7 +94,7 @@ class ComputeThread:
                     self._put(outcome)
                     if self._is_stopping.is_set():
                         return
-        except Exception as error:  # noqa: BLE001 - the top of the thread
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the thread
             self._put(Failed(layer="compute thread", text=one_line(error)))
 
     def _put(self, outcome: Outcome) -> None:

@@ -156,7 +156,7 @@ class StageEngine:
                 seed_noise(self._seed, place, index)
             try:
                 x = layer(x)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise LayerFailed(layer_name(layer, index), one_line(error)) from error
         return x
 
@@ -165,7 +165,7 @@ class StageEngine:
             raise LayerFailed("loss", "this stage is not the last one and has no loss")
         try:
             loss = self._loss(y, self._on_device(labels))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise LayerFailed("loss", one_line(error)) from error
         if loss.dim() != 0:
             raise LayerFailed("loss", f"returned a tensor of shape {list(loss.shape)} instead of one number")
@@ -181,7 +181,7 @@ class StageEngine:
                 dx = graph.x.grad
             elif wants_dx and root.requires_grad:
                 (dx,) = torch.autograd.grad(root, graph.x, allow_unused=True)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._deferred.clear()
             raise LayerFailed("backward", one_line(error)) from error
         if not wants_dx:

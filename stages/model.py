@@ -66,7 +66,7 @@ def load_model(factory: str, arguments: Mapping[str, Any]) -> Model:
         made = function(**arguments)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"model.factory {factory} raised {type(error).__name__}: {error}") from error
     model = made if isinstance(made, Model) else _from_list(factory, made)
     if not model.layers:
@@ -111,10 +111,11 @@ def _find(factory: str) -> Callable[..., Any]:
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"model.factory = {factory!r}: cannot import {module_name} ({type(error).__name__}: {error}); "
-            "it must be importable where the run is started and on every worker (PYTHONPATH, or install it)"
+            "it must be importable where the run is started and on every worker (the current folder, PYTHONPATH, or "
+            "install it)"
         ) from error
     function = getattr(module, function_name, None)
     if function is None:

@@ -22,6 +22,7 @@ from stages.checks import LayerCheck
 from stages.engine import one_line
 from stages.model import Model, build_layer, layer_name
 from zswarm import limits
+from zswarm.config import BYTE_VALUES
 from zswarm.errors import UserError
 
 REAL_PARAMETERS = 30_000_000
@@ -49,13 +50,15 @@ class LayerTrace:
 def trace(model: Model, *, batch_size: int, sequence_length: int, seed: int) -> tuple[LayerTrace, ...]:
     """Run integer tokens [batch_size, sequence_length] through all layers and the loss.
 
+    They are the largest byte, so that too small a vocabulary shows here and not in the middle of a run.
+
     Raises:
         UserError: a layer cannot be built, does not take what the one before it gives, returns something
             that cannot travel, cannot be trained here, or the loss is no single number.
 
     """
-    x = torch.zeros(batch_size, sequence_length, dtype=torch.int64)
-    before = f"the tokens, int64 {list(x.shape)}"
+    x = tokens = torch.full((batch_size, sequence_length), BYTE_VALUES - 1, dtype=torch.int64)
+    before = f"the tokens, int64 {list(x.shape)} of 0 to {BYTE_VALUES - 1}"
     traces: list[LayerTrace] = []
     check = LayerCheck()
     num_parameters = 0
@@ -70,7 +73,7 @@ def trace(model: Model, *, batch_size: int, sequence_length: int, seed: int) -> 
             with _Meter() as meter:
                 x = _call(layer, name, x, before)
                 if index == len(model.layers) - 1:
-                    _check_loss(model, x, torch.zeros(batch_size, sequence_length, dtype=torch.int64, device=x.device))
+                    _check_loss(model, x, tokens.to(x.device))
             own = sum(parameter.numel() for parameter in layer.parameters())
             num_parameters += own
             traces.append(
@@ -141,14 +144,14 @@ def _build(model: Model, index: int, seed: int, device: torch.device) -> nn.Modu
             return build_layer(model, index, seed)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"model: layer {index} cannot be built: {one_line(error)}") from error
 
 
 def _call(layer: nn.Module, name: str, x: Tensor, before: str) -> Tensor:
     try:
         out = layer(x)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"model: {name} does not take {before}: {one_line(error)}") from error
     if not isinstance(out, Tensor):
         raise UserError(f"model: {name} returns a {type(out).__name__}: a layer must return one tensor")
@@ -165,7 +168,7 @@ def _call(layer: nn.Module, name: str, x: Tensor, before: str) -> Tensor:
 def _check_loss(model: Model, output: Tensor, labels: Tensor) -> None:
     try:
         loss = model.loss(output, labels)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"model: the loss does not take the output, {_describe(output)}, and labels, {_describe(labels)}: "
             f"{one_line(error)}"

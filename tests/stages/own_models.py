@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -59,6 +61,8 @@ class Raising(nn.Module):
     def forward(self, x):
         if x.shape[0] == 1 and self.where == "forward":
             raise ValueError("the sky\nis falling")
+        if x.shape[0] == 1 and self.where == "exit":
+            sys.exit(3)
         y = self.linear(x)
         if self.where == "backward" and y.requires_grad:
             y.register_hook(self._fall)
@@ -193,3 +197,18 @@ text = "no function"
 
 def exploding(sequence_length):
     return Model(layers=[Tokens, head], loss=lambda output, labels: output.sum() * torch.nan)
+
+
+def few_tokens(sequence_length):
+    """Nothing for the last bytes."""
+    return [lambda: nn.Embedding(200, 8), lambda: nn.Linear(8, 256)]
+
+
+def few_logits(sequence_length):
+    """No logits for the last bytes."""
+    return [lambda: nn.Embedding(256, 8), lambda: nn.Linear(8, 200)]
+
+
+def leaving(sequence_length):
+    """As a factory that reads command-line options does."""
+    sys.exit(3)

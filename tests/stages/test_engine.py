@@ -199,6 +199,7 @@ def test_a_gradient_that_is_not_finite_stays_so():
     ("where", "batch", "layer", "says"),
     [
         ("forward", 1, "layer 1 (Raising)", "ValueError: the sky is falling"),
+        ("exit", 1, "layer 1 (Raising)", "SystemExit: 3"),
         ("backward", 2, "backward", "ValueError: the sky is falling backwards"),
     ],
 )

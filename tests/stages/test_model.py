@@ -34,6 +34,7 @@ def test_a_list_of_factories_is_a_model():
         ("own_models:nothing", ARGUMENTS, "returned no layers"),
         ("own_models:modules", ARGUMENTS, "layer 0 is a Tokens, not a callable"),
         ("own_models:falling", ARGUMENTS, "raised KeyError: 'width'"),
+        ("own_models:leaving", ARGUMENTS, "raised SystemExit: 3"),
         ("own_models:odd", {"sequence_length": 12, "depth": 3}, "got an unexpected keyword argument 'depth'; it takes"),
         ("gpt", {"d_modl": 16, "num_layers": 2, "num_heads": 2, "sequence_length": 12}, "write d_model, not d_modl"),
         ("gpt", GPT | {"num_heads": 3}, "model.num_heads = 3 does not divide model.d_model = 16: write num_heads = 2"),

@@ -106,6 +106,11 @@ def test_what_does_not_fit_is_said(make_config, sections, says):
         ("sharing", "layer 2 (Linear), parameter weight is also layer 1 (Linear), parameter weight"),
         ("tied", "parameter weight is also layer 1 (Tied), parameter weight: layers live in"),
         ("half", "parameter weight is torch.bfloat16: parameters must be torch.float32"),
+        ("few_tokens", "layer 0 (Embedding) does not take the tokens, int64 [2, 12] of 0 to 255: IndexError"),
+        (
+            "few_logits",
+            "the loss does not take the output, float32 [2, 12, 200], and labels, int64 [2, 12]: IndexError",
+        ),
         ("failing_layer", "layer 1 cannot be built: RuntimeError"),
         ("no_module", "layer 1: its factory returned a str"),
         ("mean_loss", "the loss returns float32 [2, 12]: it must be one number"),
