@@ -199,3 +199,24 @@ def test_children_log_to_stderr_with_their_name():
     assert result.stdout == ""
     assert '"event": "message dropped"' in result.stderr
     assert '"node": "broker-7"' in result.stderr
+
+
+def test_a_child_ignores_an_interrupt_from_its_first_moment_on():
+    """Ctrl-C between the fork and the child's first line made it print a traceback."""
+    program = (
+        "import os, signal\n"
+        "from zswarm.cli.family import Family\n"
+        "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "with Family() as family:\n"
+        "    family.fork('worker-7', lambda: print('alive') or 0)\n"
+        "    family.end(grace_s=20.0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == ("alive\n", "")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0"])
+def test_a_capacity_is_a_finite_number(capsys, value):
+    """Nan is in every range of click, and infinity in those without an end."""
+    assert main.run(["broker", "--coordinator", "tcp://127.0.0.1:4711", "--capacity-gib", value]) == 2
+    assert "Invalid value for '--capacity-gib'" in capsys.readouterr().err

@@ -10,6 +10,7 @@ A command's body is imported when it is called: `zswarm --help`, a broker and th
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
@@ -32,6 +33,18 @@ BEGUN_S = monotonic()
 SHOW_TRACEBACK = "ZSWARM_TRACEBACK"
 INTERRUPTED = 130
 COUNT = click.IntRange(min=1)
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers of a range; nan, which is in every range, and infinity are in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
 
 run_file_argument = click.argument("run_file", metavar="RUN.toml", type=click.Path(path_type=Path))
 folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -152,7 +165,7 @@ def audit(*, folder: Path) -> None:
 @click.option("--length", type=COUNT, default=400, show_default=True, metavar="N", help="How many bytes to add.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.8,
     show_default=True,
     metavar="T",
@@ -210,7 +223,7 @@ def trainer(*, run_file: Path, listen: str, overrides: tuple[str, ...], level: s
 @host_option
 @click.option(
     "--capacity-gib",
-    type=click.FloatRange(min=0.01),
+    type=FiniteRange(min=0.01),
     default=1.0,
     show_default=True,
     metavar="GIB",
