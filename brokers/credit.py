@@ -94,6 +94,8 @@ class Credits:
         """Promise what is free; returns the producers whose grant has changed."""
         unit_bytes = self._unit_bytes
         free_bytes = self.free_bytes
+        if not self._short or free_bytes < 2 * unit_bytes:
+            return []
         changed: dict[Session, None] = {}
         for units in range(limits.CREDIT_UNITS):
             for producer, account in self._short.items():

@@ -24,6 +24,14 @@ from zswarm.ids import Branch, JobKind, Lease, Link, Purpose, Session, Step
 from zswarm.membership import Header
 from zswarm.messages import Job, Key, Load, Route, key_fields
 
+EMA = 0.1
+"""Weight of a new time in a moving average, as in the released SWARM code."""
+
+
+def average(mean: float, value: float) -> float:
+    """Return the moving average of positive values after one more; the first stands for itself."""
+    return mean + EMA * (value - mean) if mean else value
+
 
 class EntryState(IntEnum):
     """See the picture."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from brokers.backlog import Backlog
 from brokers.credit import Credits
-from brokers.entries import Entry, EntryState, LeaseRecord, Worker
+from brokers.entries import Entry, EntryState, LeaseRecord, Worker, average
 from zswarm import limits
 from zswarm.ids import (
     TRAINER,
@@ -45,7 +45,6 @@ from zswarm.messages import (
     Key,
     Load,
     Member,
-    MicrobatchMessage,
     Nack,
     Ready,
     Result,
@@ -53,14 +52,6 @@ from zswarm.messages import (
     key_fields,
 )
 from zswarm.patience import patience
-
-EMA = 0.1
-"""Weight of a new response time, as in the released SWARM code."""
-
-
-def average(mean: float, value: float) -> float:
-    """Return the moving average of positive values after one more; the first stands for itself."""
-    return mean + EMA * (value - mean) if mean else value
 
 
 class Queue:
@@ -78,7 +69,7 @@ class Queue:
         self._links: dict[Session, Link] = {}
         """Work connections of producers, and of sessions that a newer view may name."""
         self._version: tuple[Branch, Step] = (Branch(0), Step(0))
-        self._next_lease = 1
+        self._next_lease = Lease(1)
         self._response_s = 0.0
 
     # -- membership ----------------------------------------------------------------------------------
@@ -141,52 +132,47 @@ class Queue:
 
     def forward(self, message: Forward, frames: tuple[Any, ...], peer: Peer, now: float) -> list[Send]:
         """Queue a stage input, within its producer's credit."""
-        if self._is_stale(message):
-            return [self._nack(message, Direction.FORWARD, NackCode.STALE, peer)]
+        if (message.branch, message.step) < self._version:
+            return [self._answer(message, peer, NackCode.STALE)]
         key = message.key
         if key in self.entries or key in self._settled:
-            return [self._ack(message, Direction.FORWARD, peer)]
+            return [self._answer(message, peer)]
         if not self.credits.take(message.session, message.parcel.size_bytes):
-            return [self._nack(message, Direction.FORWARD, NackCode.BUSY, peer)]
+            return [self._answer(message, peer, NackCode.BUSY)]
         kind = JobKind.FORWARD
         if self._last_stage:
             kind = JobKind.FUSED if message.purpose is Purpose.TRAIN else JobKind.EVALUATE
         x = Load(parcel=message.parcel, frames=frames)
-        entry = Entry(key=key, kind=kind, route=message.route, x=x, arrived_at_s=now)
-        self.entries[key] = entry
+        self.entries[key] = entry = Entry(key=key, kind=kind, route=message.route, x=x, arrived_at_s=now)
         self._backlog.add(entry)
         granted = [p for p in self.credits.grant() if p != message.session]
-        return [*self._dispatch(now), self._ack(message, Direction.FORWARD, peer), *self._announce(granted)]
+        return [*self._dispatch(now), self._answer(message, peer), *self._announce(granted)]
 
     def backward(self, message: Backward, frames: tuple[Any, ...], peer: Peer, now: float) -> list[Send]:
         """Queue the gradient of a stage output; its room was reserved with the input."""
-        if self._is_stale(message):
-            return [self._nack(message, Direction.BACKWARD, NackCode.STALE, peer)]
+        if (message.branch, message.step) < self._version:
+            return [self._answer(message, peer, NackCode.STALE)]
         entry = self.entries.get(message.key)
         if message.key in self._settled or (entry is not None and entry.dy is not None):
-            return [self._ack(message, Direction.BACKWARD, peer)]
+            return [self._answer(message, peer)]
         if entry is None or not entry.has_backward:
-            return [self._nack(message, Direction.BACKWARD, NackCode.STALE, peer)]
+            return [self._answer(message, peer, NackCode.STALE)]
         self._withdraw(entry)
         entry.dy = Load(parcel=message.parcel, frames=frames)
         entry.state = EntryState.BACKWARD_QUEUED
         entry.arrived_at_s = now
         self._backlog.add(entry)
-        return [*self._dispatch(now), self._ack(message, Direction.BACKWARD, peer)]
+        return [*self._dispatch(now), self._answer(message, peer)]
 
-    def _is_stale(self, message: MicrobatchMessage) -> bool:
-        return (message.branch, message.step) < self._version
-
-    def _ack(self, message: MicrobatchMessage, direction: Direction, peer: Peer) -> Send:
-        room = self._room(message.session) if direction is Direction.FORWARD else None
-        return Send(
-            peer=peer, message=Ack(**self._me.header(), **key_fields(message.key), direction=direction, room=room)
-        )
-
-    def _nack(self, message: MicrobatchMessage, direction: Direction, code: NackCode, peer: Peer) -> Send:
-        room = self._room(message.session) if direction is Direction.FORWARD else None
-        fields = key_fields(message.key)
-        return Send(peer=peer, message=Nack(**self._me.header(), **fields, direction=direction, code=code, room=room))
+    def _answer(self, message: Forward | Backward, peer: Peer, code: NackCode | None = None) -> Send:
+        """Return an Ack, or a Nack with that code."""
+        forth = isinstance(message, Forward)
+        direction = Direction.FORWARD if forth else Direction.BACKWARD
+        room = self._room(message.session) if forth else None
+        header, key = self._me.header(), key_fields(message.key)
+        if code is None:
+            return Send(peer=peer, message=Ack(**header, **key, direction=direction, room=room))
+        return Send(peer=peer, message=Nack(**header, **key, direction=direction, code=code, room=room))
 
     # -- workers -------------------------------------------------------------------------------------
 
@@ -277,8 +263,9 @@ class Queue:
         """Give jobs to workers while there are both."""
         sends: list[Send] = []
         while self._backlog:
-            able = [w for w in self.workers.values() if w.free_slots > 0]
-            able.sort(key=lambda w: (len(w.leases), w.job_s, w.session))
+            able = [w for w in self.workers.values() if w.slots > len(w.leases) and w.work is not None]
+            if len(able) > 1:
+                able.sort(key=lambda w: (len(w.leases), w.job_s, w.session))
             for worker in able:
                 entry = self._backlog.choose(worker)
                 if entry is not None:
@@ -289,8 +276,8 @@ class Queue:
         return sends
 
     def _lease(self, worker: Worker, entry: Entry, now: float) -> Send:
-        lease = Lease(self._next_lease)
-        self._next_lease += 1
+        lease = self._next_lease
+        self._next_lease = Lease(lease + 1)
         back = entry.state is EntryState.BACKWARD_QUEUED
         record = LeaseRecord(
             lease=lease,

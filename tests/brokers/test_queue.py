@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from brokers.entries import EntryState
-from brokers.queue import EMA, Queue, average
+from brokers.entries import EMA, EntryState, average
+from brokers.queue import Queue
 from tests.letters import (
     SIZE_BYTES,
     attach,
