@@ -312,7 +312,7 @@ def test_stop_is_repeated_until_everybody_has_left_or_time_is_up(trainer):
     trainer.gather()
     trainer.do(Interrupted())
     trainer.get(stop(1))
-    commands = trainer.tick(1.0)
+    commands = trainer.tick(0.5)
     assert len(of_type(commands, Stop)) == 3
     assert of_type(commands, Exit) == []
     assert of_type(trainer.report(2), Stop), "and to whoever reports"

@@ -74,7 +74,7 @@ from zswarm.wiring import Random, make_wiring
 Event = Received | Tick | Sampled | Interrupted
 Command = Send | Sample | Append | Store | StepDone | EvaluationDone | Exit
 
-CLOSING_HEARTBEATS = 1.5
+CLOSING_HEARTBEATS = 1.0
 """How long the end waits for processes to say that they have stopped."""
 
 
