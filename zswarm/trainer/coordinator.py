@@ -74,6 +74,8 @@ from zswarm.wiring import Random, make_wiring
 Event = Received | Tick | Sampled | Interrupted
 Command = Send | Sample | Append | Store | StepDone | EvaluationDone | Exit
 
+STOP_HEARTBEATS = 0.25
+"""Between two repetitions of Stop while the run is closing."""
 CLOSING_HEARTBEATS = 1.0
 """How long the end waits for processes to say that they have stopped."""
 
@@ -372,6 +374,7 @@ class Coordinator:
         self._collection = None
         self._exit = exit_
         self._close_at_s = now + CLOSING_HEARTBEATS * self._settings.heartbeat_s
+        self._beat_at_s = now + STOP_HEARTBEATS * self._settings.heartbeat_s
         record = {"event": "finish", "steps": self.committer.step, "code": exit_.code, "reason": exit_.text}
         return [Append(record=record, durable=True), *self._stop_everybody()]
 
@@ -391,7 +394,7 @@ class Coordinator:
         if now - self._beat_at_s > heartbeat_s:
             self._excuse_silence(now - self._beat_at_s)
         if self._exit is not None:
-            self._beat_at_s = now + 0.25 * heartbeat_s
+            self._beat_at_s = now + STOP_HEARTBEATS * heartbeat_s
             return [*self._stop_everybody()]
         self._beat_at_s = now + heartbeat_s
         self._expect_life(now)
