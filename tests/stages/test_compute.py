@@ -339,9 +339,7 @@ def test_a_layer_that_raises_is_named(make_config):
         x=encode([torch.zeros(1, 12, 8)], "none"),
         dy=None,
     )
-    assert only(worker.perform(run)) == Failed(
-        layer="layer 1 (Raising)", text="ValueError: the sky is falling"
-    )
+    assert only(worker.perform(run)) == Failed(layer="layer 1 (Raising)", text="ValueError: the sky is falling")
     assert swarm.run(worker, JobKind.FORWARD, key(0, 0), x=encode([torch.zeros(2, 12, 8)], "none"))[0].kept
 
 
