@@ -62,6 +62,8 @@ class Loop:
         self._collect = collect
         self._clock = clock
         self._events: deque[Any] = deque()
+        self._members: tuple[Any, ...] = ()
+        self._packed_members = wire.pack_members(())
 
     def run(self) -> Exit:
         """Turn until the machine exits."""
@@ -103,8 +105,14 @@ class Loop:
     def _send(self, command: Send) -> None:
         message, frames = command.message, command.frames
         if isinstance(message, View):
-            packed = wire.pack_members(frames)
+            packed = self._pack_members(frames)
             message, frames = replace(message, size_bytes=len(packed)), wire.split(packed)
         elif isinstance(message, (WorkerHeartbeat, BrokerHeartbeat)):
             message = replace(message, sent_bytes=self._switchboard.sent_bytes)
         self._switchboard.send(command.peer, message, frames)
+
+    def _pack_members(self, members: tuple[Any, ...]) -> bytes:
+        """Pack a view's content once for all who get it: the same object comes for each of them."""
+        if members is not self._members:
+            self._members, self._packed_members = members, wire.pack_members(members)
+        return self._packed_members

@@ -19,7 +19,7 @@ from brokers.machine import BrokerMachine
 from stages.worker import WorkerMachine
 from zswarm.ids import TRAINER, Direction, Microbatch, Purpose, Round, Stage, Step
 from zswarm.ledger import members
-from zswarm.machine import Exit, Send
+from zswarm.machine import REFUSED, Exit, Send
 from zswarm.messages import Commit, Key
 from zswarm.simulation.node_checks import active_keys, check_empty_queue, check_queue, check_worker, held_keys
 from zswarm.simulation.nodes import Node
@@ -30,8 +30,6 @@ from zswarm.simulation.violation import require
 from zswarm.trainer.coordinator import Coordinator, Phase
 from zswarm.trainer.settings import Append, CoordinatorSettings, EvaluationDone, Store
 
-NOT_NEEDED = 78
-"""Exit code of a process that was rejected."""
 INTERRUPTED = 130
 """Exit code of a trainer whose user has asked for the end."""
 LEAVING_HEARTBEATS = 2.5
@@ -190,7 +188,7 @@ class Invariants:
         """Check why a process ends."""
         schedule = self._schedule
         may_be_late = schedule.late_brokers or schedule.late_workers or schedule.interrupted_at_s is not None
-        late = command.code == NOT_NEEDED and may_be_late
+        late = command.code == REFUSED and may_be_late
         ends_well = self._may_end_with(command.code) or late
         require(ends_well, "I8", f"{node.name} ends with {command.code}: {command.text}")
 

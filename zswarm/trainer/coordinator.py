@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from zswarm import limits
+from zswarm import ledger, limits
 from zswarm.errors import RunFailed
 from zswarm.ids import (
     TRAINER,
@@ -330,7 +330,7 @@ class Coordinator:
             return []
         decision, commands = decided
         self.outbox.drop_before(self.committer.branch, self.committer.step)
-        self.admission.counted(decision.step, (1 << self._settings.num_microbatches) - 1)
+        self.admission.counted(decision.step, ledger.full(self._settings.num_microbatches))
         done = StepDone(
             step=decision.step,
             loss=decision.loss,
