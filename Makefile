@@ -1,12 +1,13 @@
-# The two commands: `make train` trains a small model by SWARM parallelism on this machine,
-# `make test` checks everything. Both need Python >= 3.11 and make, nothing else.
+# The commands: `make train` trains a small model by SWARM parallelism on this machine, `make test` checks
+# everything, `make chaos` kills and freezes the processes of a run for a long time and compares what comes out with
+# one process, to the bit. They need Python >= 3.11 and make, nothing else.
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test clean
+.PHONY: train test chaos clean
 
 train: $(INSTALLED)
 	out="runs/tiny-$$(date +%Y%m%d-%H%M%S)" && \
@@ -20,6 +21,18 @@ test: $(INSTALLED)
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto
+
+# make chaos ROLES=trainer FAULTS=50 SEED=3 hits the trainer alone.
+ROLES := worker,broker,trainer
+FAULTS := 200
+EVERY := 2
+SEED := 0
+STEPS := 1500
+chaos: $(INSTALLED)
+	out="runs/chaos-$$(date +%Y%m%d-%H%M%S)" && \
+	$(BIN)/zswarm chaos deploy/examples/chaos.toml --out "$$out" --json "$$out.json" \
+		--workers 2 --brokers 2 --roles $(ROLES) --faults $(FAULTS) --every $(EVERY) --seed $(SEED) \
+		--set run.steps=$(STEPS)
 
 # A new pyproject.toml or constraints.txt installs again; otherwise once.
 $(INSTALLED): pyproject.toml constraints.txt

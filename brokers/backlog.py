@@ -6,23 +6,27 @@ own. From its shelf a worker gets
     first a backward that it ran the forward of, then a backward that nobody kept the input of, then the
     oldest forward, then a backward that another worker kept but is too busy to take soon.
 
+A worker in which a layer raised at an entry gets it again only when nobody is left in the pool who has not failed at it.
+
 An entry is here exactly while its state is FORWARD_QUEUED or BACKWARD_QUEUED.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from brokers.entries import Entry, EntryState, Worker
-from zswarm.ids import Branch, Session, Step
-from zswarm.messages import Key
+from brokers.entries import Entry, EntryState, Line, Version, Worker
+from zswarm.ids import Session
 
 STEAL_FACTOR = 2.0
 """A backward is given to a worker that must recompute only if the wait is this many jobs longer."""
 
-Line = OrderedDict[Key, Entry]
-"""Entries in the order in which they shall be taken."""
+
+def may_do(worker: Worker, entry: Entry, workers: Mapping[Session, Worker]) -> bool:
+    """Has this worker not failed at this entry, or everybody of the pool?"""
+    failed_at = entry.failed_at
+    return worker.node not in failed_at or all(other.node in failed_at for other in workers.values())
 
 
 class Shelf:
@@ -45,38 +49,39 @@ class Backlog:
 
     def __init__(self, workers: Mapping[Session, Worker]) -> None:
         self._workers = workers
-        self._shelves: dict[tuple[Branch, Step], Shelf] = {}
-        self._num_entries = 0
-
-    def __len__(self) -> int:
-        return self._num_entries
+        self._shelves: dict[Version, Shelf] = {}
+        self.num_entries = 0
 
     def add(self, entry: Entry, *, again: bool = False) -> None:
         """Put an entry at the end of its line, or before all others if it has been there `again`."""
-        if entry.affine not in self._workers:
+        if entry.affine is not None and entry.affine not in self._workers:
             entry.affine = None
-        shelf = self._shelves.get(entry.version)
+        version = entry.version
+        shelf = self._shelves.get(version)
         if shelf is None:
-            shelf = self._shelves[entry.version] = Shelf()
-        line = shelf.line(entry)
+            shelf = self._shelves[version] = Shelf()
+        line = entry.line = shelf.line(entry)
         line[entry.key] = entry
         if again:
             line.move_to_end(entry.key, last=False)
-        self._num_entries += 1
+        self.num_entries += 1
 
     def remove(self, entry: Entry) -> None:
-        """Take an entry out, before its state or its affinity changes."""
-        del self._shelves[entry.version].line(entry)[entry.key]
-        self._num_entries -= 1
+        """Take an entry out."""
+        assert entry.line is not None
+        del entry.line[entry.key]
+        entry.line = None
+        self.num_entries -= 1
 
     def forget_worker(self, worker: Session) -> None:
         """Nobody keeps any more what this worker kept."""
         for shelf in self._shelves.values():
             for entry in shelf.backwards.pop(worker, {}).values():
                 entry.affine = None
-                shelf.backwards[None][entry.key] = entry
+                line = entry.line = shelf.backwards[None]
+                line[entry.key] = entry
 
-    def drop_before(self, version: tuple[Branch, Step]) -> None:
+    def drop_before(self, version: Version) -> None:
         """Forget the empty shelves of older versions."""
         assert not any(
             shelf.forwards or any(shelf.backwards.values()) for v, shelf in self._shelves.items() if v < version
@@ -88,14 +93,20 @@ class Backlog:
         if worker.version is None or (shelf := self._shelves.get(worker.version)) is None:
             return None
         for line in (shelf.backwards[worker.session], shelf.backwards[None], shelf.forwards):
-            for entry in line.values():
+            if line and (entry := self._first(line.values(), worker)) is not None:
                 return entry
         return None if worker.leases else self._steal(worker, shelf)
+
+    def _first(self, entries: Iterable[Entry], worker: Worker) -> Entry | None:
+        for entry in entries:
+            if not entry.failed_at or may_do(worker, entry, self._workers):
+                return entry
+        return None
 
     def _steal(self, thief: Worker, shelf: Shelf) -> Entry | None:
         for session, line in shelf.backwards.items():
             if line and session is not None and self._is_worth_it(thief, self._workers[session], len(line)):
-                return next(iter(line.values()))
+                return self._first(line.values(), thief)
         return None
 
     @staticmethod

@@ -4,36 +4,31 @@ Theory of operation. Producers send Forward within their credit (`brokers.credit
 stage send Backward; both are acknowledged once they are in memory, and an equal key is a duplicate.
 Each worker says with Ready which parameters it holds and how many leases it takes. Jobs go to the
 worker with the fewest leases first, in the order of `brokers.backlog`. A lease ends with its Result, or
-when the worker leaves the view. What is repeated until true: Job when Ready lacks its lease, Credit at
-every Attach. Payloads are opaque.
+when the worker leaves the view: then it is leased again, and what the leaver had counted is done again
+(`brokers.retention`). A worker without a job is given one that another has not begun, if that one says
+so (Revoke). What the coordinator has voided is dropped (`brokers.voids`). What is repeated until true: Job
+when Ready lacks its lease, Revoke while somebody is idle, Credit at every Attach. Payloads are opaque.
 
 Ignored on purpose: results of unknown leases (their entry has been settled otherwise), messages of
 older (branch, step), Attach of sessions that the view does not know yet (their link is kept).
+
+A producer gives back the credit of a Forward that is refused, so STALE is said only of what was never taken: keys
+that were taken are remembered until the step after theirs is over.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from brokers.backlog import Backlog
+from brokers import pool
 from brokers.credit import Credits
-from brokers.entries import Entry, EntryState, LeaseRecord, Worker, average
+from brokers.entries import Entry, EntryState, LeaseRecord, Version, Worker, average, make_entry
+from brokers.leasing import Leasing
+from brokers.retention import Retention
+from brokers.voids import Voids
 from zswarm import limits
-from zswarm.ids import (
-    TRAINER,
-    Branch,
-    Direction,
-    JobKind,
-    JobStatus,
-    Lease,
-    Link,
-    NackCode,
-    Peer,
-    Purpose,
-    Role,
-    Session,
-    Step,
-)
+from zswarm.ids import TRAINER, Direction, JobKind, JobStatus, Link, NackCode, Peer, Purpose, Role, Session
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -49,9 +44,12 @@ from zswarm.messages import (
     Ready,
     Result,
     Room,
+    Void,
     key_fields,
 )
-from zswarm.patience import patience
+from zswarm.slots import maker
+
+make_ack, make_room, make_load, make_send = maker(Ack), maker(Room), maker(Load), maker(Send)
 
 
 class Queue:
@@ -59,17 +57,23 @@ class Queue:
 
     def __init__(self, membership: Membership, *, capacity_bytes: int) -> None:
         self._me = membership
-        self._last_stage = membership.stage == membership.num_stages - 1
+        self._is_last = membership.stage == membership.num_stages - 1
         self.credits = Credits(capacity_bytes=capacity_bytes, unit_bytes=membership.unit_bytes)
         self.entries: dict[Key, Entry] = {}
+        """What there is to do, or a gradient to come for."""
+        self.retention = Retention(self.credits)
         self._settled: set[Key] = set()
-        self.workers: dict[Session, Worker] = {}
-        self._backlog = Backlog(self.workers)
-        self.num_leased = 0
+        """What was taken and needs nothing from its senders any more: it is done, or dropped, or both were long ago and
+        it is done again from what was kept."""
+        self.voids = Voids()
+        self._leasing = Leasing(membership)
+        self.workers = self._leasing.workers
         self._links: dict[Session, Link] = {}
         """Work connections of producers, and of sessions that a newer view may name."""
-        self._version: tuple[Branch, Step] = (Branch(0), Step(0))
-        self._next_lease = Lease(1)
+        self._trainer = membership.generation
+        """The newest generation of the trainer that has spoken as a producer."""
+        self.version: Version = (membership.branch, membership.step)
+        """The newest that anybody has told of: whatever is older is committed, or void."""
         self._response_s = 0.0
 
     # -- membership ----------------------------------------------------------------------------------
@@ -77,29 +81,68 @@ class Queue:
     def set_members(self, members: tuple[Member, ...], now: float) -> list[Send]:
         """Adopt the newest view: who produces for this stage, who works at it."""
         stage = self._me.stage
-        workers = {m.member for m in members if m.role is Role.WORKER and m.stage == stage}
-        for session in sorted(set(self.workers) - workers):
-            leaver = self.workers.pop(session)
-            self._backlog.forget_worker(session)
-            for record in reversed(leaver.leases.values()):
-                self._requeue(record)
-        for session in sorted(workers - set(self.workers)):
-            self.workers[session] = Worker(session=session, work=self._links.pop(session, None), leases={})
+        workers = {m.member: m.node for m in members if m.role is Role.WORKER and m.stage == stage}
+        for session in sorted(set(self.workers) - set(workers)):
+            self._let_go(self.workers.pop(session), now)
+        for session in sorted(set(workers) - set(self.workers)):
+            link = self._links.pop(session, None)
+            self.workers[session] = Worker(session=session, node=workers[session], heard_at_s=now, work=link)
         before = {m.member for m in members if m.role is Role.WORKER and m.stage == stage - 1}
         producers = before if stage > 0 else {TRAINER}
         newest = max((m.member for m in members), default=TRAINER)
         self._links = {s: link for s, link in self._links.items() if s in producers or s > newest}
-        return self._announce(self.credits.set_producers(producers)) + self._dispatch(now)
+        granted = self.credits.set_producers(producers)
+        self.retention.make_room()
+        return self._announce(granted) + self._leasing.dispatch(now)
+
+    def abandon(self) -> None:
+        """Give up everything, for good: the payloads' memory is free at once.
+
+        What holds them refer to each other, and would wait for the garbage collector.
+        """
+        for entry in self.entries.values():
+            self._leasing.withdraw(entry)
+        self.entries.clear()
+
+    def _let_go(self, leaver: Worker, now: float) -> None:
+        """Have done again what a worker had leased, and before that what it had counted.
+
+        But no forward to train on: its output may have gone to a broker of the next stage already, and if another
+        worker's went to another broker one attempt would have two homes there. If it has not gone, nobody reports the
+        microbatch any more, and the coordinator voids this attempt.
+        """
+        self._leasing.backlog.forget_worker(leaver.session)
+        for record in reversed(leaver.leases.values()):
+            if record.kind is JobKind.FORWARD and record.entry.key[2] is Purpose.TRAIN:
+                self._pass_on(record, affine=None)
+            else:
+                self._leasing.requeue(record)
+        for entry in reversed(self.retention.take_back(leaver.session)):
+            back = entry.kind is JobKind.FORWARD
+            entry.state = EntryState.BACKWARD_QUEUED if back else EntryState.FORWARD_QUEUED
+            entry.emit, entry.done_by, entry.arrived_at_s = False, None, now
+            self.entries[entry.key] = entry
+            self._leasing.backlog.add(entry, again=True)
 
     def attach(self, message: Attach, link: Link, now: float) -> list[Send]:
         """Keep the work link of a producer or worker; tell a producer its credit."""
         if worker := self.workers.get(message.session):
-            worker.work = link
-            return self._dispatch(now)
+            worker.work, worker.heard_at_s = link, now
+            return self._leasing.dispatch(now)
+        if self._is_of_past_trainer(message):
+            return []
         self._links[message.session] = link
-        return self._announce([message.session])
+        granted = self._grant()
+        return self._announce([message.session, *(p for p in granted if p != message.session)])
 
-    def _announce(self, producers: list[Session]) -> list[Send]:
+    def _is_of_past_trainer(self, message: Attach | Forward) -> bool:
+        """Has the trainer been started again since? The next one has the same session and counts from 0."""
+        if message.session == TRAINER and message.generation > self._trainer:
+            self._trainer = message.generation
+            self.credits.begin_anew(TRAINER)
+        return message.session == TRAINER and message.generation < self._trainer
+
+    def _announce(self, producers: Iterable[Session]) -> list[Send]:
         sends = []
         for producer in producers:
             link, room = self._links.get(producer), self._room(producer)
@@ -111,192 +154,220 @@ class Queue:
         account = self.credits.account(producer)
         if account is None:
             return None
-        return Room(
+        return make_room(
             granted_bytes=account.granted_bytes,
             free_bytes=self.credits.free_bytes,
-            depth=self.depth,
+            depth=self._leasing.depth,
             response_s=self._response_s,
         )
 
     @property
     def num_queued(self) -> int:
         """Microbatches that wait for a worker."""
-        return len(self._backlog)
+        return self._leasing.backlog.num_entries
+
+    @property
+    def num_leased(self) -> int:
+        """Microbatches that a worker has been given."""
+        return self._leasing.num_leased
 
     @property
     def depth(self) -> int:
         """Microbatches with a job to do: queued or leased."""
-        return self.num_queued + self.num_leased
+        return self._leasing.depth
+
+    def active(self, version: Version) -> int:
+        """Return a bitmap of the microbatches to train on of a step that have a job to do."""
+        bitmap = 0
+        for entry in self.entries.values():
+            if entry.version == version and entry.trains and entry.state is not EntryState.WAITING:
+                bitmap |= 1 << entry.microbatch
+        return bitmap
+
+    def accused(self, now: float) -> tuple[Session, ...]:
+        """Return the workers that have jobs and have been silent for too long."""
+        return pool.silent(self.workers, now, limits.SILENCE_HEARTBEATS * self._me.heartbeat_s)
+
+    def excuse(self, now: float, stall_s: float) -> None:
+        """This broker itself was not running for so long."""
+        pool.excuse(self.workers, now, stall_s)
 
     # -- producers -----------------------------------------------------------------------------------
 
     def forward(self, message: Forward, frames: tuple[Any, ...], peer: Peer, now: float) -> list[Send]:
         """Queue a stage input, within its producer's credit."""
-        if (message.branch, message.step) < self._version:
-            return [self._answer(message, peer, NackCode.STALE)]
-        key = message.key
+        me, key, producer = self._me, message.key, message.session
+        if producer == TRAINER and self._is_of_past_trainer(message):
+            return []
+        if message.route[-1:] != (me.session,):
+            return [self._refuse(message, peer, NackCode.STALE)]
         if key in self.entries or key in self._settled:
-            return [self._answer(message, peer)]
-        if not self.credits.take(message.session, message.parcel.size_bytes):
-            return [self._answer(message, peer, NackCode.BUSY)]
-        kind = JobKind.FORWARD
-        if self._last_stage:
-            kind = JobKind.FUSED if message.purpose is Purpose.TRAIN else JobKind.EVALUATE
-        x = Load(parcel=message.parcel, frames=frames)
-        self.entries[key] = entry = Entry(key=key, kind=kind, route=message.route, x=x, arrived_at_s=now)
-        self._backlog.add(entry)
-        granted = [p for p in self.credits.grant() if p != message.session]
-        return [*self._dispatch(now), self._answer(message, peer), *self._announce(granted)]
+            return [self._acknowledge(message, peer)]
+        if self._is_stale(key):
+            return [self._refuse(message, peer, NackCode.STALE)]
+        if not self.credits.take(producer, message.parcel.size_bytes):
+            return [self._refuse(message, peer, NackCode.BUSY)]
+        entry = make_entry(key, message, frames, stage=me.stage, is_last=self._is_last, now=now)
+        self.entries[key] = entry
+        self._leasing.backlog.add(entry)
+        granted = self._grant()
+        sends = self._leasing.dispatch(now)
+        sends.append(self._acknowledge(message, peer))
+        if granted and granted != [producer]:
+            sends += self._announce(p for p in granted if p != producer)
+        return sends
 
     def backward(self, message: Backward, frames: tuple[Any, ...], peer: Peer, now: float) -> list[Send]:
         """Queue the gradient of a stage output; its room was reserved with the input."""
-        if (message.branch, message.step) < self._version:
-            return [self._answer(message, peer, NackCode.STALE)]
-        entry = self.entries.get(message.key)
-        if message.key in self._settled or (entry is not None and entry.dy is not None):
-            return [self._answer(message, peer)]
+        key = message.key
+        if self._is_stale(key):
+            return [self._refuse(message, peer, NackCode.STALE)]
+        entry = self.entries.get(key)
+        if key in self._settled or (entry is not None and entry.dy is not None):
+            return [self._acknowledge(message, peer)]
         if entry is None or not entry.has_backward:
-            return [self._answer(message, peer, NackCode.STALE)]
-        self._withdraw(entry)
-        entry.dy = Load(parcel=message.parcel, frames=frames)
+            return [self._refuse(message, peer, NackCode.STALE)]
+        self._leasing.withdraw(entry)
+        entry.dy = make_load(parcel=message.parcel, frames=frames)
         entry.state = EntryState.BACKWARD_QUEUED
         entry.arrived_at_s = now
-        self._backlog.add(entry)
-        return [*self._dispatch(now), self._answer(message, peer)]
+        self._leasing.backlog.add(entry)
+        sends = self._leasing.dispatch(now)
+        sends.append(self._acknowledge(message, peer))
+        return sends
 
-    def _answer(self, message: Forward | Backward, peer: Peer, code: NackCode | None = None) -> Send:
-        """Return an Ack, or a Nack with that code."""
+    def _is_stale(self, key: Key) -> bool:
+        return key[:2] < self.version or self.voids.covers(key)
+
+    def _acknowledge(self, message: Forward | Backward, peer: Peer) -> Send:
+        me, forth = self._me, type(message) is Forward
+        ack = make_ack(
+            run=me.run,
+            generation=me.generation,
+            session=me.session,
+            branch=message.branch,
+            step=message.step,
+            purpose=message.purpose,
+            microbatch=message.microbatch,
+            attempt=message.attempt,
+            direction=Direction.FORWARD if forth else Direction.BACKWARD,
+            room=self._room(message.session) if forth else None,
+        )
+        return make_send(peer=peer, message=ack)
+
+    def _refuse(self, message: Forward | Backward, peer: Peer, code: NackCode) -> Send:
         forth = isinstance(message, Forward)
-        direction = Direction.FORWARD if forth else Direction.BACKWARD
-        room = self._room(message.session) if forth else None
-        header, key = self._me.header(), key_fields(message.key)
-        if code is None:
-            return Send(peer=peer, message=Ack(**header, **key, direction=direction, room=room))
-        return Send(peer=peer, message=Nack(**header, **key, direction=direction, code=code, room=room))
+        nack = Nack(
+            **self._me.header(),
+            **key_fields(message.key),
+            direction=Direction.FORWARD if forth else Direction.BACKWARD,
+            code=code,
+            room=self._room(message.session) if forth else None,
+        )
+        return Send(peer=peer, message=nack)
 
     # -- workers -------------------------------------------------------------------------------------
 
     def ready(self, message: Ready, now: float) -> list[Send]:
         """Note what a worker holds; repeat jobs that it should have got by now."""
-        worker = self.workers.get(message.session)
+        worker = self._hear(message.session, now)
         if worker is None or not self._advance(worker, (message.branch, message.step)):
             return []
         worker.slots = message.slots
-        sends = []
-        first_s = 2 * limits.RESEND_HEARTBEATS * self._me.heartbeat_s
-        for record in worker.leases.values():
-            overdue = now - record.sent_at_s > patience(first_s, record.num_sent)
-            if record.lease not in message.held and overdue and worker.work is not None:
-                sends.append(self._job(record, worker.work, now))
-        return self._announce(self.credits.grant()) + sends + self._dispatch(now)
+        again = self._leasing.repeat(worker, message.held, now)
+        return self._announce(self._grant()) + again + self._leasing.dispatch(now)
+
+    def _hear(self, session: Session, now: float) -> Worker | None:
+        worker = self.workers.get(session)
+        if worker is not None:
+            worker.heard_at_s = now
+        return worker
 
     def result(self, message: Result, now: float) -> list[Send]:
         """Settle a lease."""
-        worker = self.workers.get(message.session)
+        worker = self._hear(message.session, now)
         if worker is None:
             return []
         worker.slots = message.slots
         record = worker.leases.get(message.lease)
         if record is None:
-            return self._dispatch(now)
-        if message.status is not JobStatus.DONE:
-            if message.status is JobStatus.WRONG_STEP:
-                self._advance(worker, (message.branch, message.step))
-            if record.lease in worker.leases:
-                self._requeue(record)
-            return self._announce(self.credits.grant()) + self._dispatch(now)
-        entry = record.entry
-        if record.kind is JobKind.FORWARD and entry.has_backward:
-            self._end(record)
-            entry.state = EntryState.WAITING
-            entry.affine = message.session if message.kept else None
-        else:
-            self._settle(entry)
-        worker.job_s = average(worker.job_s, message.compute_s)
-        self._response_s = average(self._response_s, now - entry.arrived_at_s)
-        return self._dispatch(now) + self._announce(self.credits.grant())
+            return self._leasing.dispatch(now)
+        if message.status is JobStatus.DONE:
+            worker.job_s = average(worker.job_s, message.compute_s)
+            self._response_s = average(self._response_s, now - record.entry.arrived_at_s)
+            self._done(record, kept=message.kept)
+            sends = self._leasing.dispatch(now)
+            if granted := self._grant():
+                sends += self._announce(granted)
+            return sends
+        if message.status is JobStatus.WRONG_STEP:
+            self._advance(worker, (message.branch, message.step))
+        if message.status is JobStatus.FAILED:
+            record.entry.failed_at |= {worker.node}
+        if message.status is JobStatus.VOID:
+            self._drop(record.entry)
+        elif record.lease in worker.leases:
+            self._leasing.requeue(record)
+        return self._announce(self._grant()) + self._leasing.dispatch(now)
 
-    def _advance(self, worker: Worker, version: tuple[Branch, Step]) -> bool:
+    def _done(self, record: LeaseRecord, *, kept: bool) -> None:
+        entry = record.entry
+        if record.kind is JobKind.FORWARD:
+            self._pass_on(record, affine=record.worker if kept else None)
+            return
+        self._leasing.end(record)
+        self._forget(entry)
+        if entry.accumulate:
+            self.retention.keep(entry, record.worker)
+        else:
+            self.credits.release(entry.size_bytes)
+
+    def void(self, message: Void, now: float) -> list[Send]:
+        """Drop the attempts that the coordinator has given up, and refuse them until their step is over."""
+        self.voids.note(message)
+        self.voids.drop_before(self.version)
+        for entry in [e for e in self.entries.values() if self.voids.covers(e.key)]:
+            self._drop(entry)
+        self.retention.drop(lambda entry: self.voids.covers(entry.key))
+        return self._announce(self._grant()) + self._leasing.dispatch(now)
+
+    def _advance(self, worker: Worker, version: Version) -> bool:
         """Note a worker's parameters: everything older is committed, or void. False if it said so long ago."""
         if worker.version is not None and version < worker.version:
             return False
         worker.version = version
-        if version > self._version:
-            self._version = version
+        if version > self.version:
+            before, self.version = self.version, version
             for entry in [e for e in self.entries.values() if e.version < version]:
-                self._settle(entry)
-            self._settled = {key for key in self._settled if (key[0], key[1]) >= version}
-            self._backlog.drop_before(version)
+                self._drop(entry)
+            self.retention.drop(lambda entry: entry.version < version)
+            self._settled = {key for key in self._settled if (key[0], key[1]) >= before}
+            self.voids.drop_before(version)
+            self._leasing.backlog.drop_before(version)
         return True
 
-    def _end(self, record: LeaseRecord) -> None:
-        if worker := self.workers.get(record.worker):
-            del worker.leases[record.lease]
-        self.num_leased -= 1
-        record.entry.record = None
-
-    def _withdraw(self, entry: Entry) -> None:
-        """Let nobody have this entry to do: neither the backlog nor a worker."""
-        if entry.record is not None:
-            self._end(entry.record)
-        elif entry.state is not EntryState.WAITING:
-            self._backlog.remove(entry)
-
-    def _requeue(self, record: LeaseRecord) -> None:
-        self._end(record)
-        entry = record.entry
-        if entry.affine == record.worker:
-            entry.affine = None
-        back = record.kind is JobKind.BACKWARD
-        entry.state = EntryState.BACKWARD_QUEUED if back else EntryState.FORWARD_QUEUED
-        self._backlog.add(entry, again=True)
-
-    def _settle(self, entry: Entry) -> None:
-        self._withdraw(entry)
+    def _forget(self, entry: Entry) -> None:
+        """Hold it as settled: nobody has it to do any more."""
         del self.entries[entry.key]
         self._settled.add(entry.key)
-        self.credits.release(entry.x.parcel.size_bytes)
 
-    # -- dispatch ------------------------------------------------------------------------------------
+    def _pass_on(self, record: LeaseRecord, *, affine: Session | None) -> None:
+        """A forward is done, or is not to be done again: what comes next is the gradient, if this stage gets one."""
+        entry = record.entry
+        self._leasing.end(record)
+        if entry.has_backward:
+            entry.state, entry.affine = EntryState.WAITING, affine
+            return
+        self._forget(entry)
+        self.credits.release(entry.size_bytes)
 
-    def _dispatch(self, now: float) -> list[Send]:
-        """Give jobs to workers while there are both."""
-        sends: list[Send] = []
-        while self._backlog:
-            able = [w for w in self.workers.values() if w.slots > len(w.leases) and w.work is not None]
-            if len(able) > 1:
-                able.sort(key=lambda w: (len(w.leases), w.job_s, w.session))
-            for worker in able:
-                entry = self._backlog.choose(worker)
-                if entry is not None:
-                    sends.append(self._lease(worker, entry, now))
-                    break
-            else:
-                break
-        return sends
+    def _drop(self, entry: Entry) -> None:
+        self._leasing.withdraw(entry)
+        self._forget(entry)
+        self.credits.release(entry.size_bytes)
 
-    def _lease(self, worker: Worker, entry: Entry, now: float) -> Send:
-        lease = self._next_lease
-        self._next_lease = Lease(lease + 1)
-        back = entry.state is EntryState.BACKWARD_QUEUED
-        record = LeaseRecord(
-            lease=lease,
-            entry=entry,
-            worker=worker.session,
-            kind=JobKind.BACKWARD if back else entry.kind,
-            with_input=not back or entry.affine != worker.session,
-            sent_at_s=now,
-        )
-        self._backlog.remove(entry)
-        self.num_leased += 1
-        entry.record = record
-        entry.state = EntryState.BACKWARD_LEASED if back else EntryState.FORWARD_LEASED
-        worker.leases[lease] = record
-        assert worker.work is not None
-        return self._job(record, worker.work, now)
-
-    def _job(self, record: LeaseRecord, link: Link, now: float) -> Send:
-        record.sent_at_s = now
-        record.num_sent += 1
-        message, frames = record.job(self._me.header())
-        return Send(peer=link, message=message, frames=frames)
+    def _grant(self) -> list[Session]:
+        """Promise what is free, at the cost of what is kept; returns the producers whose grant has changed."""
+        granted = self.credits.grant()
+        self.retention.make_room()
+        return granted

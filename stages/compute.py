@@ -2,11 +2,12 @@
 
     Build                        the stage's layers, engine and optimizer from the run's configuration
     Run                          a job, see stages/passes.py
-    Snapshot, Sum, Assemble      the arithmetic of the all-reduce, see stages/shards.py
+    Snapshot, Sum, Assemble      the arithmetic of the all-reduce, see stages/accumulation.py and shards.py
     Apply                        the optimizer step, then everything of the old step is forgotten
-    Export                       a range of a layer's state
+    Reset                        everything of the step is forgotten
+    Export, Import, Adopt        the layers' state as files, see stages/state.py
 
-Whatever goes wrong here, in a layer or in a peer's contribution to a sum, becomes Failed.
+Whatever goes wrong here, in a layer, in a peer's contribution to a sum or in a file, becomes Failed.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import assert_never
 
-import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from stages import shards
+from stages.accumulation import Accumulator, accumulator_named
 from stages.engine import LayerFailed, StageEngine, one_line
 from stages.flat import digest, square_norm
 from stages.kept import Kept
@@ -30,7 +30,10 @@ from stages.model import build_layer, load_model
 from stages.optimizer import FlatOptimizer
 from stages.partition import layers_of_stage
 from stages.passes import Passes
+from stages.state import StageState
 from stages.tasks import (
+    Adopt,
+    Adopted,
     Applied,
     Apply,
     Assemble,
@@ -41,13 +44,16 @@ from stages.tasks import (
     Export,
     Exported,
     Failed,
+    Import,
     Outcome,
+    Reset,
     Run,
     Snapshot,
     Snapshotted,
     Sum,
     Summed,
     Task,
+    WasReset,
 )
 from zswarm import limits
 from zswarm.config import RunConfig
@@ -62,8 +68,12 @@ class _Built:
 
     engine: StageEngine
     kept: Kept
+    accumulator: Accumulator
     passes: Passes
     optimizer: FlatOptimizer
+    state: StageState
+    sums: Tensor
+    """Of all contributions of a round, on the host."""
 
 
 class Compute:
@@ -75,18 +85,18 @@ class Compute:
         self._built: _Built | None = None
         self._reduced: Tensor | None = None
         self._reduced_round: Round | None = None
-        self._exported: tuple[int, bytes] | None = None
 
     def perform(self, task: Task) -> Iterator[Outcome]:
         """Carry out a task and yield what comes of it as soon as it is there."""
+        lease = task.lease if isinstance(task, Run) else None
         try:
             yield from self._perform(task)
         except LayerFailed as error:
-            yield Failed(layer=error.layer, text=str(error))
+            yield Failed(layer=error.layer, text=str(error), lease=lease)
         except ZswarmError as error:
-            yield Failed(layer="", text=str(error)[: limits.MAX_TEXT_CHARS])
+            yield Failed(layer="", text=str(error)[: limits.MAX_TEXT_CHARS], lease=lease)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread
-            yield Failed(layer=type(task).__name__, text=one_line(error))
+            yield Failed(layer=type(task).__name__, text=one_line(error), lease=lease)
 
     def _perform(self, task: Task) -> Iterator[Outcome]:
         match task:
@@ -97,16 +107,25 @@ class Compute:
             case Snapshot():
                 yield self._snapshot(task)
             case Sum():
-                yield Summed(round=task.round, shard=task.shard, chunks=shards.add(task.contributions))
+                yield self._sum(task)
             case Assemble():
                 yield self._assemble(task)
             case Discard():
                 if self._reduced_round == task.round:
                     self._reduced_round = None
+            case Reset():
+                self._clear()
+                yield WasReset()
             case Apply():
                 yield self._apply(task)
             case Export():
                 yield self._export(task)
+            case Import():
+                self._import(task)
+            case Adopt():
+                yield self._adopt()
+            case _:
+                assert_never(task)
 
     @property
     def _stage(self) -> _Built:
@@ -115,7 +134,7 @@ class Compute:
         return self._built
 
     def _build(self, task: Build) -> Built:
-        self._built = self._reduced = self._reduced_round = self._exported = None
+        self._built = self._reduced = self._reduced_round = None
         config = RunConfig.from_json_untrusted(task.configuration)
         model = load_model(config.model.factory, config.model.arguments)
         own = layers_of_stage(config, model, task.stage)
@@ -128,11 +147,16 @@ class Compute:
             device=self._device,
         )
         kept = Kept(config.pipeline.recompute, self._gauge)
+        accumulator = accumulator_named(config.batch.accumulation, engine.parameters, config.num_microbatches)
+        optimizer = FlatOptimizer(config.optimizer, engine.parameters.values)
         self._built = _Built(
             engine=engine,
             kept=kept,
-            passes=Passes(engine, kept, codec=config.wire.codec),
-            optimizer=FlatOptimizer(config.optimizer, engine.parameters.values),
+            accumulator=accumulator,
+            passes=Passes(engine, kept, accumulator=accumulator, codec=config.wire.codec),
+            optimizer=optimizer,
+            state=StageState(engine, optimizer),
+            sums=torch.empty(accumulator.num_values, dtype=accumulator.dtype),
         )
         return Built(
             num_parameters=engine.parameters.num_parameters,
@@ -141,19 +165,28 @@ class Compute:
             parameter_digest=digest(engine.parameters.values),
         )
 
+    def _clear(self) -> None:
+        """Forget all that was counted, kept and reduced in this step."""
+        stage = self._stage
+        self._reduced_round = None
+        stage.kept.clear()
+        stage.engine.clear_gradients()
+        stage.accumulator.clear()
+
+    # -- the all-reduce and the optimizer step -------------------------------------------------------
+
     def _snapshot(self, task: Snapshot) -> Snapshotted:
-        parameters = self._stage.engine.parameters
-        parameters.attach_gradients()
-        # Memory of its own each time: the frames may still be on their way when the next one is made.
-        copied: np.ndarray[Any, np.dtype[np.float32]] = parameters.gradients.to("cpu", copy=True).numpy()
-        return Snapshotted(round=task.round, shards=shards.cut(copied, task.num_shards))
+        return Snapshotted(round=task.round, shards=shards.cut(self._stage.accumulator.contribution(), task.num_shards))
+
+    def _sum(self, task: Sum) -> Summed:
+        chunks = shards.add(task.contributions, self._stage.sums.numpy().dtype)
+        return Summed(round=task.round, shard=task.shard, chunks=chunks)
 
     def _assemble(self, task: Assemble) -> Assembled:
-        gradients = self._stage.engine.parameters.gradients
+        stage = self._stage
         self._reduced_round = None
-        host = torch.empty(gradients.shape) if self._reduced is None else self._reduced.cpu()
-        shards.join(task.shards, host.numpy())
-        self._reduced = host.to(self._device)
+        shards.join(task.shards, stage.sums.numpy())
+        self._reduced = stage.accumulator.reduced(stage.sums).to(self._device)
         squares = square_norm(self._reduced)
         finite = math.isfinite(squares)
         self._reduced_round = task.round
@@ -170,21 +203,16 @@ class Compute:
             if self._reduced is None or self._reduced_round != task.round:
                 raise LocalProtocolError(f"no reduced gradient of round {task.round} is held")
             stage.optimizer.step(self._reduced, lr=task.lr, scale=task.scale)
-        self._reduced_round = None
-        self._exported = None
-        stage.kept.clear()
-        stage.engine.clear_gradients()
+        self._clear()
+        stage.state.changed()
+        if task.snapshot:
+            stage.state.keep_copy()
         return Applied(step=task.step, parameter_digest=digest(stage.engine.parameters.values))
 
+    # -- the layers' state ---------------------------------------------------------------------------
+
     def _export(self, task: Export) -> Exported:
-        engine = self._stage.engine
-        index = task.layer - engine.first_layer
-        if not 0 <= index < len(engine.layers):
-            raise LocalProtocolError(f"layer {task.layer} is not one of this stage's")
-        if self._exported is None or self._exported[0] != task.layer:
-            tensors = {name: tensor.cpu().clone() for name, tensor in engine.layers[index].state_dict().items()}
-            self._exported = (task.layer, save(tensors))
-        whole = memoryview(self._exported[1])
+        whole = memoryview(self._stage.state.file(task.part, task.layer, from_copy=task.from_snapshot))
         offset = min(max(0, task.offset_bytes), len(whole) - 1)
         return Exported(
             part=task.part,
@@ -193,3 +221,18 @@ class Compute:
             total_bytes=len(whole),
             load=parcelled(whole[offset : offset + limits.STATE_RANGE_BYTES], ()),
         )
+
+    def _import(self, task: Import) -> None:
+        self._stage.state.receive_untrusted(
+            task.part,
+            task.layer,
+            offset_bytes=task.offset_bytes,
+            total_bytes=task.total_bytes,
+            frames=task.load.frames,
+        )
+
+    def _adopt(self) -> Adopted:
+        stage = self._stage
+        stage.state.adopt()
+        self._clear()
+        return Adopted(parameter_digest=digest(stage.engine.parameters.values))

@@ -111,8 +111,11 @@ class StageEngine:
             # A copy, because a layer may work in place, which autograd forbids on x itself.
             return Graph(x, self._run(x.clone(), place, training=True))
 
-    def backward(self, graph: Graph, dy: Tensor, *, accumulate: bool) -> Tensor | None:
-        """Return the gradient of x, None at the first stage; `dy` is shaped like y.
+    def backward(self, graph: Graph, dy: Tensor, *, accumulate: bool, wants_dx: bool = True) -> Tensor | None:
+        """Return the gradient of x, None at the first stage or where nobody wants it; `dy` is shaped like y.
+
+        The parameters' gradients have the same bits in either case: what autograd computes for them together with dx
+        it computes as if dx were wanted.
 
         Raises:
             LayerFailed: a layer's backward raised.
@@ -120,14 +123,16 @@ class StageEngine:
         """
         with torch.enable_grad():
             root: Tensor = _Seed.apply(graph.y, dy.to(self.device))  # type: ignore[no-untyped-call]
-        return self._backward(graph, root, accumulate=accumulate)
+        return self._backward(graph, root, accumulate=accumulate, wants_dx=wants_dx)
 
-    def backward_loss(self, graph: Graph, labels: Tensor, *, accumulate: bool) -> tuple[float, Tensor | None]:
-        """Return the loss sum and the gradient of x; raises as `backward`."""
+    def backward_loss(
+        self, graph: Graph, labels: Tensor, *, accumulate: bool, wants_dx: bool = True
+    ) -> tuple[float, Tensor | None]:
+        """Return the loss sum and the gradient of x; dx and errors are as of `backward`."""
         with torch.enable_grad():
             loss = self._loss_of(graph.y, labels)
             root = loss * self._scale
-        dx = self._backward(graph, root, accumulate=accumulate)
+        dx = self._backward(graph, root, accumulate=accumulate, wants_dx=wants_dx)
         return float(loss.detach()), dx
 
     def evaluate(self, x: Tensor, labels: Tensor, place: Place) -> float:
@@ -171,8 +176,8 @@ class StageEngine:
             raise LayerFailed("loss", f"returned a tensor of shape {list(loss.shape)} instead of one number")
         return loss
 
-    def _backward(self, graph: Graph, root: Tensor, *, accumulate: bool) -> Tensor | None:
-        wants_dx = self.first_layer > 0
+    def _backward(self, graph: Graph, root: Tensor, *, accumulate: bool, wants_dx: bool) -> Tensor | None:
+        wants_dx = wants_dx and self.first_layer > 0
         dx = None
         self._deferred.is_wanted = accumulate
         try:

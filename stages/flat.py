@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,20 @@ DIGEST_ROW = 1024
 """Words summed into one before they are hashed, which is 30 times slower than summing."""
 
 
+class Slot(NamedTuple):
+    """Where one trainable parameter lies in a flat buffer; `layer` counts from the stage's first one."""
+
+    layer: int
+    name: str
+    """Within its layer."""
+    parameter: nn.Parameter
+    offset: int
+
+    def of(self, buffer: Tensor) -> Tensor:
+        """Return the parameter's part of a flat buffer, in its shape."""
+        return buffer[self.offset : self.offset + self.parameter.numel()].view(self.parameter.shape)
+
+
 class FlatParameters:
     """The trainable parameters of some layers, moved into one buffer.
 
@@ -36,39 +51,36 @@ class FlatParameters:
     """
 
     def __init__(self, layers: Sequence[nn.Module], first_layer: int, device: torch.device) -> None:
-        self._parameters: list[tuple[nn.Parameter, int]] = []
+        self.slots: list[Slot] = []
+        """In the order in which they lie."""
         check = LayerCheck()
         size = 0
-        for index, layer in enumerate(layers, first_layer):
-            check.look(layer, layer_name(layer, index))
-            for parameter in layer.parameters():
+        for index, layer in enumerate(layers):
+            check.look(layer, layer_name(layer, first_layer + index))
+            for name, parameter in layer.named_parameters():
                 if parameter.requires_grad:
-                    self._parameters.append((parameter, size))
+                    self.slots.append(Slot(index, name, parameter, size))
                     size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-        self.num_parameters = sum(parameter.numel() for parameter, _ in self._parameters)
+        self.num_parameters = sum(slot.parameter.numel() for slot in self.slots)
         # Never so small that a shard of an all-reduce would be empty.
         size = max(size, limits.MAX_PARTICIPANTS)
         self.values = torch.zeros(size, device=device)
         self.gradients = torch.zeros(size, device=device)
-        for parameter, offset in self._parameters:
-            view = self._view(self.values, parameter, offset)
-            view.copy_(parameter.detach())
-            parameter.data = view
-            parameter.grad = self._view(self.gradients, parameter, offset)
+        for slot in self.slots:
+            view = slot.of(self.values)
+            view.copy_(slot.parameter.detach())
+            slot.parameter.data = view
+            slot.parameter.grad = slot.of(self.gradients)
 
     def attach_gradients(self) -> None:
         """Take back gradients that a layer has put elsewhere, such as by `zero_grad` in its forward."""
-        for parameter, offset in self._parameters:
-            view = self._view(self.gradients, parameter, offset)
-            gradient = parameter.grad
+        for slot in self.slots:
+            view = slot.of(self.gradients)
+            gradient = slot.parameter.grad
             if gradient is None or gradient.data_ptr() != view.data_ptr():
                 if gradient is not None:
                     view.copy_(gradient)
-                parameter.grad = view
-
-    @staticmethod
-    def _view(buffer: Tensor, parameter: nn.Parameter, offset: int) -> Tensor:
-        return buffer[offset : offset + parameter.numel()].view(parameter.shape)
+                slot.parameter.grad = view
 
 
 def digest(buffer: Tensor) -> int:

@@ -3,14 +3,16 @@
     (new) --Job--> HELD --begin--> RUNNING --finish--> finished, remembered until the step is over
 
 A job that comes again while HELD or RUNNING is ignored; one that comes again after it was finished
-brings its Result again. Backwards begin before forwards, each in the order of arrival.
+brings its Result again. Backwards begin before forwards, each in the order of arrival. A job that is only HELD may
+be dropped: then it was never there. One that its broker has revoked is finished without having been done.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from zswarm.ids import Branch, JobKind, Lease, Session, Step
+from zswarm.ids import Branch, JobKind, Lease, Purpose, Session, Step
 from zswarm.messages import Job, Load, Result
 
 JobId = tuple[Session, Lease]
@@ -39,12 +41,22 @@ class Jobs:
     held: dict[JobId, HeldJob] = field(default_factory=dict)
     results: dict[JobId, tuple[tuple[Branch, Step], Result]] = field(default_factory=dict)
 
-    def take(self, job: HeldJob) -> Result | None:
-        """Hold a job; for one that is finished already, return its result instead."""
-        if (known := self.results.get(job.id)) is not None:
-            return known[1]
+    def take(self, job: HeldJob) -> None:
+        """Hold a job that is neither finished nor refused."""
         self.held.setdefault(job.id, job)
-        return None
+
+    def holds(self, job: Job) -> bool:
+        """Is it held?"""
+        return (job.session, job.lease) in self.held
+
+    def result_of(self, job: Job) -> Result | None:
+        """Return what was said of a job that is finished, or was refused."""
+        known = self.results.get((job.session, job.lease))
+        return known[1] if known is not None else None
+
+    def remember(self, job: Job, result: Result) -> None:
+        """A job is refused, for good."""
+        self.results[job.session, job.lease] = ((job.branch, job.step), result)
 
     def next(self, version: tuple[Branch, Step]) -> HeldJob | None:
         """Return the job to begin now: of these parameters, backward first."""
@@ -61,6 +73,23 @@ class Jobs:
         """Remember the result in place of the job."""
         del self.held[job.id]
         self.results[job.id] = ((job.job.branch, job.job.step), result)
+
+    def clear(self) -> None:
+        """Forget all jobs, also what is running; what was said of others stays said."""
+        self.held.clear()
+
+    def drop(self, is_unwanted: Callable[[Job], bool]) -> None:
+        """Forget jobs that nobody wants any more; what is running stays until it ends."""
+        self.held = {k: h for k, h in self.held.items() if h.begun or not is_unwanted(h.job)}
+
+    def pending(self, version: tuple[Branch, Step]) -> int:
+        """Return the bitmap of the microbatches to train on of a step that have a job here."""
+        bitmap = 0
+        for held in self.held.values():
+            job = held.job
+            if job.purpose is Purpose.TRAIN and (job.branch, job.step) == version:
+                bitmap |= 1 << job.microbatch
+        return bitmap
 
     def drop_before(self, version: tuple[Branch, Step]) -> None:
         """Forget jobs and results of older steps; what is running stays until it ends."""

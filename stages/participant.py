@@ -5,7 +5,8 @@
       +------- Abort ----+------------------------+        a Prepare of a newer round replaces the older
 
 The accumulator itself is never touched before Apply: a round works on a copy, so an aborted one costs
-nothing but time.
+nothing but time. When what was counted becomes void (`forget`) the round ends, but for an Apply in work: its
+step is committed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from stages.reduction import Inbox, Reduction
 from stages.tasks import Apply, Assembled, Discard, Snapshotted, Summed, Task
 from zswarm import ledger, limits
-from zswarm.ids import Branch, Peer, Round, Step
+from zswarm.ids import Branch, Peer, Round, Session, Step
 from zswarm.machine import Exit, Send
 from zswarm.membership import Membership
 from zswarm.messages import Abort, Chunk, ChunkAck, Commit, Load, Prepare, Prepared
@@ -49,10 +50,15 @@ class StepState:
         self.loss_sum += loss_sum
         self.num_targets += num_targets
 
-    def advance(self) -> None:
-        """Begin the next step with nothing counted."""
-        self.step = Step(self.step + 1)
+    def forget(self) -> None:
+        """Nothing is counted."""
         self.ledger, self.loss_sum, self.num_targets = 0, 0.0, 0
+        self.accumulating = False
+
+    def become(self, version: tuple[Branch, Step]) -> None:
+        """Begin another step with nothing counted; a job that adds to the accumulator may not be in work."""
+        self.branch, self.step = version
+        self.forget()
 
 
 class Participant:
@@ -90,13 +96,17 @@ class Participant:
         """Learn where the participants listen."""
         return [*self._reduction.set_addresses(self._me.peers(), now)] if self._reduction is not None else []
 
+    def silent(self, now: float, limit_s: float) -> list[Session]:
+        """Return the participants that have owed an acknowledgement for so long without a word."""
+        return self._reduction.silent(now, limit_s) if self._reduction is not None else []
+
     def prepare(self, message: Prepare, now: float) -> list[Command]:
         """Begin a round, if its ledger is ours; else say what ours is."""
         if (message.branch, message.step) != self._state.version or self._commit is not None:
             return []
         current = self._reduction.round if self._reduction is not None else Round(0)
         if message.round == current:
-            return self.send_prepared()
+            return [*self.send_prepared()]
         newest = self._inbox.round if self._inbox is not None else Round(0)
         if message.round < max(current, newest) or self._state.accumulating:
             return []
@@ -137,7 +147,7 @@ class Participant:
         )
         commands: list[Command] = [Send(peer=peer, message=ack)]
         if self._reduction is not None and self._reduction.round == message.round:
-            commands += self._reduction.received(now)
+            commands += self._reduction.received(message.session, now)
         return commands
 
     def acknowledged(self, message: ChunkAck, now: float) -> list[Command]:
@@ -172,9 +182,9 @@ class Participant:
             loss_sum=loss_sum if math.isfinite(loss_sum) else None,
             num_targets=num_targets,
         )
-        return self.send_prepared()
+        return [*self.send_prepared()]
 
-    def send_prepared(self) -> list[Command]:
+    def send_prepared(self) -> list[Send]:
         """Tell the coordinator what is held, if anything is."""
         return [Send(peer=self._me.coordinator, message=self._prepared)] if self._prepared is not None else []
 
@@ -193,11 +203,34 @@ class Participant:
         if held is None or (held.round, held.digest) != (message.round, message.digest):
             return []
         self._commit = message
-        return [Apply(step=message.step, round=message.round, scale=message.scale, lr=message.lr, apply=message.apply)]
+        return [
+            Apply(
+                step=message.step,
+                round=message.round,
+                scale=message.scale,
+                lr=message.lr,
+                apply=message.apply,
+                snapshot=message.snapshot,
+            )
+        ]
 
-    def applied(self) -> None:
-        """The parameters are those of the next step."""
-        if self._commit is not None and self._inbox is not None and self._inbox.round <= self._commit.round:
+    def applied(self) -> Commit:
+        """The parameters are those of the next step: return the commit that led to it."""
+        commit = self._commit
+        assert commit is not None
+        if self._inbox is not None and self._inbox.round <= commit.round:
             self._inbox = None
-        self._state.advance()
+        self._state.become((self._state.branch, Step(self._state.step + 1)))
         self._commit = self._reduction = self._prepared = None
+        return commit
+
+    def forget(self) -> None:
+        """End the round: its contribution is void. The compute thread hears of it with Reset.
+
+        What others have sent stays: they were told that it is here, and do not send it again.
+        """
+        self._reduction = self._prepared = None
+
+    def forget_commit(self) -> None:
+        """What is being applied is of parameters that will be replaced."""
+        self._commit = None

@@ -5,7 +5,8 @@
     FUSED      x -> dx, loss                                         the last stage of a training microbatch
     EVALUATE   x -> loss                                             the last stage of an evaluation
 
-What rides along with the activation goes on unchanged. Checksums have been looked at on arrival.
+What rides along with the activation goes on unchanged. Checksums have been looked at on arrival. dx comes only where
+the task says that somebody wants it, the gradient is counted only where it says so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.accumulation import Accumulator
 from stages.engine import Graph, Place, StageEngine
 from stages.kept import Kept
 from stages.tasks import Emitted, Ran, Run
@@ -28,11 +30,12 @@ from zswarm.messages import Load
 
 
 class Passes:
-    """See the module. `codec` encodes what leaves."""
+    """See the module. `codec` encodes what leaves; `accumulator` is told of each gradient that is to be counted."""
 
-    def __init__(self, engine: StageEngine, kept: Kept, *, codec: str) -> None:
+    def __init__(self, engine: StageEngine, kept: Kept, *, accumulator: Accumulator, codec: str) -> None:
         self._engine = engine
         self._kept = kept
+        self._accumulator = accumulator
         self._codec = codec
 
     def run(self, task: Run) -> Iterator[Emitted | Ran]:
@@ -81,14 +84,14 @@ class Passes:
             graph = self._forward_graph(self._decode_input(x)[0], _place(task))
         if dy.shape != graph.y.shape or dy.dtype != graph.y.dtype:
             raise RemoteProtocolError(f"a gradient {list(dy.shape)} for an output {list(graph.y.shape)}")
-        dx = self._engine.backward(graph, dy, accumulate=task.accumulate)
+        dx = self._engine.backward(graph, dy, accumulate=task.accumulate, wants_dx=task.emit)
         yield from self._emit_and_finish(task, dx)
         yield _ran(task, begun_s)
 
     def _fused(self, task: Run, begun_s: float) -> Iterator[Emitted | Ran]:
         x, labels = self._decode_labelled(task.x)
         graph = self._forward_graph(x, _place(task))
-        loss_sum, dx = self._engine.backward_loss(graph, labels, accumulate=task.accumulate)
+        loss_sum, dx = self._engine.backward_loss(graph, labels, accumulate=task.accumulate, wants_dx=task.emit)
         del graph
         yield from self._emit_and_finish(task, dx)
         yield _ran(task, begun_s, loss_sum=loss_sum, num_targets=labels.numel())
@@ -103,6 +106,8 @@ class Passes:
         if dx is not None:
             yield Emitted(lease=task.lease, dx=encode([dx], self._codec))
         self._engine.finish()
+        if task.accumulate:
+            self._accumulator.take()
 
     def _forward_graph(self, x: Tensor, place: Place) -> Graph:
         if self._kept.graph_bytes:

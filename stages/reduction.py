@@ -90,6 +90,8 @@ class Reduction:
         self._addresses: dict[Session, Address] = {}
         self._queues: dict[Session, deque[Transfer]] = {p: deque() for p in participants if p != self._me}
         self._flying: dict[Session, dict[ChunkKey, Transfer]] = {p: {} for p in self._queues}
+        self._waits_since_s: dict[Session, float] = dict.fromkeys(self._queues, 0.0)
+        """When a peer that has chunks to acknowledge last said something, or got the first of them."""
         self._own: tuple[tuple[Load, ...], ...] | None = None
         self._sum: tuple[Load, ...] | None = None
         self._is_summing = False
@@ -119,12 +121,14 @@ class Reduction:
             self._enqueue(peer, ReducePhase.GATHER, outcome.shard, outcome.chunks)
         return self._advance(now)
 
-    def received(self, now: float) -> list[Send | Task]:
-        """Something new is in the inbox."""
+    def received(self, sender: Session, now: float) -> list[Send | Task]:
+        """Something new of a peer is in the inbox."""
+        self._waits_since_s[sender] = now
         return self._advance(now)
 
     def acknowledged(self, message: ChunkAck, now: float) -> list[Send | Task]:
         """A peer has a chunk: the next one may go."""
+        self._waits_since_s[message.session] = now
         flying = self._flying.get(message.session)
         if flying is not None:
             flying.pop((message.phase, message.shard, message.chunk), None)
@@ -145,6 +149,10 @@ class Reduction:
         """Return when `resend_due` has something to do."""
         times = [t.resend_at_s for f in self._flying.values() for t in f.values() if t.resend_at_s is not None]
         return min(times, default=None)
+
+    def silent(self, now: float, limit_s: float) -> list[Session]:
+        """Return the peers that have had chunks to acknowledge and said nothing for so long."""
+        return [p for p, flying in self._flying.items() if flying and now - self._waits_since_s[p] >= limit_s]
 
     @property
     def is_delivered(self) -> bool:
@@ -173,6 +181,8 @@ class Reduction:
             flying = self._flying[peer]
             while queue and peer in self._addresses and len(flying) < limits.REDUCE_WINDOW:
                 transfer = queue.popleft()
+                if not flying:
+                    self._waits_since_s[peer] = now
                 transfer.resend_at_s = now + self._resend_s
                 message = transfer.message
                 flying[message.phase, message.shard, message.chunk] = transfer

@@ -8,13 +8,14 @@ from collections.abc import Iterable
 
 from stages.compute_thread import ComputeThread
 from stages.tasks import Task
-from stages.worker import WorkerMachine
+from stages.worker import Leave, WorkerMachine
 from zswarm import limits
 from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
 from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit
+from zswarm.sigterm import sigterm_as
 from zswarm.transport import Switchboard
 
 
@@ -24,7 +25,8 @@ def serve_worker(
     """Take part in the coordinator's run as a worker until it is over.
 
     `host` is the address to listen on; the port is chosen by the system. `UserError` if that is
-    impossible. `threads` is what torch may use for one operation.
+    impossible. `threads` is what torch may use for one operation. A worker without a lifeline, which nobody
+    else ends, leaves at SIGTERM.
     """
     nonce = secrets.randbits(63)
     with Switchboard() as switchboard:
@@ -38,7 +40,9 @@ def serve_worker(
         )
         log = get_log()
         log.info("listening", peer=peer, coordinator=coordinator)
-        with ComputeThread(wake=switchboard.waker(), threads=threads) as compute:
+        wake = switchboard.waker()
+        leaving = sigterm_as(Leave(), wake=wake, is_child=lifeline is not None)
+        with ComputeThread(wake=wake, threads=threads) as compute, leaving as leaves:
 
             def perform(task: Task) -> Iterable[object]:
                 compute.submit(task)
@@ -46,7 +50,13 @@ def serve_worker(
 
             if lifeline is not None:
                 lifeline.watch(switchboard)
-            end = Loop(machine, switchboard, perform=perform, collect=compute.outcomes).run()
+            end = Loop(
+                machine,
+                switchboard,
+                perform=perform,
+                collect=lambda: [*leaves, *compute.outcomes()],
+                members=lambda: machine.membership.members,
+            ).run()
             switchboard.close(linger_s=limits.LINGER_S)
             log.info("ended", code=end.code, reason=end.text)
             return end

@@ -3,7 +3,8 @@
     buffer  |----- shard 0 -----|----- shard 1 -----|  as even as possible
     shard   |chunk|chunk|chunk|.|                      REDUCE_CHUNK_BYTES each, the last one shorter
 
-Everything is float32, in the order given, so equal contributions give equal bits wherever they are summed.
+Values are float32 or, with `accumulation = "exact"`, int64, and no others than those that are asked for. They are added
+in the order given, so equal contributions give equal bits wherever they are summed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,7 @@ from zswarm.errors import RemoteProtocolError
 from zswarm.messages import Load, TensorSpec
 from zswarm.wire import parcelled
 
-Floats = NDArray[np.float32]
-
-CHUNK_VALUES = limits.REDUCE_CHUNK_BYTES // 4
+Values = NDArray[Any]
 
 
 def shard_bounds(num_values: int, num_shards: int) -> list[tuple[int, int]]:
@@ -31,30 +31,31 @@ def shard_bounds(num_values: int, num_shards: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def cut(buffer: Floats, num_shards: int) -> tuple[tuple[Load, ...], ...]:
+def cut(buffer: Values, num_shards: int) -> tuple[tuple[Load, ...], ...]:
     """Return the shards of a flat buffer; the loads share its memory."""
     return tuple(pack(buffer[begin:end]) for begin, end in shard_bounds(len(buffer), num_shards))
 
 
-def pack(values: Floats) -> tuple[Load, ...]:
+def pack(values: Values) -> tuple[Load, ...]:
     """Return flat values as chunks that share their memory."""
-    return tuple(_chunk(values[begin : begin + CHUNK_VALUES]) for begin in range(0, len(values), CHUNK_VALUES))
+    count = limits.REDUCE_CHUNK_BYTES // values.itemsize
+    return tuple(_chunk(values[begin : begin + count]) for begin in range(0, len(values), count))
 
 
-def add(contributions: Sequence[Sequence[Load]]) -> tuple[Load, ...]:
+def add(contributions: Sequence[Sequence[Load]], dtype: np.dtype[Any]) -> tuple[Load, ...]:
     """Return the sum of several participants' chunks of one shard.
 
     Raises:
-        RemoteProtocolError: the contributions are no float32 values, or not of the same sizes.
+        RemoteProtocolError: the contributions are not of this dtype, or not of the same sizes.
 
     """
     if len(contributions) == 1:
         return tuple(contributions[0])
     sums = []
     for chunks in zip(*_of_equal_length(contributions), strict=True):
-        total = _values(chunks[0]).copy()
+        total = _values(chunks[0], dtype).copy()
         for chunk in chunks[1:]:
-            values = _values(chunk)
+            values = _values(chunk, dtype)
             if values.shape != total.shape:
                 raise RemoteProtocolError(f"chunks of {len(total)} and of {len(values)} values are to be added")
             np.add(total, values, out=total)
@@ -62,14 +63,14 @@ def add(contributions: Sequence[Sequence[Load]]) -> tuple[Load, ...]:
     return tuple(sums)
 
 
-def join(shards: Sequence[Sequence[Load]], out: Floats) -> None:
+def join(shards: Sequence[Sequence[Load]], out: Values) -> None:
     """Put all shards into a flat buffer.
 
     Raises:
-        RemoteProtocolError: they are no float32 values, or not as many as the buffer has.
+        RemoteProtocolError: they are not of the buffer's dtype, or not as many values as it has.
 
     """
-    parts = [_values(chunk) for shard in shards for chunk in shard]
+    parts = [_values(chunk, out.dtype) for shard in shards for chunk in shard]
     num_values = sum(len(part) for part in parts)
     if num_values != len(out):
         raise RemoteProtocolError(f"shards of {num_values} values for a gradient of {len(out)}")
@@ -86,19 +87,19 @@ def _of_equal_length(contributions: Sequence[Sequence[Load]]) -> Sequence[Sequen
     return contributions
 
 
-def _chunk(values: Floats) -> Load:
-    spec = TensorSpec(codec="none", dtype="float32", shape=(len(values),), size_bytes=values.nbytes)
+def _chunk(values: Values) -> Load:
+    spec = TensorSpec(codec="none", dtype=values.dtype.name, shape=(len(values),), size_bytes=values.nbytes)
     return parcelled(values.data.toreadonly(), (spec,))
 
 
-def _values(chunk: Load) -> Floats:
+def _values(chunk: Load, dtype: np.dtype[Any]) -> Values:
     specs = chunk.parcel.tensors
     size_bytes = sum(memoryview(frame).nbytes for frame in chunk.frames)
     if (
         len(specs) != 1
-        or (specs[0].codec, specs[0].dtype) != ("none", "float32")
-        or not math.prod(specs[0].shape) * 4 == specs[0].size_bytes == size_bytes
+        or (specs[0].codec, specs[0].dtype) != ("none", dtype.name)
+        or not math.prod(specs[0].shape) * dtype.itemsize == specs[0].size_bytes == size_bytes
         or len(chunk.frames) != 1
     ):
-        raise RemoteProtocolError(f"not a chunk of float32 values in one frame: {chunk.parcel}")
-    return np.frombuffer(chunk.frames[0], dtype=np.float32)
+        raise RemoteProtocolError(f"not a chunk of {dtype.name} values in one frame: {chunk.parcel}")
+    return np.frombuffer(chunk.frames[0], dtype=dtype)

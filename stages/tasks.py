@@ -27,13 +27,15 @@ class Run:
 
     FORWARD takes `x`, yields `y`, keeps the graph or the input until the backward or Apply.
     BACKWARD takes `dy` and, where the worker may not have kept it, `x`. FUSED and EVALUATE take `x`.
-    With `accumulate` false nothing is added to the accumulator: only dx is wanted.
+    With `accumulate` false nothing is added to the accumulator: only dx is wanted. With `emit` false nobody wants dx:
+    there is no Emitted.
     """
 
     lease: Lease
     kind: JobKind
     key: Key
     accumulate: bool
+    emit: bool
     x: Load | None
     dy: Load | None
 
@@ -75,27 +77,57 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """Clear the accumulator and all that was kept of microbatches and rounds; parameters and the copy that `Apply`
+    has kept for a checkpoint stay. Answer: WasReset."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Apply:
     """Take the optimizer step with a round's reduced gradient, clear the accumulator and all that was
-    kept of this step's microbatches. With `apply` false only clear. Answer: Applied."""
+    kept of this step's microbatches. With `apply` false only clear. With `snapshot` copy the state then, parameters and
+    optimizer, in place of an earlier copy. Answer: Applied."""
 
     step: Step
     round: Round
     scale: float
     lr: float
     apply: bool
+    snapshot: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """Take a range of one layer's state, a safetensors file in memory. Answer: Exported."""
+    """Take a range of one layer's state, a safetensors file in memory: of the present state, or of the copy that
+    Apply has kept. Answer: Exported."""
 
     part: StatePart
     layer: int
     offset_bytes: int
+    from_snapshot: bool
 
 
-Task = Build | Run | Snapshot | Sum | Assemble | Discard | Apply | Export
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """Keep a range of one layer's state that somebody has exported, until Adopt; those of one file come in order, and
+    one at offset 0 begins the file anew. No answer."""
+
+    part: StatePart
+    layer: int
+    offset_bytes: int
+    total_bytes: int
+    load: Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Replace parameters and optimizer state by what was imported, of every layer both parts, and clear as Reset does.
+
+    Answer: Adopted; or Failed, if that is not what these layers need.
+    """
+
+
+Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Export | Import | Adopt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,11 +208,27 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WasReset:
+    """The accumulator is empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """The parameters are those that were imported."""
+
+    parameter_digest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A layer raised, or the stage could not be built: `layer` and `text` are for the user."""
+    """A layer raised, or the stage could not be built: `layer` and `text` are for the user.
+
+    `lease` is that of the Run that failed, None for any other task. The accumulator may hold part of a gradient then.
+    """
 
     layer: str
     text: str
+    lease: Lease | None = None
 
 
-Outcome = Built | Emitted | Ran | Snapshotted | Summed | Assembled | Applied | Exported | Failed
+Outcome = Built | Emitted | Ran | Snapshotted | Summed | Assembled | WasReset | Applied | Exported | Adopted | Failed

@@ -2,93 +2,96 @@
 
 Theory of operation.
 
-    REGISTERING --Welcome--> BUILDING --Built--> ACTIVE --Stop--> out
-                                                   |  ^
-                                  Commit(t): Apply |  | Applied: parameters of t + 1, empty ledger
-                                                   v  |
-                                                 APPLYING
+    REGISTERING --Welcome--> has a place --View--> takes part --Stop--> out
+         ^                                           |
+         +---- Fence, or a job that failed ----------+
+               everything counted is void, Reset
+
+What it holds of its stage's parameters is a matter of its own (`parameters.py`) and outlives all this: they were
+made by commits, which nobody takes back. It takes jobs if they are those of its version and nothing is
+being reset. While a commit is applied nothing else is computed (`participant.py`).
 
 The compute thread gets one job at a time, so that the order of jobs stays this machine's decision.
-Rules (docs/protocol.md): a microbatch is accumulated only if its job says so, the parameters are those
-of its step, and it is not in the ledger yet (R1); the snapshot of a round is a copy and its ledger is
-the one of Prepare (R5); Commit is applied only to a result that is held (R7); jobs of another step are
-refused (R8). While APPLYING nothing else is computed.
+Rules (docs/protocol.md): a microbatch is accumulated only if its job says so and is meant for this session, the
+parameters are those of its step, and it is not in the ledger yet (R1); a fenced session contributes nothing (R3); what
+a Void covers is not begun (R9); the snapshot of a round is a copy and its ledger is the one of Prepare (R5); Commit
+is applied only to a result that is held (R7); jobs of another step are refused (R8).
 
 Repeated until true: Register; the heartbeat with the whole ledger, or Failure in its place; Ready to the
-own brokers; Attach to the own and the next stage's brokers; Prepared until Commit or Abort; outputs until
-acknowledged.
+own brokers; Attach to the own and the next stage's brokers; Prepared until Commit or Abort; Pull until State; outputs
+until acknowledged.
 
 Ignored on purpose: Prepare, Abort and Commit of another step than the own; results of rounds that have
-been replaced; jobs while the stage is not built.
+been replaced; outcomes of jobs that are void; Restore while the parameters are being replaced; jobs while the stage
+is not built.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import assert_never
 
-from stages.jobs import HeldJob, Jobs
+from stages.device import HANGS
+from stages.greetings import Greetings
+from stages.jobs import Jobs
+from stages.outputs import Outputs
+from stages.parameters import Parameters
 from stages.participant import Participant, StepState
+from stages.reports import Reports
 from stages.tasks import (
+    Adopted,
     Applied,
     Assembled,
-    Build,
     Built,
     Emitted,
-    Export,
     Exported,
     Failed,
     Outcome,
     Ran,
-    Run,
+    Reset,
     Snapshotted,
     Summed,
     Task,
+    WasReset,
 )
-from zswarm import ledger, limits
-from zswarm.ids import (
-    Address,
-    JobKind,
-    JobStatus,
-    Lease,
-    NodeId,
-    Peer,
-    Role,
-    Session,
-)
+from stages.work import Work
+from zswarm import limits
+from zswarm.ids import Address, JobStatus, NodeId, Role
 from zswarm.machine import REFUSED, Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Abort,
     Ack,
-    Attach,
-    Backward,
     Chunk,
     ChunkAck,
     Commit,
     Credit,
-    Evaluated,
-    Failure,
-    Forward,
+    Fence,
     Job,
     Load,
+    Member,
     Nack,
     Prepare,
     Pull,
-    Ready,
     Reject,
-    Result,
+    Restore,
+    Revoke,
     State,
     Stop,
     View,
+    Void,
     Welcome,
-    WorkerHeartbeat,
-    key_fields,
 )
 from zswarm.outbox import Outbox
 from zswarm.wiring import Random, make_wiring
 
-Event = Received | Tick | Outcome
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """The user asks this process to go."""
+
+
+Event = Received | Tick | Leave | Outcome
 Command = Send | Task | Exit
 
 
@@ -108,83 +111,135 @@ class WorkerMachine:
             node=node, boot_nonce=boot_nonce, role=Role.WORKER, addresses=addresses, coordinator=coordinator
         )
         self._random = random
+        self._now = 0.0
         self.jobs = Jobs()
         self.outbox: Outbox | None = None
+        """None while this process has no session."""
         self.state = StepState()
-        self.participant = Participant(self.membership, self.state, self._report_now)
-        self._told_slots = 0
-        self._num_jobs = 0
-        self._report = 0
-        self._parameter_digest = 0
-        self._layers = range(0)
-        self.is_built = False
-        self._running: HeldJob | None = None
-        self._running_since_s = 0.0
-        self._run_counter = 0
-        self._failure: Failure | None = None
-        self._pulls: list[tuple[Peer, Pull]] = []
-        self._heartbeat_at_s = float("-inf")
-        self._own_brokers: dict[Session, tuple[Address, ...]] = {}
+        self.participant = Participant(self.membership, self.state, self._report)
+        self.parameters = Parameters(self.membership, self.state)
+        self._outputs = Outputs(self.membership)
+        self._greetings = Greetings(self.membership, self.state, self.jobs, self._slots)
+        self.work = Work(self.membership, self.state, jobs=self.jobs, greetings=self._greetings, outputs=self._outputs)
+        self._reports = Reports(
+            self.membership,
+            self.state,
+            parameters=self.parameters,
+            work=self.work,
+            participant=self.participant,
+        )
+        self._was_able = False
 
     # -- the machine's interface ---------------------------------------------------------------------
 
+    @property
+    def is_built(self) -> bool:
+        """Do the stage's layers exist?"""
+        return self.parameters.is_built
+
     def next_deadline_s(self) -> float:
         """Return when something is to be repeated."""
-        parts = (self.outbox, self.participant)
+        parts = (self.outbox, self.participant, self.parameters)
         times = [part.next_deadline_s() for part in parts if part is not None]
-        return min(self._heartbeat_at_s, *(at_s for at_s in times if at_s is not None), float("inf"))
+        times.append(self.work.device.stuck_at_s(self.membership.heartbeat_s))
+        return min(self._reports.next_at_s, *(at_s for at_s in times if at_s is not None), float("inf"))
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""
+        self._now = now
+        if self._reports.woke(now):
+            self.work.device.excuse(now)
         commands: list[Command] = []
         if isinstance(event, Received):
             commands += self._received(event, now)
+        elif isinstance(event, Leave):
+            return self._leave("asked to")
         elif not isinstance(event, Tick):
+            self.work.device.answered(event, now)
             commands += self._outcome(event, now)
+        stuck_at_s = self.work.device.stuck_at_s(self.membership.heartbeat_s)
+        if stuck_at_s is not None and now >= stuck_at_s:
+            return [Exit(code=HANGS, text="the device hangs: what it is at does not end")]
+        commands += self._carry_on(now)
+        for command in commands:
+            if isinstance(command, Task):
+                self.work.device.submitted(command, now)
+        return [self._dated(command) for command in commands]
+
+    def _carry_on(self, now: float) -> list[Command]:
+        """Do what follows from the state and the time, whatever the event was."""
+        commands: list[Command] = []
         if self.outbox is not None:
             commands += self.outbox.resend_due(now)
         commands += self.participant.repeat(now)
-        if now >= self._heartbeat_at_s:
-            commands += self._heartbeat(now)
-        return commands + self._begin(now)
+        commands += self.parameters.resend_due(now)
+        self.work.settle()
+        is_beat = self._reports.is_due(now)
+        if self.outbox is not None:
+            commands += self._reports.due(self.outbox, now, is_beat=is_beat)
+        elif is_beat:
+            commands += self._register()
+        commands += self._greet(is_beat=is_beat)
+        return commands + self._begin()
+
+    def _dated(self, command: Command) -> Command:
+        """Let nothing go out under a generation of the trainer that has passed: nobody would listen to it."""
+        generation = self.membership.generation
+        if not isinstance(command, Send) or command.message.generation >= generation:
+            return command
+        return replace(command, message=replace(command.message, generation=generation))
 
     # -- messages ------------------------------------------------------------------------------------
 
     def _received(self, event: Received, now: float) -> list[Command]:
-        message = event.message
+        message, me = event.message, self.membership
         if isinstance(message, Welcome):
             return self._welcome(message, event)
         if isinstance(message, Reject):
-            return [Exit(code=REFUSED, text=message.text)] if self.membership.is_refused(message) else []
-        if self.outbox is None or self.membership.is_foreign(message):
+            return [Exit(code=REFUSED, text=message.text)] if me.is_refused(message) else []
+        if me.is_foreign(message):
             return []
-        match message:
-            case View():
-                return self._see(message, event, now)
-            case Job():
-                return self._job(message, event)
-            case Ack():
-                return [*self.outbox.acknowledge(message, now), *self._ready_if_unblocked()]
-            case Nack():
-                return [*self.outbox.refuse(message, now)]
-            case Credit():
-                return [*self.outbox.update_room(message.session, message.room, now), *self._ready_if_unblocked()]
-            case Prepare():
-                return self.participant.prepare(message, now)
-            case Abort():
+        if isinstance(message, Stop):
+            return self._leave("the run is over")
+        if isinstance(message, Fence):
+            return self._begin_new_life() if me.is_fenced(message) else []
+        return self._take_part(self.outbox, event, now) if self.outbox is not None else []
+
+    def _take_part(self, outbox: Outbox, event: Received, now: float) -> list[Command]:
+        match event.message:
+            case View() as message:
+                return self._see(outbox, message, event.frames, now)
+            case Restore() as message:
+                return self._restore(outbox, message, now)
+            case Void() as message:
+                self.work.void(message, outbox)
+                return []
+            case Job() as message:
+                return [*self.work.take(message, event.frames, is_able=self._is_able)] if self.is_built else []
+            case Revoke() as message:
+                return [*self.work.revoke(message)]
+            case Ack() as message:
+                return [*outbox.acknowledge(message, now)]
+            case Nack() as message:
+                return [*outbox.refuse(message, now)]
+            case Credit() as message:
+                return [*outbox.update_room(message.session, message.room, now)]
+            case Prepare() as message:
+                return self.participant.prepare(message, now) if self._is_able else []
+            case Abort() as message:
                 return self.participant.abort(message)
-            case Commit():
-                return self.participant.commit(message)
-            case Chunk():
+            case Commit() as message:
+                return self._commit(message)
+            case Chunk() as message:
                 load = Load(parcel=message.parcel, frames=event.frames)
                 return self.participant.chunk(message, load, event.peer, now)
-            case ChunkAck():
+            case ChunkAck() as message:
                 return self.participant.acknowledged(message, now)
-            case Pull():
-                return self._pull(message, event.peer)
-            case Stop():
-                me = self.membership
-                return [Send(peer=me.coordinator, message=Stop(**me.header())), Exit(code=0, text="the run is over")]
+            case Pull() as message:
+                return [*self.parameters.pull(message, event.peer, is_applying=self.participant.is_applying)]
+            case State() as message:
+                load = Load(parcel=message.parcel, frames=event.frames)
+                return [*self.parameters.received(message, load, now)]
             case _:
                 return []
 
@@ -192,270 +247,157 @@ class WorkerMachine:
         me = self.membership
         if not me.welcome(message):
             return []
-        self.state.branch, self.state.step = me.branch, me.step
         wiring = make_wiring(me.wiring, self._random)
         self.outbox = Outbox(wiring=wiring, resend_s=limits.RESEND_HEARTBEATS * me.heartbeat_s)
-        configuration = b"".join(bytes(frame) for frame in event.frames)
-        return [Build(stage=me.stage, num_stages=me.num_stages, configuration=configuration)]
+        build = self.parameters.welcomed(b"".join(bytes(frame) for frame in event.frames))
+        if build:
+            self.participant.forget_commit()
+        return [*build]
 
-    def _see(self, message: View, event: Received, now: float) -> list[Command]:
-        me = self.membership
-        if not me.see(message, event.frames):
+    def _see(self, outbox: Outbox, message: View, members: tuple[Member, ...], now: float) -> list[Command]:
+        me, before = self.membership, self._outputs.live
+        if not me.see(message, members):
             return []
-        assert self.outbox is not None
-        self._own_brokers = me.brokers(me.stage)
-        following = me.brokers(me.stage + 1)
-        self.outbox.set_brokers({session: addresses[1] for session, addresses in following.items()})
+        self._outputs.see()
+        self._greetings.see()
+        self._reports.num_losses += not before <= self._outputs.live
+        self.work.view_changed()
+        outbox.set_brokers({session: addresses[1] for session, addresses in me.brokers(me.stage + 1).items()})
+        outbox.forget_brokers(self._outputs.live)
         homes = {session: addresses[1] for session, addresses in me.brokers(me.stage - 1).items()}
         return [
-            *self.outbox.introduce(homes, now),
-            *self.outbox.flush(now),
-            *self._greet_brokers(),
+            *outbox.introduce(homes, now),
+            *outbox.flush(now),
+            *(self._greetings.greet() if self.is_built else []),
             *self.participant.view_changed(now),
         ]
 
-    def _job(self, message: Job, event: Received) -> list[Command]:
-        if not self.is_built:
+    def _restore(self, outbox: Outbox, message: Restore, now: float) -> list[Command]:
+        if self.parameters.is_ready and (message.branch, message.step) == self.state.version:
+            return self._report()
+        if self.participant.is_applying or not self.parameters.wants(message):
             return []
-        num_x = message.x.num_frames if message.x else 0
-        x = Load(parcel=message.x, frames=event.frames[:num_x]) if message.x else None
-        dy = Load(parcel=message.dy, frames=event.frames[num_x:]) if message.dy else None
-        if (message.branch, message.step) < self.state.version:
-            return self._answer(message, JobStatus.WRONG_STEP)
-        known = self.jobs.take(HeldJob(job=message, x=x, dy=dy))
-        if known is None:
-            return []
-        return self._send_control(message.session, replace(known, slots=self._tell_slots()))
+        void = [held.job for held in self.jobs.held.values()]
+        commands: list[Command] = [*self._forget()]
+        outbox.drop_before(message.branch, message.step)
+        commands += self.parameters.restore(message, now)
+        for job in void:
+            commands += self.work.refuse(job, JobStatus.WRONG_STEP)
+        return commands
+
+    def _commit(self, message: Commit) -> list[Command]:
+        commands = self.participant.commit(message)
+        if commands:
+            self.parameters.will_move(message)
+        return commands
+
+    # -- lives ---------------------------------------------------------------------------------------
+
+    def _begin_new_life(self) -> list[Command]:
+        """Give up the session and all that was counted with it; what a commit has made stays."""
+        commands: list[Command] = [*self._forget()]
+        self.outbox = None
+        self.parameters.stop_loading()
+        self.work.begin_new_life()
+        self.membership.begin_new_life()
+        self._outputs.see()
+        self._greetings.see()
+        return [*commands, *self._register()]
+
+    def _register(self) -> list[Command]:
+        """Ask for a session; not as long as a job of an earlier life is in work, which may never end."""
+        return [] if self.work.device.is_resetting else [self.membership.register()]
+
+    def _forget(self) -> list[Reset]:
+        """Nothing is counted, nothing is in work, but for a commit that is being applied: that is final."""
+        self.participant.forget()
+        return self.work.forget()
+
+    def _leave(self, text: str) -> list[Command]:
+        me = self.membership
+        farewell = [Send(peer=me.coordinator, message=Stop(**me.header()))] if me.has_place else []
+        return [*farewell, Exit(code=0, text=text)]
 
     # -- computing -----------------------------------------------------------------------------------
 
-    def _begin(self, now: float) -> list[Command]:
-        """Give the compute thread its next job, if it is free to take one."""
-        if self._running is not None or self.participant.is_applying or not self.is_built:
-            return []
-        held = self.jobs.next(self.state.version)
-        if held is None:
-            return []
-        held.begun = True
-        job = held.job
-        self._running, self._running_since_s = held, now
-        self._run_counter += 1
-        trains = job.kind in (JobKind.BACKWARD, JobKind.FUSED)
-        self.state.accumulating = trains and job.accumulate and not self.state.ledger >> job.microbatch & 1
-        return [
-            Run(
-                lease=Lease(self._run_counter),
-                kind=job.kind,
-                key=job.key,
-                accumulate=self.state.accumulating,
-                x=held.x,
-                dy=held.dy,
-            )
-        ]
+    @property
+    def _is_able(self) -> bool:
+        """May this worker count something?"""
+        is_idle = self.outbox is None or self.work.device.is_resetting or self._reports.is_fatal
+        return self.parameters.is_ready and not is_idle
+
+    def _begin(self) -> list[Command]:
+        """Begin the next job, if one may begin."""
+        return [*self.work.begin()] if self._is_able and not self.participant.is_applying else []
 
     def _outcome(self, outcome: Outcome, now: float) -> list[Command]:
         match outcome:
             case Built():
-                self.is_built = True
-                self._parameter_digest = outcome.parameter_digest
-                self._layers = range(outcome.first_layer, outcome.first_layer + outcome.num_layers)
-                return [*self._report_now(), *self._greet_brokers()]
-            case Emitted() if outcome.lease == self._run_counter and self._running is not None:
-                return self._emit_backward(self._running.job, outcome.dx, now)
-            case Ran() if outcome.lease == self._run_counter and self._running is not None:
-                return self._ran(self._running, outcome, now)
+                self.parameters.built(outcome)
+            case Adopted():
+                self.parameters.adopted(outcome)
+            case WasReset():
+                self.work.device.was_reset()
+                return [self.membership.register()] if self.outbox is None else []
+            case Emitted() if self.outbox is not None:
+                return [*self.work.emitted(outcome, self.outbox, now)]
+            case Ran() if self.outbox is not None:
+                return [*self.work.ran(outcome, self.outbox, now)]
+            case Emitted() | Ran():
+                # Of a job of an earlier life: a session comes before its jobs.
+                return []
+            case Applied():
+                self._applied(outcome)
+            case Exported():
+                return [*self.parameters.exported(outcome)]
+            case Failed():
+                return self._failed(outcome)
             case Snapshotted() | Summed() | Assembled():
                 return self.participant.outcome(outcome, now)
-            case Applied():
-                return self._applied(outcome)
-            case Exported():
-                return self._exported(outcome)
-            case Failed():
-                me = self.membership
-                layer, text = _sendable(outcome.layer), _sendable(outcome.text)
-                self._failure = Failure(**me.header(), stage=me.stage, layer=layer, text=text)
-                return [Send(peer=me.coordinator, message=self._failure)]
             case _:
-                return []
+                assert_never(outcome)
+        return []
 
-    def _ran(self, held: HeldJob, outcome: Ran, now: float) -> list[Command]:
-        self._running = None
-        accumulated, self.state.accumulating = self.state.accumulating, False
-        job = held.job
-        commands: list[Command] = []
-        if outcome.status is JobStatus.DONE:
-            self._num_jobs += 1
-            if accumulated:
-                self.state.add(job.microbatch, outcome.loss_sum, outcome.num_targets)
-                commands += self._report_now()
-            if job.kind is JobKind.FORWARD and outcome.y is not None:
-                commands += self._emit_forward(job, outcome.y, now)
-            if job.kind is JobKind.EVALUATE:
-                commands += self._emit_loss(job, outcome, now)
-        result = Result(
-            **self.membership.header(),
-            branch=job.branch,
-            step=job.step,
-            lease=job.lease,
-            status=outcome.status,
-            kept=outcome.kept,
-            compute_s=outcome.compute_s,
-            slots=self._tell_slots(),
-        )
-        self.jobs.finish(held, result)
-        return commands + self._send_control(job.session, result)
-
-    def _emit_forward(self, job: Job, y: Load, now: float) -> list[Command]:
-        assert self.outbox is not None
-        message = Forward(**self.membership.header(), **key_fields(job.key), route=job.route, parcel=y.parcel)
-        return [*self.outbox.put_forward(message, y.frames, now)]
-
-    def _emit_backward(self, job: Job, dx: Load, now: float) -> list[Command]:
-        me = self.membership
-        assert self.outbox is not None
-        if me.stage == 0:
-            return []
-        home = job.route[me.stage - 1]
-        addresses = me.brokers(me.stage - 1).get(home)
-        peer = addresses[1] if addresses is not None else None
-        message = Backward(**me.header(), **key_fields(job.key), route=job.route, parcel=dx.parcel)
-        return [*self.outbox.put_to(peer, message, broker=home, frames=dx.frames, now=now)]
-
-    def _emit_loss(self, job: Job, outcome: Ran, now: float) -> list[Command]:
-        me = self.membership
-        assert self.outbox is not None
-        message = Evaluated(
-            **me.header(),
-            **key_fields(job.key),
-            loss_sum=outcome.loss_sum if math.isfinite(outcome.loss_sum) else None,
-            num_targets=outcome.num_targets,
-        )
-        return [*self.outbox.put_to(me.coordinator, message, broker=Session(0), now=now)]
-
-    def _applied(self, outcome: Applied) -> list[Command]:
-        assert self.outbox is not None
-        self.participant.applied()
-        self._parameter_digest = outcome.parameter_digest
+    def _applied(self, outcome: Applied) -> None:
+        if not self.participant.is_applying:
+            return
+        self.parameters.moved(outcome, self.participant.applied())
         self.jobs.drop_before(self.state.version)
-        self.outbox.drop_before(*self.state.version)
-        return [*self._report_now(), *self._ready()]
+        if self.outbox is not None:
+            self.outbox.drop_before(*self.state.version)
 
-    # -- state transfer ------------------------------------------------------------------------------
-
-    def _pull(self, message: Pull, peer: Peer) -> list[Command]:
-        """Answer with a range of a layer's state, if it is the state that was asked for."""
-        if (message.branch, message.step) != self.state.version or self.participant.is_applying:
+    def _failed(self, outcome: Failed) -> list[Command]:
+        """A layer raised in a job: the accumulator may hold half a gradient. Anything else ends the run."""
+        coordinator = self.membership.coordinator
+        if outcome.lease is None:
+            self._reports.fail(outcome.layer, outcome.text)
+            return [Send(peer=coordinator, message=self._reports.failure())] if self.outbox is not None else []
+        held = self.work.device.running_of(outcome.lease)
+        if held is None:
             return []
-        if message.layer not in self._layers or (peer, message) in self._pulls:
-            return []
-        if len(self._pulls) >= limits.MAX_PULLS:
-            return []
-        self._pulls.append((peer, message))
-        return [Export(part=message.part, layer=message.layer, offset_bytes=message.offset_bytes)]
-
-    def _exported(self, outcome: Exported) -> list[Command]:
-        peer, pull = self._pulls.pop(0)
-        message = State(
-            **self.membership.header(),
-            branch=pull.branch,
-            step=pull.step,
-            part=outcome.part,
-            layer=outcome.layer,
-            offset_bytes=outcome.offset_bytes,
-            total_bytes=outcome.total_bytes,
-            parcel=outcome.load.parcel,
-        )
-        return [Send(peer=peer, message=message, frames=outcome.load.frames)]
+        failure = self._reports.failed(outcome.layer, outcome.text, held.job.microbatch)
+        return [
+            *self.work.refuse(held.job, JobStatus.FAILED),
+            Send(peer=coordinator, message=failure),
+            *self._begin_new_life(),
+        ]
 
     # -- what is repeated ----------------------------------------------------------------------------
 
-    def _heartbeat(self, now: float) -> list[Command]:
-        me = self.membership
-        self._heartbeat_at_s = now + me.heartbeat_s
-        if not me.is_welcome:
-            return [me.register()]
-        if self._failure is not None:
-            return [Send(peer=me.coordinator, message=self._failure)]
-        busy_s = now - self._running_since_s if self._running is not None else 0.0
-        return [*self._report_now(busy_s), *self._greet_brokers(), *self.participant.send_prepared()]
-
-    def _report_now(self, busy_s: float = 0.0) -> list[Command]:
-        """Tell the coordinator everything that it decides from."""
-        me = self.membership
-        self._report += 1
-        message = WorkerHeartbeat(
-            **me.header(),
-            branch=self.state.branch,
-            step=self.state.step,
-            stage=me.stage,
-            view=me.view,
-            report=self._report,
-            ready=self.is_built,
-            ledger=ledger.to_bytes(self.state.ledger),
-            prepared=self.participant.prepared_round,
-            busy_s=busy_s,
-            num_jobs=self._num_jobs,
-            parameter_digest=self._parameter_digest,
-        )
-        return [Send(peer=me.coordinator, message=message)]
-
-    def _greet_brokers(self) -> list[Command]:
-        """Keep the brokers of the own and of the next stage informed of who we are."""
-        me = self.membership
-        if not self.is_built:
-            return []
-        attach = Attach(**me.header())
-        works = [a[1] for a in self._own_brokers.values()] + [a[1] for a in me.brokers(me.stage + 1).values()]
-        return [*(Send(peer=work, message=attach) for work in works), *self._ready()]
-
     def _slots(self) -> int:
         """Leases that each broker may have out here; none while outputs pile up."""
+        is_open = self.outbox is not None and self._is_able and self.outbox.num_waiting < limits.OUTBOX_LENGTH
+        return limits.PREFETCH if is_open else 0
+
+    def _greet(self, *, is_beat: bool) -> list[Command]:
+        """Tell the brokers who we are once per interval, at news, and when this worker begins to be able."""
+        was_able, self._was_able = self._was_able, self._is_able
+        if not self.is_built or self.outbox is None or self._reports.is_fatal:
+            return []
+        begins = self._was_able and not was_able
+        return [*(self._greetings.greet() if is_beat or begins else self._greetings.news())]
+
+    def _report(self) -> list[Command]:
+        """Tell the coordinator everything that it decides from."""
         assert self.outbox is not None
-        return limits.PREFETCH if self.outbox.num_waiting < limits.OUTBOX_LENGTH else 0
-
-    def _tell_slots(self) -> int:
-        self._told_slots = self._slots()
-        return self._told_slots
-
-    def _ready(self) -> list[Command]:
-        slots = self._tell_slots()
-        return [
-            Send(
-                peer=addresses[0],
-                message=Ready(
-                    **self.membership.header(),
-                    branch=self.state.branch,
-                    step=self.state.step,
-                    slots=slots,
-                    held=self.jobs.of(broker)[: limits.MAX_LEASES_PER_WORKER],
-                ),
-            )
-            for broker, addresses in self._own_brokers.items()
-        ]
-
-    def _ready_if_unblocked(self) -> list[Command]:
-        """Say so when the outbox has room again."""
-        return self._ready() if self._slots() > self._told_slots else []
-
-    def _answer(self, job: Job, status: JobStatus) -> list[Command]:
-        """Refuse a job without having touched it."""
-        result = Result(
-            **self.membership.header(),
-            branch=self.state.branch,
-            step=self.state.step,
-            lease=job.lease,
-            status=status,
-            kept=False,
-            compute_s=0.0,
-            slots=self._tell_slots(),
-        )
-        return self._send_control(job.session, result)
-
-    def _send_control(self, broker: Session, result: Result) -> list[Command]:
-        addresses = self._own_brokers.get(broker)
-        return [Send(peer=addresses[0], message=result)] if addresses is not None else []
-
-
-def _sendable(text: str) -> str:
-    """Return what of a text fits a header that has two of them; a path may hold what is no character."""
-    return text.encode(errors="replace")[: limits.MAX_TEXT_CHARS].decode(errors="ignore")
+        return [self._reports.report(self.outbox, self._now)]

@@ -43,6 +43,7 @@ from zswarm.messages import (
     Credit,
     Evaluated,
     Failure,
+    Fence,
     Forward,
     HeartbeatAck,
     Job,
@@ -58,11 +59,14 @@ from zswarm.messages import (
     Ready,
     Register,
     Reject,
+    Restore,
     Result,
+    Revoke,
     Room,
     State,
     Stop,
     View,
+    Void,
     Welcome,
     WorkerHeartbeat,
     key_fields,
@@ -72,10 +76,29 @@ RUN = RunId(7)
 OTHER_RUN = RunId(8)
 SIZE_BYTES = 100
 """Of every payload, and the unit of credit."""
+WORKER = 21
+"""Whom jobs are meant for."""
+ALL_STAGES = b"\xff"
+"""The mask of an attempt that all of up to eight stages count."""
+
+
+class StepHeader(Header):
+    """The fields that every message about a step has."""
+
+    branch: Branch
+    step: Step
 
 
 def header(session: int = TRAINER, *, run: int = RUN, generation: int = 1) -> Header:
     return {"run": RunId(run), "generation": Generation(generation), "session": Session(session)}
+
+
+def about(session: int = TRAINER, *, step: int = 0, branch: int = 0, **of: Any) -> StepHeader:
+    return {**header(session, **of), "branch": Branch(branch), "step": Step(step)}
+
+
+def sessions(numbers: tuple[int, ...]) -> tuple[Session, ...]:
+    return tuple(Session(number) for number in numbers)
 
 
 def parcel(size_bytes: int = SIZE_BYTES) -> Parcel:
@@ -99,18 +122,26 @@ def of_type(commands: list[Any], kind: type) -> list[Any]:
 # -- membership --------------------------------------------------------------------------------------
 
 
-def register(node: str, *, nonce: int = 1, role: Role = Role.WORKER, run: int = 0) -> Register:
+def register(
+    node: str, *, nonce: int = 1, role: Role = Role.WORKER, run: int = 0, stage: int | None = None, **of: Any
+) -> Register:
     addresses = [Address(f"sim://{node}/{socket}") for socket in ("a", "b")][: 1 if role is Role.WORKER else 2]
-    return Register(**header(run=run), node=NodeId(node), boot_nonce=nonce, role=role, addresses=tuple(addresses))
+    return Register(
+        **header(run=run, **of),
+        node=NodeId(node),
+        boot_nonce=nonce,
+        role=role,
+        addresses=tuple(addresses),
+        stage=None if stage is None else Stage(stage),
+    )
 
 
 def welcome(
-    yours: int, *, stage: int = 0, num_stages: int = 3, step: int = 0, wiring: str = "queue", **of: Any
+    yours: int, *, nonce: int = 1, stage: int = 0, num_stages: int = 3, wiring: str = "queue", **of: Any
 ) -> Welcome:
     return Welcome(
-        **header(**of),
-        branch=Branch(0),
-        step=Step(step),
+        **about(**of),
+        boot_nonce=nonce,
         yours=Session(yours),
         stage=Stage(stage),
         num_stages=num_stages,
@@ -143,34 +174,72 @@ def broker_at(session: int, stage: int) -> Member:
     )
 
 
-def view(number: int, *, step: int = 0, **of: Any) -> View:
-    return View(**header(**of), branch=Branch(0), step=Step(step), view=number, size_bytes=0)
+def view(number: int, **of: Any) -> View:
+    return View(**about(**of), view=number, size_bytes=0)
 
 
 def heartbeat(
-    session: int, report: int, *, step: int = 0, counted: int = 0, ready: bool = True, view: int = 99, stage: int = 0
+    session: int,
+    report: int,
+    *,
+    step: int = 0,
+    branch: int = 0,
+    generation: int = 1,
+    counted: int = 0,
+    pending: int = 0,
+    **fields: Any,
 ) -> WorkerHeartbeat:
-    """`counted` is the ledger as a bitmap."""
+    """`counted` and `pending` are bitmaps; any other field is given by its name."""
+    quiet: dict[str, Any] = {"stage": 0, "view": 99, "ready": True, "voided": 0, "prepared": 0, "accused": ()}
+    idle = {"busy_s": 0.0, "job_s": 0.0, "num_jobs": 0, "parameter_digest": 0}
     return WorkerHeartbeat(
-        **header(session),
-        branch=Branch(0),
-        step=Step(step),
-        stage=Stage(stage),
-        view=view,
+        **about(session, step=step, branch=branch, generation=generation),
         report=report,
-        ready=ready,
         ledger=ledger.to_bytes(counted),
-        prepared=Round(0),
-        busy_s=0.0,
-        num_jobs=0,
-        parameter_digest=0,
+        pending=ledger.to_bytes(pending),
+        **(quiet | idle | fields),
     )
 
 
-def broker_heartbeat(session: int, *, view: int = 99, stage: int = 0) -> BrokerHeartbeat:
+def broker_heartbeat(
+    session: int,
+    report: int = 1,
+    *,
+    step: int = 0,
+    branch: int = 0,
+    generation: int = 1,
+    active: int = 0,
+    ahead: int = 0,
+    **fields: Any,
+) -> BrokerHeartbeat:
+    """`active` and `ahead` are bitmaps; any other field is given by its name."""
+    quiet: dict[str, Any] = {"stage": 0, "view": 99, "voided": 0, "accused": ()}
+    empty = {"num_queued": 0, "num_leased": 0, "num_kept": 0, "held_bytes": 0, "free_bytes": 0}
     return BrokerHeartbeat(
-        **header(session), stage=Stage(stage), view=view, num_queued=0, num_leased=0, held_bytes=0, free_bytes=0
+        **about(session, step=step, branch=branch, generation=generation),
+        report=report,
+        active=ledger.to_bytes(active),
+        ahead=ledger.to_bytes(ahead),
+        **(quiet | empty | fields),
     )
+
+
+def heartbeat_ack(view: int) -> HeartbeatAck:
+    return HeartbeatAck(**header(), view=view)
+
+
+def fence(fenced: int, **of: Any) -> Fence:
+    return Fence(**header(**of), fenced=Session(fenced))
+
+
+def restore(donor: int, *, address: str | None = None, **of: Any) -> Restore:
+    """From the worker at the address that `worker_at` gives it, unless another is given."""
+    return Restore(**about(**of), donor=Session(donor), address=Address(address or f"sim://worker-{donor}"))
+
+
+def void(attempt: int, voided: int, **of: Any) -> Void:
+    """`voided` are the microbatches as a bitmap."""
+    return Void(**about(**of), attempt=Attempt(attempt), ledger=ledger.to_bytes(voided))
 
 
 def reject(text: str = "no", **of: Any) -> Reject:
@@ -193,15 +262,20 @@ def credit(broker: int, granted_bytes: int, **about: Any) -> Credit:
 
 
 def forward(
-    session: int, microbatch: int, *, route: tuple[int, ...] = (), size_bytes: int = SIZE_BYTES, **of: Any
+    session: int,
+    microbatch: int,
+    *,
+    route: tuple[int, ...] = (),
+    mask: bytes = ALL_STAGES,
+    size_bytes: int = SIZE_BYTES,
+    **of: Any,
 ) -> Forward:
-    homes = tuple(Session(home) for home in route)
-    return Forward(**header(session), **key_fields(key(microbatch, **of)), route=homes, parcel=parcel(size_bytes))
+    fields = key_fields(key(microbatch, **of))
+    return Forward(**header(session), **fields, route=sessions(route), mask=mask, parcel=parcel(size_bytes))
 
 
 def backward(session: int, microbatch: int, *, route: tuple[int, ...] = (), **of: Any) -> Backward:
-    homes = tuple(Session(home) for home in route)
-    return Backward(**header(session), **key_fields(key(microbatch, **of)), route=homes, parcel=parcel())
+    return Backward(**header(session), **key_fields(key(microbatch, **of)), route=sessions(route), parcel=parcel())
 
 
 def ack(session: int, microbatch: int, direction: Direction, *, room: Room | None = None, **of: Any) -> Ack:
@@ -216,24 +290,46 @@ def nack(session: int, microbatch: int, code: NackCode, *, room: Room | None = N
 # -- brokers and workers -----------------------------------------------------------------------------
 
 
-def ready(session: int, *, step: int = 0, slots: int = 2, held: tuple[int, ...] = (), branch: int = 0) -> Ready:
-    leases = tuple(Lease(lease) for lease in held)
-    return Ready(**header(session), branch=Branch(branch), step=Step(step), slots=slots, held=leases)
+def ready(session: int, *, slots: int = 2, held: tuple[int, ...] = (), **of: Any) -> Ready:
+    return Ready(**about(session, **of), slots=slots, held=tuple(Lease(lease) for lease in held))
 
 
-def job(broker: int, lease: int, kind: JobKind, microbatch: int, *, route: tuple[int, ...] = (), **of: Any) -> Job:
-    """A job with the payload that its kind needs, except that a backward has no input."""
+def job(
+    broker: int,
+    lease: int,
+    kind: JobKind,
+    microbatch: int,
+    *,
+    worker: int = WORKER,
+    accumulate: bool | None = None,
+    emit: bool = True,
+    route: tuple[int, ...] = (),
+    mask: bytes = ALL_STAGES,
+    **of: Any,
+) -> Job:
+    """A job with the payload that its kind needs, except that a backward has no input.
+
+    It is to be counted if it is one to train on, unless `accumulate` says something else.
+    """
     back = kind is JobKind.BACKWARD
+    trains = of.get("purpose", Purpose.TRAIN) is Purpose.TRAIN
     return Job(
         **header(broker),
         **key_fields(key(microbatch, **of)),
+        worker=Session(worker),
         lease=Lease(lease),
         kind=kind,
-        accumulate=of.get("purpose", Purpose.TRAIN) is Purpose.TRAIN,
-        route=tuple(Session(home) for home in route),
+        accumulate=trains if accumulate is None else accumulate,
+        emit=emit,
+        route=sessions(route),
+        mask=mask,
         x=None if back else parcel(),
         dy=parcel() if back else None,
     )
+
+
+def revoke(broker: int, lease: int, *, worker: int = WORKER, **of: Any) -> Revoke:
+    return Revoke(**header(broker, **of), worker=Session(worker), lease=Lease(lease))
 
 
 def result(
@@ -241,35 +337,23 @@ def result(
     lease: int,
     status: JobStatus = JobStatus.DONE,
     *,
-    step: int = 0,
     kept: bool = False,
     compute_s: float = 1.0,
     slots: int = 2,
+    **of: Any,
 ) -> Result:
     return Result(
-        **header(session),
-        branch=Branch(0),
-        step=Step(step),
-        lease=Lease(lease),
-        status=status,
-        kept=kept,
-        compute_s=compute_s,
-        slots=slots,
+        **about(session, **of), lease=Lease(lease), status=status, kept=kept, compute_s=compute_s, slots=slots
     )
 
 
 # -- rounds ------------------------------------------------------------------------------------------
 
 
-def prepare(round_: int, participants: tuple[int, ...], *, counted: int = 0, step: int = 0, **of: Any) -> Prepare:
+def prepare(round_: int, participants: tuple[int, ...], *, counted: int = 0, **of: Any) -> Prepare:
     """`counted` is the ledger as a bitmap."""
     return Prepare(
-        **header(**of),
-        branch=Branch(0),
-        step=Step(step),
-        round=Round(round_),
-        participants=tuple(Session(p) for p in participants),
-        ledger=ledger.to_bytes(counted),
+        **about(**of), round=Round(round_), participants=sessions(participants), ledger=ledger.to_bytes(counted)
     )
 
 
@@ -278,16 +362,14 @@ def prepared(
     round_: int,
     *,
     counted: int = 0,
-    step: int = 0,
     digest: int = 1,
     finite: bool = True,
     square_norm: float = 1.0,
     loss_sum: float | None = 0.0,
+    **of: Any,
 ) -> Prepared:
     return Prepared(
-        **header(session),
-        branch=Branch(0),
-        step=Step(step),
+        **about(session, **of),
         round=Round(round_),
         digest=digest,
         finite=finite,
@@ -298,21 +380,12 @@ def prepared(
     )
 
 
-def abort(round_: int, *, step: int = 0) -> Abort:
-    return Abort(**header(), branch=Branch(0), step=Step(step), round=Round(round_))
+def abort(round_: int, **of: Any) -> Abort:
+    return Abort(**about(**of), round=Round(round_))
 
 
-def commit(round_: int, *, step: int = 0, digest: int = 1, apply: bool = True, **of: Any) -> Commit:
-    return Commit(
-        **header(**of),
-        branch=Branch(0),
-        step=Step(step),
-        round=Round(round_),
-        digest=digest,
-        scale=0.5,
-        lr=0.25,
-        apply=apply,
-    )
+def commit(round_: int, *, digest: int = 1, apply: bool = True, snapshot: bool = False, **of: Any) -> Commit:
+    return Commit(**about(**of), round=Round(round_), digest=digest, scale=0.5, lr=0.25, apply=apply, snapshot=snapshot)
 
 
 def evaluated(
@@ -324,12 +397,10 @@ def evaluated(
 
 
 def chunk(
-    session: int, round_: int, phase: ReducePhase, shard: int, index: int = 0, num_chunks: int = 1, *, step: int = 0
+    session: int, round_: int, phase: ReducePhase, shard: int, index: int = 0, num_chunks: int = 1, **of: Any
 ) -> Chunk:
     return Chunk(
-        **header(session),
-        branch=Branch(0),
-        step=Step(step),
+        **about(session, **of),
         round=Round(round_),
         phase=phase,
         shard=shard,
@@ -339,35 +410,34 @@ def chunk(
     )
 
 
-def chunk_ack(session: int, round_: int, phase: ReducePhase, shard: int, index: int = 0, *, step: int = 0) -> ChunkAck:
-    return ChunkAck(
-        **header(session),
-        branch=Branch(0),
-        step=Step(step),
-        round=Round(round_),
-        phase=phase,
-        shard=shard,
-        chunk=index,
-    )
+def chunk_ack(session: int, round_: int, phase: ReducePhase, shard: int, index: int = 0, **of: Any) -> ChunkAck:
+    return ChunkAck(**about(session, **of), round=Round(round_), phase=phase, shard=shard, chunk=index)
 
 
-def pull(layer: int, *, offset_bytes: int = 0, step: int = 0) -> Pull:
-    return Pull(
-        **header(),
-        branch=Branch(0),
-        step=Step(step),
-        part=StatePart.PARAMETERS,
-        layer=layer,
-        offset_bytes=offset_bytes,
-    )
+def pull(
+    layer: int,
+    *,
+    offset_bytes: int = 0,
+    part: StatePart = StatePart.PARAMETERS,
+    session: int = TRAINER,
+    **of: Any,
+) -> Pull:
+    return Pull(**about(session, **of), part=part, layer=layer, offset_bytes=offset_bytes)
 
 
-def state(session: int, layer: int, offset_bytes: int, total_bytes: int, size_bytes: int, *, step: int = 0) -> State:
+def state(
+    session: int,
+    layer: int,
+    offset_bytes: int,
+    total_bytes: int,
+    size_bytes: int,
+    *,
+    part: StatePart = StatePart.PARAMETERS,
+    **of: Any,
+) -> State:
     return State(
-        **header(session),
-        branch=Branch(0),
-        step=Step(step),
-        part=StatePart.PARAMETERS,
+        **about(session, **of),
+        part=part,
         layer=layer,
         offset_bytes=offset_bytes,
         total_bytes=total_bytes,
@@ -375,28 +445,31 @@ def state(session: int, layer: int, offset_bytes: int, total_bytes: int, size_by
     )
 
 
-def failure(session: int, text: str, *, layer: str = "") -> Failure:
-    return Failure(**header(session), stage=Stage(0), layer=layer, text=text)
+def failure(session: int, text: str, *, layer: str = "", microbatch: int | None = None) -> Failure:
+    number = None if microbatch is None else Microbatch(microbatch)
+    return Failure(**header(session), stage=Stage(0), layer=layer, text=text, microbatch=number)
 
 
 def stop(session: int = TRAINER, **of: Any) -> Stop:
     return Stop(**header(session, **of))
 
 
-def heartbeat_ack(view: int) -> HeartbeatAck:
-    return HeartbeatAck(**header(), view=view)
-
-
 def one_of_each(session: int, *, step: int, round_: int = 1, microbatch: int = 0) -> list[Message]:
-    """One message of every kind but Welcome, Reject, Stop and Failure, as if `session` spoke of `step`."""
+    """One message of every kind but Welcome, Reject, Stop and Failure, as if `session` spoke of `step`.
+
+    The one that is fenced is nobody.
+    """
     forth, back = Direction.FORWARD, Direction.BACKWARD
     scatter = ReducePhase.SCATTER
     return [
         register("stranger", nonce=99),
         heartbeat(session, 1, step=step),
-        broker_heartbeat(session),
+        broker_heartbeat(session, step=step),
         heartbeat_ack(3),
         view(1, step=step),
+        fence(4000),
+        restore(session, step=step),
+        void(1, 1 << microbatch, step=step),
         prepare(round_, (session,), step=step),
         prepared(session, round_, step=step),
         abort(round_, step=step),
@@ -412,6 +485,7 @@ def one_of_each(session: int, *, step: int, round_: int = 1, microbatch: int = 0
         nack(session, microbatch, NackCode.STALE, step=step),
         ready(session, step=step),
         job(session, 1, JobKind.FORWARD, microbatch, step=step, route=(1, 1, 1)),
+        revoke(session, 1),
         result(session, 1, step=step),
         chunk(session, round_, scatter, 0, step=step),
         chunk_ack(session, round_, scatter, 0, step=step),

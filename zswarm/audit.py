@@ -1,16 +1,26 @@
 """Was every microbatch of every committed step counted exactly once at every stage?
 
-The answer is recomputed from `events.jsonl` alone: nothing that the coordinator concluded is believed,
-only whose contributions it wrote down. The checks:
+The answer is recomputed from `events.jsonl` alone, from the first line to the last. The checks:
 
-    log        every line is a record; one says what the run is, before anything is committed
-    steps      every committed step once, in order, on one branch
-    stages     every commit has every stage once, each with a round of its own that was not aborted
-    ledgers    at every stage of every commit, each microbatch in one contribution, and no other
-    sessions   contributions come from workers of that stage that had joined, and had not left
-               before the step began
-    end        the run says how many steps it committed, all of them if it says that all went well, and nothing is
-               committed after that
+    log        every line is a record; one says what the run is, before anything is committed; whenever the trainer
+               starts again it is the same run, with a generation that is higher
+    steps      every committed step follows the one before it, on the branch that is in force. A rollback goes to the
+               next branch, and to step 0 or to a checkpoint that was complete before; it voids the commits from there
+               on, and these steps are committed anew: in the end every step stands exactly once
+    stages     every commit has every stage once, each with a round of its own that was not aborted; layers are
+               dealt to stages in another way only together with a rollback
+    ledgers    at every stage of every commit, also of those that were voided later, each microbatch is in one
+               contribution, and there is no other
+    sessions   sessions join once and leave once; contributions come from workers of that stage that had joined, and
+               had not left before the step began, that is, before the commit or rollback that precedes it
+    end        whenever the run ends it says how many steps are committed, all of them if it says that all went well,
+               and nothing is committed after that until the trainer starts again
+
+Believed is what only the processes themselves can know: that a session counted what its list says, that a
+digest is that of its result, that a checkpoint which is called complete is, and why anybody left. Not believed, but
+recomputed, is everything that the coordinator concluded from it: that a step was complete, that it
+counted once, that whoever contributed could, that a rollback went to where it could go. Replays are counted and judged by the
+ledgers that came of them.
 
 A torn last line is what a power cut leaves; it is reported and is no violation, because a step counts
 only after its line is on the disk.
@@ -63,8 +73,15 @@ class _Life:
 
     stage: int
     is_worker: bool
-    left_after_commits: int | None = None
-    """How many steps were committed before it left."""
+    left_in_span: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Committed:
+    """A step that counts, as long as no rollback voids it."""
+
+    num_stages: int
+    num_counted: int
 
 
 def audit(path: Path) -> list[Check]:
@@ -89,13 +106,22 @@ class Audit:
         self._sessions = Check(name="sessions")
         self._end = Check(name="end")
         self._start: events.Start | None = None
-        self._branch: int | None = None
+        self._split: list[int] = []
+        """How the layers of the parameters in force are dealt to stages."""
+        self._branch = 0
+        self._checkpoints: set[int] = set()
+        """Steps to which the run may go back."""
+        self._rollbacks: list[events.Rollback] = []
+        self._committed: dict[int, _Committed] = {}
+        self._next_step = 0
+        self._span = 0
+        """What lies between two commits or rollbacks is one span, counted from 0."""
         self._lives: dict[int, _Life] = {}
         self._contributors: set[int] = set()
         self._rounds: dict[int, str] = {}
-        self._num_commits = 0
-        self._num_counted = 0
         self._finish: events.Finish | None = None
+        self._counts: Counter[str] = Counter()
+        self._num_voided = 0
         for line in lines:
             self._read(line)
         self._conclude(num_lines=len(lines), torn_bytes=torn_bytes)
@@ -115,11 +141,14 @@ class Audit:
         except ValueError as error:
             self._log.problems.append(f"{where}: {error}")
             return
-        if self._start is None and isinstance(event, events.Commit | events.Abort | events.Finish):
+        if event is None:
+            return
+        if self._start is None and not isinstance(event, events.Start | events.Join | events.Leave):
             self._log.problems.append(f"{where}: comes before the start of the run")
             return
-        if self._finish is not None and not isinstance(event, events.Leave | None):
+        if self._finish is not None and not isinstance(event, events.Start | events.Leave | events.Checkpoint):
             self._end.problems.append(f"{where}: {event.event} after the run has finished")
+        self._counts[event.event] += 1
         match event:
             case events.Start():
                 self._read_start(event, where)
@@ -128,26 +157,33 @@ class Audit:
             case events.Leave():
                 self._read_leave(event, where)
             case events.Commit():
-                self._read_commit(event, where)
+                self._read_commit(event, f"{where}, step {event.step}")
             case events.Abort():
-                self._read_abort(event, where)
+                self._claim_round(event.stage, event.round, f"aborted in {where}", where)
+            case events.Checkpoint():
+                self._read_checkpoint(event, where)
+            case events.Rollback():
+                self._read_rollback(event, where)
             case events.Finish():
-                self._finish = event
-            case None:
+                self._read_finish(event, where)
+            case events.Replay():
                 pass
             case _:
                 assert_never(event)
 
     def _read_start(self, event: events.Start, where: str) -> None:
+        self._finish = None
+        if len(event.split) != event.stages:
+            self._log.problems.append(f"{where}: {event.stages} stages, and layers for {len(event.split)}")
         if self._start is None:
-            self._start = event
+            self._start, self._split = event, event.split
             return
         before, self._start = self._start, event
         if event.generation <= before.generation:
             self._log.problems.append(
                 f"{where}: started again with generation {event.generation} after {before.generation}"
             )
-        for key in ("run", "stages", "num_microbatches"):
+        for key in ("run", "num_microbatches"):
             if getattr(event, key) != getattr(before, key):
                 self._log.problems.append(
                     f"{where}: started again with {key} {getattr(event, key)}, it was {getattr(before, key)}"
@@ -160,24 +196,52 @@ class Audit:
 
     def _read_leave(self, event: events.Leave, where: str) -> None:
         life = self._lives.get(event.session)
-        if life is None or life.left_after_commits is not None:
+        if life is None or life.left_in_span is not None:
             self._sessions.problems.append(f"{where}: session {event.session} leaves and is not there")
         else:
-            life.left_after_commits = self._num_commits
+            life.left_in_span = self._span
 
-    def _read_abort(self, event: events.Abort, where: str) -> None:
-        self._claim_round(event.stage, event.round, f"aborted in {where}", where)
+    def _read_checkpoint(self, event: events.Checkpoint, where: str) -> None:
+        if event.problem:
+            return
+        if event.branch > self._branch or (event.branch == self._branch and event.step > self._next_step):
+            self._steps.problems.append(
+                f"{where}: a checkpoint of step {event.step} on branch {event.branch}; "
+                f"the run is at step {self._next_step} on branch {self._branch}"
+            )
+        elif all(event.step <= later.step for later in self._rollbacks if later.branch > event.branch):
+            self._checkpoints.add(event.step)
+
+    def _read_rollback(self, event: events.Rollback, where: str) -> None:
+        if event.branch != self._branch + 1:
+            self._steps.problems.append(f"{where}: rolled back to branch {event.branch} from {self._branch}")
+        if event.step > self._next_step:
+            self._steps.problems.append(f"{where}: rolled back to step {event.step} from {self._next_step}")
+        elif event.step != 0 and event.step not in self._checkpoints:
+            self._steps.problems.append(f"{where}: rolled back to step {event.step}, which has no checkpoint")
+        self._num_voided += max(0, self._next_step - event.step)
+        self._committed = {step: done for step, done in self._committed.items() if step < event.step}
+        self._checkpoints = {step for step in self._checkpoints if step <= event.step}
+        self._rollbacks.append(event)
+        self._branch, self._next_step = event.branch, event.step
+        self._span += 1
+        if self._start is not None:
+            self._split = self._start.split
 
     def _read_commit(self, event: events.Commit, where: str) -> None:
-        where = f"{where}, step {event.step}"
-        if event.step != self._num_commits:
-            self._steps.problems.append(f"{where}: expected step {self._num_commits}")
-        if self._branch is not None and event.branch != self._branch:
+        if self._start is None:
+            return
+        if event.step != self._next_step:
+            self._steps.problems.append(f"{where}: expected step {self._next_step}")
+        if event.branch != self._branch:
             self._steps.problems.append(f"{where}: branch {event.branch}, it was {self._branch}")
-        if self._start is not None and event.step >= self._start.steps:
+        if event.step >= self._start.steps:
             self._steps.problems.append(f"{where}: the run has {self._start.steps} steps")
-        self._branch = event.branch
-        num_stages = self._start.stages if self._start else 0
+        if self._start.split != self._split:
+            self._stages.problems.append(
+                f"{where}: stages of {self._start.split} layers, they were {self._split}, and nothing was rolled back"
+            )
+        num_stages = self._start.stages
         counts = Counter(stage.stage for stage in event.stages)
         for index in sorted(set(range(num_stages)) | set(counts)):
             if index >= num_stages:
@@ -187,20 +251,21 @@ class Audit:
         for stage in event.stages:
             place = f"{where}, stage {stage.stage}"
             self._claim_round(stage.stage, stage.round, f"committed in {where}", place)
-            self._check_ledger(stage, place)
+            self._check_ledger(stage, place, num_microbatches=self._start.num_microbatches)
             self._check_sessions(stage, place)
-        # After a gap the steps that follow are judged by what the log says, not by our count of it.
-        self._num_commits = event.step + 1
+        num_counted = sum(len(counted) for stage in event.stages for counted in stage.contributions.values())
+        self._committed[event.step] = _Committed(num_stages=num_stages, num_counted=num_counted)
+        # After what is wrong here, what follows is judged by what the log says, not by our count of it.
+        self._next_step, self._branch, self._split = event.step + 1, event.branch, self._start.split
+        self._span += 1
 
     def _claim_round(self, stage: int, round_: int, fate: str, where: str) -> None:
         earlier = self._rounds.setdefault(round_, fate)
         if earlier is not fate:
             self._stages.problems.append(f"{where}: round {round_} of stage {stage} was {earlier}")
 
-    def _check_ledger(self, stage: events.StageCommit, where: str) -> None:
-        num_microbatches = self._start.num_microbatches if self._start else 0
+    def _check_ledger(self, stage: events.StageCommit, where: str, *, num_microbatches: int) -> None:
         counts = Counter(index for counted in stage.contributions.values() for index in counted)
-        self._num_counted += counts.total()
         for index in sorted(set(range(num_microbatches)) | set(counts)):
             times = counts[index]
             if index >= num_microbatches:
@@ -224,33 +289,56 @@ class Audit:
                 problem = "is a broker"
             elif life.stage != stage.stage:
                 problem = f"belongs to stage {life.stage}"
-            elif counted and life.left_after_commits is not None and life.left_after_commits < self._num_commits:
+            elif counted and life.left_in_span is not None and life.left_in_span < self._span:
                 problem = "had left before this step began"
             else:
                 continue
             self._sessions.problems.append(f"{where}: session {session} {problem}")
 
+    def _read_finish(self, event: events.Finish, where: str) -> None:
+        self._finish = event
+        if event.steps != self._next_step:
+            self._end.problems.append(
+                f"{where}: finished with {event.steps} steps, and {self._next_step} are committed"
+            )
+        if event.code == 0 and self._start is not None and self._next_step != self._start.steps:
+            self._end.problems.append(
+                f"{where}: finished with code 0 after {self._next_step} of {self._start.steps} steps"
+            )
+
+    # -- what is said when all is well ---------------------------------------------------------------
+
     def _conclude(self, *, num_lines: int, torn_bytes: int) -> None:
-        start, num_commits = self._start, self._num_commits
+        start, num_commits, counts = self._start, self._next_step, self._counts
         torn = f"; {torn_bytes} bytes of a torn last line are not counted" if torn_bytes else ""
-        self._log.found = f"{num_lines} records{torn}"
+        restarts = _also(counts["start"] - 1, "restart of the trainer", "restarts of the trainer")
+        self._log.found = f"{num_lines} records{restarts}{torn}"
         if start is None:
             self._log.problems.insert(0, "the log has no start of a run")
             return
-        steps = f"0 to {num_commits - 1}, each once, in order, on branch {self._branch}" if num_commits else "none"
-        self._steps.found = f"{num_commits} of {start.steps} committed: {steps}"
-        self._stages.found = f"{start.stages} in every commit, {len(self._rounds)} rounds, none used twice"
+        branches = f"branch {self._branch}" if self._branch == 0 else f"branches 0 to {self._branch}"
+        steps = f"0 to {num_commits - 1}, each once, in order, on {branches}" if num_commits else "none"
+        voided = _also(counts["rollback"], "rollback") + _also(self._num_voided, "step voided", "steps voided")
+        self._steps.found = f"{num_commits} of {start.steps} committed: {steps}{voided}"
+        stages = " or ".join(map(str, sorted({done.num_stages for done in self._committed.values()} | {start.stages})))
+        aborted = _also(counts["abort"], "aborted", "aborted")
+        self._stages.found = f"{stages} in every commit, {len(self._rounds)} rounds, none used twice{aborted}"
+        num_counted = sum(done.num_counted for done in self._committed.values())
+        replays = _also(counts["replay"], "replay")
         self._ledgers.found = (
-            f"{self._num_counted} contributions = {num_commits} steps x {start.stages} stages x "
-            f"{start.num_microbatches} microbatches, each counted exactly once"
+            f"{num_counted} contributions = {num_commits} steps x {stages} stages x "
+            f"{start.num_microbatches} microbatches, each counted exactly once{replays}"
         )
-        self._sessions.found = f"{len(self._contributors)} workers contributed, {len(self._lives)} processes joined"
+        left = _also(counts["leave"], "left", "left")
+        contributed, joined = len(self._contributors), len(self._lives)
+        self._sessions.found = f"{contributed} workers contributed, {joined} processes joined{left}"
         if self._finish is None:
             last = f"after step {num_commits - 1}" if num_commits else "before the first step was committed"
             self._end.found = f"the log ends {last}: the run was cut short"
         else:
             self._end.found = f"finished with {self._finish.steps} steps"
-            if self._finish.steps != num_commits:
-                self._end.problems.append(f"finished with {self._finish.steps} steps, and {num_commits} are committed")
-            if self._finish.code == 0 and num_commits != start.steps:
-                self._end.problems.append(f"finished with code 0 after {num_commits} of {start.steps} steps")
+
+
+def _also(count: int, one: str, many: str = "") -> str:
+    """Return ", 2 replays", and nothing for none."""
+    return f", {count} {one if count == 1 else many or one + 's'}" if count > 0 else ""

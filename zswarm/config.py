@@ -28,7 +28,7 @@ from zswarm.config_errors import describe
 from zswarm.errors import RemoteProtocolError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 BYTE_VALUES = 256
 """Distinct tokens of a byte-level data source."""
@@ -127,12 +127,14 @@ class DataSection(Section):
 
 
 class BatchSection(Section):
-    """Sizes in sequences."""
+    """Sizes in sequences, and how the gradients of a step's microbatches become one."""
 
     global_batch: Annotated[int, Field(ge=1)]
     """Sequences of one optimizer step."""
     microbatch: Annotated[int, Field(ge=1, le=limits.MAX_DIMENSION)]
     """Sequences that travel through the pipeline together."""
+    accumulation: Literal["float32", "exact"] = "float32"
+    """How gradients are summed: `exact` in fixed point, where neither order nor who computed what changes a bit."""
 
     @model_validator(mode="after")
     def _check_divisible(self) -> Self:
@@ -181,7 +183,7 @@ class WireSection(Section):
 
 
 class OptimizerSection(Section):
-    """The optimizer step; `betas` is for adamw only, `momentum` for sgd only."""
+    """The optimizer step; a run file gives `betas` to adamw only and `momentum` to sgd only."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -194,6 +196,15 @@ class OptimizerSection(Section):
     warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
 
 
+class CheckpointSection(Section):
+    """What the run folder keeps, to go on from after a loss that the swarm does not survive."""
+
+    every: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 50
+    """Optimizer steps from one checkpoint to the next."""
+    keep: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 3
+    """How many of the newest stay."""
+
+
 class RunConfig(Section):
     """A whole run file."""
 
@@ -204,6 +215,7 @@ class RunConfig(Section):
     pipeline: PipelineSection = PipelineSection()
     wire: WireSection = WireSection()
     optimizer: OptimizerSection = OptimizerSection()
+    checkpoint: CheckpointSection = CheckpointSection()
 
     @property
     def num_microbatches(self) -> int:
@@ -259,9 +271,27 @@ def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         overridden.update(fragment[section])
         origins[section, key] = f"--set {override}"
     try:
-        return RunConfig.model_validate(tree)
+        config = RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError(describe(error, schema=RunConfig, path=path, origins=origins)) from None
+    _refuse_unused(config.optimizer, path, origins)
+    return config
+
+
+def _refuse_unused(optimizer: OptimizerSection, path: Path, origins: Mapping[tuple[str, str], str]) -> None:
+    """Refuse a key that is given and means nothing to the optimizer: whoever wrote it expects that it does something.
+
+    Not a rule of the section: the configuration that a worker gets says all keys.
+    """
+    key, other = ("betas", "adamw") if optimizer.name == "sgd" else ("momentum", "sgd")
+    if key not in optimizer.model_fields_set:
+        return
+    origin = origins.get(("optimizer", key))
+    place = f"{origin}: " if origin else ""
+    raise UserError(
+        f"{path}: {place}optimizer.{key} is for {other} only, and optimizer.name = '{optimizer.name}': "
+        f'leave {key} out, or write name = "{other}"'
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Start(Event):
     """64 bits as hexadecimal digits."""
     generation: U64
     stages: Annotated[int, Field(ge=1, le=MAX_STAGES)]
+    split: list[Count]
+    """Layers of each stage."""
     steps: Count
     num_microbatches: Annotated[int, Field(ge=1, le=MAX_MICROBATCHES)]
 
@@ -85,16 +87,43 @@ class Abort(Event):
     round: U64
 
 
+class Replay(Event):
+    """Microbatches are computed again from their samples: what earlier attempts at them made is void."""
+
+    event: Literal["replay"]
+    step: U64
+    attempt: U64
+    microbatches: list[MicrobatchIndex]
+
+
+class Checkpoint(Event):
+    """The state after the first `step` steps is on the disk as a whole; with a `problem` it is not."""
+
+    event: Literal["checkpoint"]
+    branch: U64
+    step: U64
+    problem: str | None = None
+
+
+class Rollback(Event):
+    """From here on the run goes on from `step` on a new branch: the commits of this step and later ones are void."""
+
+    event: Literal["rollback"]
+    branch: U64
+    """The new one."""
+    step: U64
+
+
 class Finish(Event):
-    """The run is over; `steps` were committed. With code 0 it says that these were all."""
+    """The run has ended; `steps` were committed. With code 0 it says that these were all."""
 
     event: Literal["finish"]
     steps: U64
     code: int | None = None
 
 
-Known = Start | Join | Leave | Commit | Abort | Finish
-_KINDS = {"start", "join", "leave", "commit", "abort", "finish"}
+Known = Start | Join | Leave | Commit | Abort | Replay | Checkpoint | Rollback | Finish
+_KINDS = {"start", "join", "leave", "commit", "abort", "replay", "checkpoint", "rollback", "finish"}
 _ADAPTER: TypeAdapter[Known] = TypeAdapter(Annotated[Known, Field(discriminator="event")])
 
 

@@ -16,7 +16,9 @@ Step = NewType("Step", int)
 Microbatch = NewType("Microbatch", int)
 """Index of a microbatch within its step; its samples are a function of (seed, step, index) alone."""
 Attempt = NewType("Attempt", int)
-"""How often the trainer has admitted a microbatch, counted from 0."""
+"""Which admission of a microbatch this is: the trainer's generation in the upper half, a count in the lower.
+
+A later attempt is begun only when all earlier ones are void everywhere."""
 Session = NewType("Session", int)
 """Fencing token of one life of one process, issued by the coordinator, never reused; 0 is the trainer."""
 Lease = NewType("Lease", int)
@@ -73,6 +75,12 @@ class JobStatus(IntEnum):
     """The worker holds parameters of another step; the job waits in the broker."""
     NEEDS_INPUT = 2
     """A backward came without the stage input and the worker no longer keeps it."""
+    REVOKED = 3
+    """The broker asked for the job back, and it had not begun."""
+    FAILED = 4
+    """A layer raised."""
+    VOID = 5
+    """The coordinator has voided this attempt; the broker has not heard of it yet, and forgets it."""
 
 
 class Direction(IntEnum):
@@ -111,3 +119,6 @@ class StatePart(IntEnum):
     """What part of a layer's state is transferred."""
 
     PARAMETERS = 0
+    """Everything of the layer's state_dict."""
+    OPTIMIZER = 1
+    """The optimizer's tensors, named `<state>.<parameter>`, and those that belong to no parameter by their name."""

@@ -14,22 +14,36 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+BLOCK_BYTES = 1 << 16
+"""What is read at once in the search for the last newline."""
+
 
 class JsonLinesWriter:
-    """Appends records to a new file; a context manager that closes it."""
+    """Appends records to a file, new or not; a context manager that closes it.
+
+    What a crash or a full disk has left of a line is cut off before the next one is written, so that the file is whole
+    lines and at most one torn one at its end.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Make the file.
+        """Open the file, or make it.
 
         Raises:
-            UserError: it exists, or cannot be made.
+            UserError: that is impossible.
 
         """
         self._path = path
+        self._file = -1
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            is_new = not path.exists()
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._whole_bytes = _whole_bytes(self._file)
+            self._is_torn = self._whole_bytes < os.fstat(self._file).st_size
+            if is_new:
+                sync(path.parent)
         except OSError as error:
-            raise UserError(f"{path}: cannot make the file: {error.strerror}") from None
+            self.close()
+            raise UserError(f"{path}: cannot open the file: {error.strerror}") from None
 
     def append(self, record: Mapping[str, Any], *, durable: bool = False) -> None:
         """Write a record as one line; with `durable` it is on the disk when this returns.
@@ -37,17 +51,23 @@ class JsonLinesWriter:
         Numbers that are not finite are written as null.
 
         Raises:
-            RunFailed: the disk is full or broken.
+            RunFailed: the disk is full or broken. The record is not there, and may be appended again.
 
         """
-        rest = memoryview(encode(record) + b"\n")
+        line = encode(record) + b"\n"
         try:
+            if self._is_torn:
+                os.ftruncate(self._file, self._whole_bytes)
+            self._is_torn = True
+            rest = memoryview(line)
             while rest:
                 rest = rest[os.write(self._file, rest) :]
             if durable:
                 os.fsync(self._file)
         except OSError as error:
             raise RunFailed(f"{self._path}: cannot write: {error.strerror}; what was written before is valid") from None
+        self._is_torn = False
+        self._whole_bytes += len(line)
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""
@@ -60,6 +80,27 @@ class JsonLinesWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _whole_bytes(file: int) -> int:
+    """Return the length of a file up to the end of its last whole line."""
+    end = os.fstat(file).st_size
+    while end > 0:
+        begin = max(0, end - BLOCK_BYTES)
+        newline = os.pread(file, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def encode(value: Any) -> bytes:

@@ -14,6 +14,7 @@ from zswarm.messages import (
     Credit,
     Evaluated,
     Failure,
+    Fence,
     Forward,
     HeartbeatAck,
     Job,
@@ -26,10 +27,13 @@ from zswarm.messages import (
     Ready,
     Register,
     Reject,
+    Restore,
     Result,
+    Revoke,
     State,
     Stop,
     View,
+    Void,
     Welcome,
     WorkerHeartbeat,
 )
@@ -44,6 +48,9 @@ KINDS: dict[int, type[Message]] = {
     7: View,
     8: Failure,
     9: Stop,
+    10: Fence,
+    11: Restore,
+    12: Void,
     16: Prepare,
     17: Prepared,
     18: Abort,
@@ -58,6 +65,7 @@ KINDS: dict[int, type[Message]] = {
     48: Ready,
     49: Job,
     50: Result,
+    51: Revoke,
     64: Chunk,
     65: ChunkAck,
     66: Pull,
@@ -68,10 +76,7 @@ KINDS: dict[int, type[Message]] = {
 
 def payload_parcels(message: Message) -> tuple[Parcel, ...]:
     """The parcels of this message's payload, in the order of their frames."""
-    match message:
-        case Forward() | Backward() | Chunk() | State():
-            return (message.parcel,)
-        case Job():
-            return tuple(parcel for parcel in (message.x, message.dy) if parcel is not None)
-        case _:
-            return ()
+    if isinstance(message, Job):
+        x = () if message.x is None else (message.x,)
+        return x if message.dy is None else (*x, message.dy)
+    return (message.parcel,) if isinstance(message, (Forward, Backward, Chunk, State)) else ()

@@ -32,8 +32,37 @@ MAX_MEMBERS = 4096
 MAX_VIEW_BYTES = MAX_FRAME_BYTES
 """A view is one frame: 256 bytes for each of MAX_MEMBERS."""
 
+MAX_ACCUSED = 16
+"""Silent peers that one heartbeat names: with more, it is the sender that is cut off."""
+MAX_FAILED_WORKERS = 3
+"""Workers that may fail at one microbatch before the run ends: with fewer in its stage, all of them."""
+MAX_FAILURES = 9
+"""Times that one microbatch may fail before the run ends, however few workers that were."""
+
 HEARTBEAT_S = 1.0
 """Default heartbeat interval; every deadline follows from it."""
+SILENCE_HEARTBEATS = 3.0
+"""A process that is silent for so long is given up: two heartbeats may get lost."""
+GONE_HEARTBEATS = 0.4
+"""A process whose connection is gone is given up after this, unless it speaks over another one."""
+EMPTY_STAGE_HEARTBEATS = 5.0
+"""How long a stage may be without a worker that holds its parameters before the swarm goes back to a checkpoint:
+one that was frozen or cut off may still return with them."""
+UNSEEN_HEARTBEATS = 2.0
+"""A microbatch that nobody has reported for so long is lost: what is on its way is in nobody's report."""
+UNSEEN_AFTER_LOSS_HEARTBEATS = 0.5
+"""The same after a process was given up, once everybody who is left has reported since."""
+EVALUATION_HEARTBEATS = 5.0
+"""An evaluation that brings no loss for so long is begun again, and then after twice as long each time."""
+MAX_ASKED = 8
+"""Times that one range of a checkpoint is asked for, ever more rarely, before there is none of that step."""
+STUCK_HEARTBEATS = 3.5
+"""The least time that a worker may be busy with one task ..."""
+STUCK_JOBS = 20.0
+"""... and the same in jobs of average length; the longer of the two counts."""
+STUCK_FIRST_S = 300.0
+"""While no worker of the stage has ever finished a job, or its parameters are being made: compiling or a cold device
+may take minutes."""
 RESEND_HEARTBEATS = 1.0
 """An unacknowledged message is sent again after this many heartbeats, and then after twice as many each time."""
 MOST_DOUBLINGS = 4

@@ -3,6 +3,9 @@
 socket --> Received --+
 clock  --> Tick ------+--> machine.handle --> Send ----------> socket
 thread --> Outcome ---+                   --> anything else -> perform (the process's own part)
+
+Connections follow the view: the loop hangs up on whoever is no longer in it, or each process that has ever been
+in the swarm would cost a socket for as long as the swarm lives.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from typing import Any
 
 from zswarm import wire
 from zswarm.errors import RemoteProtocolError
+from zswarm.ids import Peer
 from zswarm.machine import Exit, Machine, Received, Send, Tick
-from zswarm.messages import BrokerHeartbeat, View, WorkerHeartbeat
+from zswarm.messages import BrokerHeartbeat, Member, View, WorkerHeartbeat
 from zswarm.transport import Switchboard
 
 LONGEST_WAIT_S = 1.0
@@ -34,7 +38,7 @@ def open_payload_untrusted(received: Received) -> Received:
     if isinstance(message, View):
         members = wire.unpack_members_untrusted(b"".join(bytes(frame) for frame in frames))
         return replace(received, frames=members)
-    if not wire.intact(message, frames):
+    if frames and not wire.intact(message, frames):
         raise RemoteProtocolError(f"{type(message).__name__}: the payload's checksum does not match")
     return received
 
@@ -49,20 +53,29 @@ class Loop:
         *,
         perform: Callable[[Any], Iterable[Any]],
         collect: Callable[[], Iterable[Any]] = tuple,
-        clock: Callable[[], float] = monotonic,
+        members: Callable[[], tuple[Member, ...]] | None = None,
+        on_unreachable: Callable[[Peer], Any] | None = None,
     ) -> None:
         """Make the loop.
 
         `perform` carries out a command that is neither Send nor Exit and returns the events that follow
         at once; `collect` returns events that came from other threads or signals since it was last called.
+        `members` returns the members of the view that the machine has adopted, the same object as long as it is the
+        same view; a machine that sends views itself needs none. `on_unreachable` makes an event of a link that a
+        message could not be sent to because its connection is gone; the machine gets it in the same turn.
         """
         self._machine = machine
         self._switchboard = switchboard
         self._perform = perform
         self._collect = collect
-        self._clock = clock
+        self._members_now = members
+        self._on_unreachable = on_unreachable
+        self._clock = monotonic
         self._events: deque[Any] = deque()
-        self._members: tuple[Any, ...] = ()
+        self._outgoing: list[Send] = []
+        """Waits for the end of the turn, or for a command that is something else: of many small messages one by one,
+        each would wake ZeroMQ's own thread."""
+        self._members: tuple[Member, ...] = ()
         self._packed_members = wire.pack_members(())
 
     def run(self) -> Exit:
@@ -82,7 +95,21 @@ class Loop:
             if (end := self._drain()) is not None:
                 return end
         self._events.extend(self._collect())
-        return self._drain()
+        end = self._drain()
+        self._flush()
+        told: set[Peer] = set()
+        while end is None and self._miss(told):
+            end = self._drain()
+            self._flush()
+        return end
+
+    def _miss(self, told: set[Peer]) -> bool:
+        """Make events of links that were found dead, but for those that this turn has `told` of."""
+        links = [link for link in self._switchboard.take_unreachable() if link not in told]
+        told.update(links)
+        if self._on_unreachable is not None:
+            self._events.extend(map(self._on_unreachable, links))
+        return bool(self._events)
 
     def _take(self, received: Received) -> None:
         try:
@@ -93,14 +120,26 @@ class Loop:
 
     def _drain(self) -> Exit | None:
         while self._events:
-            for command in self._machine.handle(self._events.popleft(), self._clock()):
+            event = self._events.popleft()
+            for command in self._machine.handle(event, self._clock()):
                 if isinstance(command, Send):
-                    self._send(command)
+                    self._outgoing.append(command)
                 elif isinstance(command, Exit):
+                    self._flush()
                     return command
                 else:
+                    self._flush()
                     self._events.extend(self._perform(command))
+            if self._members_now is not None and type(event) is Received and type(event.message) is View:
+                self._flush()
+                self._follow(self._members_now())
         return None
+
+    def _flush(self) -> None:
+        """Send what the machine has said until now."""
+        outgoing, self._outgoing = self._outgoing, []
+        for command in outgoing:
+            self._send(command)
 
     def _send(self, command: Send) -> None:
         message, frames = command.message, command.frames
@@ -111,8 +150,19 @@ class Loop:
             message = replace(message, sent_bytes=self._switchboard.sent_bytes)
         self._switchboard.send(command.peer, message, frames)
 
-    def _pack_members(self, members: tuple[Any, ...]) -> bytes:
+    def _pack_members(self, members: tuple[Member, ...]) -> bytes:
         """Pack a view's content once for all who get it: the same object comes for each of them."""
         if members is not self._members:
-            self._members, self._packed_members = members, wire.pack_members(members)
+            self._packed_members = wire.pack_members(members)
+            self._follow(members)
         return self._packed_members
+
+    def _follow(self, members: tuple[Member, ...]) -> None:
+        """Hang up on the addresses that only the view before this one had."""
+        if members is self._members:
+            return
+        gone = {address for member in self._members for address in member.addresses}
+        gone.difference_update(address for member in members for address in member.addresses)
+        self._members = members
+        for address in gone:
+            self._switchboard.hang_up(address)

@@ -1,9 +1,11 @@
 r"""How a process takes part: it registers until it is welcomed, then heartbeats for ever.
 
     NEW --Register, repeated--> WELCOMED --View--> sees the swarm
-                     \--Reject--> out
+     ^               \--Reject--> out |
+     +------- Fence: a new life ------+
 
-Shared by broker and worker. Repeating Register with the same boot nonce gets the same session again.
+Shared by broker and worker. Repeating Register with the same boot nonce gets the same session again. A
+trainer that has started again goes on with the sessions of its log: its first View says the new generation.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TypedDict
 from zswarm import limits
 from zswarm.ids import Address, Branch, Generation, NodeId, Role, RunId, Session, Stage, Step
 from zswarm.machine import Send
-from zswarm.messages import Member, Message, Register, Reject, View, Welcome
+from zswarm.messages import Fence, Member, Message, Register, Reject, View, Welcome
 
 
 class Header(TypedDict):
@@ -45,6 +47,8 @@ class Membership:
         self.heartbeat_s = limits.HEARTBEAT_S
         self.unit_bytes = 1
         self.wiring = "queue"
+        self.has_place = False
+        """It has been welcomed once: `stage` is a place that it asks for again."""
         self.is_welcome = False
         self.view = 0
         self.members: tuple[Member, ...] = ()
@@ -61,16 +65,28 @@ class Membership:
             boot_nonce=self._boot_nonce,
             role=self.role,
             addresses=self._addresses,
+            stage=self.stage if self.has_place else None,
         )
         return Send(peer=self.coordinator, message=message)
 
+    def is_fenced(self, message: Fence) -> bool:
+        """Is it this life's session that is void?"""
+        return self.is_welcome and message.fenced == self.session and not self.is_foreign(message)
+
+    def begin_new_life(self) -> None:
+        """Give up the session: from here on this process asks for another one, for the place that it had."""
+        self._boot_nonce = (self._boot_nonce + 1) % 2**64
+        self.is_welcome = False
+        self.view, self.members = 0, ()
+
     def welcome(self, message: Welcome) -> bool:
-        """Take the place that the coordinator gives; False if it is not news."""
-        if self.is_welcome:
+        """Take the place that the coordinator gives; False if it is not news, or meant for an earlier life."""
+        if self.is_welcome or message.generation < self.generation or message.boot_nonce != self._boot_nonce:
             return False
         self.run, self.generation, self.session = message.run, message.generation, message.yours
         self.stage, self.num_stages = message.stage, message.num_stages
         self.branch, self.step = message.branch, message.step
+        self.has_place = True
         self.heartbeat_s = message.heartbeat_s
         self.unit_bytes, self.wiring = message.unit_bytes, message.wiring
         self.is_welcome = True

@@ -71,6 +71,10 @@ Ledger = Annotated[bytes, Length(limits.MAX_LEDGER_BYTES)]
 """Set of microbatches as a little-endian bitmap: bit m is set when microbatch m is in it."""
 Route = Annotated[tuple[SessionField, ...], Length(limits.MAX_STAGES)]
 """Sessions of the home brokers, stage 0 first."""
+Mask = Annotated[bytes, Length(limits.MAX_STAGES // 8)]
+"""Set of stages as a little-endian bitmap: the stages that count an attempt's gradient; set by the coordinator."""
+Accused = Annotated[tuple[SessionField, ...], Length(limits.MAX_ACCUSED)]
+"""Sessions that owe the sender an answer and have been silent towards it for too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +154,7 @@ class MicrobatchMessage(StepMessage):
     """A message about one attempt of one microbatch."""
 
     microbatch: MicrobatchField
-    attempt: Annotated[Attempt, U32]
+    attempt: Annotated[Attempt, U64]
     purpose: Purpose
 
     @property
@@ -172,15 +176,18 @@ class Register(Message):
     role: Role
     addresses: Annotated[tuple[Annotated[Address, TEXT], ...], Length(2)]
     """Broker: control, work. Worker: peer."""
+    stage: StageField | None = None
+    """The stage that the process has been of and, if a worker, still holds parameters of; None for a new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome(StepMessage):
     """Coordinator -> process: the answer to Register. Payload: the run's configuration as JSON.
 
-    `session` is the trainer's; `yours` the one that the process speaks with from now on.
+    `session` is the trainer's; `yours` the one that the process speaks with from now on, in the life of `boot_nonce`.
     """
 
+    boot_nonce: Annotated[int, U64]
     yours: SessionField
     stage: StageField
     num_stages: Annotated[int, Range(1, limits.MAX_STAGES)]
@@ -214,9 +221,18 @@ class WorkerHeartbeat(StepMessage):
     ready: bool
     """The stage's parameters exist and are those of `step`."""
     ledger: Ledger
+    pending: Ledger
+    """Microbatches to train on of `step` that this worker will do something about by itself: jobs that it holds,
+    outputs that nobody has acknowledged."""
+    voided: Annotated[Attempt, U64]
+    """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
     prepared: Annotated[Round, U64]
     """The round whose result this worker holds; 0 for none."""
+    accused: Accused
     busy_s: Seconds
+    """How long the compute thread has been at its present task; 0 if it is idle."""
+    job_s: Seconds
+    """Moving average of the time that a job takes; 0 before the first."""
     num_jobs: Annotated[int, U64]
     parameter_digest: Annotated[int, U64]
     sent_bytes: Bytes = 0
@@ -224,13 +240,26 @@ class WorkerHeartbeat(StepMessage):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerHeartbeat(Message):
-    """Broker -> coordinator, once per interval: what its queue holds."""
+class BrokerHeartbeat(StepMessage):
+    """Broker -> coordinator, once per interval and at news: what its queue holds.
+
+    `step` is the newest that a worker of it has told of; `active` are the microbatches to train on of that step,
+    `ahead` those of the step after it, that this broker will do something about by itself: queued or leased. One
+    that waits for its gradient, or is done and kept, is not among them.
+    """
 
     stage: StageField
     view: Annotated[int, U64]
+    report: Annotated[int, U64]
+    active: Ledger
+    ahead: Ledger
+    voided: Annotated[Attempt, U64]
+    """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
+    accused: Accused
     num_queued: Annotated[int, U32]
     num_leased: Annotated[int, U32]
+    num_kept: Annotated[int, U32]
+    """Microbatches that are done and kept, in case that whoever has counted them is lost."""
     held_bytes: Bytes
     free_bytes: Bytes
     sent_bytes: Bytes = 0
@@ -263,12 +292,54 @@ class View(StepMessage):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fence(Message):
+    """Coordinator -> process, whenever it speaks: your session `fenced` is void, and with it all that it has counted.
+
+    Parameters stay: they were made by commits. The process registers again, as a new life.
+    """
+
+    fenced: SessionField
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore(StepMessage):
+    """Coordinator -> worker, repeated until it reports that it is ready at (branch, step): get that state.
+
+    From the worker `donor`, or from the trainer (session 0), which reads its checkpoint. Step 0 is nobody's to
+    give: the parameters are made fresh.
+    """
+
+    donor: SessionField
+    address: Annotated[Address, TEXT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Void(StepMessage):
+    """Coordinator -> broker and worker, repeated until its heartbeat says so: attempts below `attempt` of these
+    microbatches are void.
+
+    A worker drops their jobs and outputs; it answers when none of them is in the middle of being counted. A
+    broker drops their entries, kept ones too. Neither takes any of them later in this step. With everybody's
+    answer the coordinator knows who has counted what, for good, and may admit a microbatch again. Who is at a later
+    step has nothing to do, and answers at once; who is at an earlier one keeps it for when it gets there.
+    """
+
+    attempt: Annotated[Attempt, U64]
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure(Message):
-    """Worker -> coordinator: a layer raised or the stage could not be built; the run cannot go on."""
+    """Worker -> coordinator: a layer raised or the stage could not be built.
+
+    With `microbatch` it was a job: others may do it, the run ends when several have failed at the same one.
+    Without, the run cannot go on.
+    """
 
     stage: StageField
     layer: Text
     text: Text
+    microbatch: MicrobatchField | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +395,8 @@ class Commit(StepMessage):
     scale: Annotated[float, FINITE]
     lr: Annotated[float, FINITE]
     apply: bool
+    snapshot: bool = False
+    """Keep a copy of the state of step + 1 for the checkpoint, until the next one is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,9 +441,13 @@ class Credit(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward(MicrobatchMessage):
-    """Producer -> broker of the next stage, with payload: the stage's input. Answered by Ack or Nack."""
+    """Producer -> broker of the next stage, with payload: the stage's input. Answered by Ack or Nack.
+
+    The route ends with the broker that it is meant for: a later life at the same address refuses it.
+    """
 
     route: Route
+    mask: Mask
     parcel: Parcel
 
 
@@ -395,7 +472,7 @@ class Ack(MicrobatchMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nack(MicrobatchMessage):
-    """Broker -> sender: not taken. BUSY: try another broker; STALE: forget it."""
+    """Broker -> sender: not taken. BUSY: try again later; STALE: forget it."""
 
     direction: Direction
     code: NackCode
@@ -417,14 +494,30 @@ class Ready(StepMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job(MicrobatchMessage):
-    """Broker -> worker (work), payload x then dy: do this. Sent again when Ready lacks the lease."""
+    """Broker -> worker (work), payload x then dy: do this. Sent again when Ready lacks the lease.
 
+    Meant for the session `worker`; a later life of the same process refuses it.
+    """
+
+    worker: SessionField
     lease: Annotated[Lease, U64]
     kind: JobKind
     accumulate: bool
+    emit: bool
+    """Somebody wants the gradient of the stage's input."""
     route: Route
+    mask: Mask
     x: Parcel | None
     dy: Parcel | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revoke(Message):
+    """Broker -> worker (work): leave a job that you have not begun to others. Answered by Result REVOKED, or by its
+    own Result if it has begun."""
+
+    worker: SessionField
+    lease: Annotated[Lease, U64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -466,7 +559,7 @@ class ChunkAck(StepMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pull(StepMessage):
-    """Anybody with a session -> worker: send me `layer`'s state from `offset_bytes` on."""
+    """Anybody with a session -> worker, or worker -> trainer: send me `layer`'s state from `offset_bytes` on."""
 
     part: StatePart
     layer: Annotated[int, U32]
@@ -475,7 +568,7 @@ class Pull(StepMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State(StepMessage):
-    """Worker -> asker, with payload: a range of the layer's state, a safetensors file of `total_bytes`."""
+    """Worker or trainer -> asker, with payload: a range of the layer's state, a safetensors file of `total_bytes`."""
 
     part: StatePart
     layer: Annotated[int, U32]

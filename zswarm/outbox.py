@@ -1,10 +1,16 @@
 """The outbox of a producer: outputs on their way to a broker, kept until they are acknowledged.
 
 A forward output is *waiting* until a broker of the next stage has credit for it and the wiring policy
-picks that broker; then it is *sent*, and repeated to the same broker until Ack (forget it), Nack BUSY
-(wait again, another broker) or Nack STALE (forget it). A backward output or an evaluated loss has one
-destination and needs no credit. If the destination leaves the swarm the entry stays: whoever lost it
-asks again. Delivery is at least once; receivers know duplicates by the key.
+picks that broker; then it is *sent*, and repeated to the same broker until Ack or Nack STALE: forget it. After
+Nack BUSY it is repeated, too: a late copy of it could still be taken, and if another broker had taken it as well
+one attempt would have two homes. A backward output or an evaluated loss has one destination and needs no
+credit. Delivery is at least once; receivers know duplicates by the key.
+
+If the destination leaves the swarm the output is dropped: the coordinator has the microbatch admitted anew, and
+two brokers that both are home to one attempt could have it counted twice. What the coordinator has voided is
+dropped, too, and so is what belongs to an older step. But a Forward that was sent took credit, and only
+its broker knows whether it came: so it is *given up*, which is to say sent until it is answered and otherwise as
+if it were not here. An answer that says it was not taken gives its credit back.
 
 Used by the worker and by the trainer, which is the producer of stage 0.
 """
@@ -12,11 +18,11 @@ Used by the worker and by the trainer, which is the producer of stage 0.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zswarm.ids import Address, Direction, NackCode, Peer, Session
+from zswarm.ids import TRAINER, Address, Attempt, Branch, Direction, NackCode, Peer, Purpose, Session, Step
 from zswarm.machine import Send
 from zswarm.messages import Ack, Backward, Evaluated, Forward, Key, Nack, Room
 from zswarm.patience import patience
@@ -36,7 +42,11 @@ class Entry:
     peer: Peer | None
     """None while no view has named the broker."""
     resend_at_s: float
+    since_s: float
+    """When it was first sent."""
     num_sent: int = 1
+    is_given_up: bool = False
+    """Its microbatch does not need it any more."""
 
 
 def direction_of(message: Parcelled) -> Direction:
@@ -60,17 +70,16 @@ class Outbox:
         self._sent: dict[EntryKey, Entry] = {}
         self._brokers: dict[Session, BrokerState] = {}
         self._addresses: dict[Session, Address] = {}
-        self.num_resent = 0
+        self._heard_at_s: dict[Session, float] = {}
+        self._live: frozenset[Session] = frozenset()
+        self._newest = TRAINER
+        """The newest session that any view has named: sessions are issued in order, so that one up to this that is not
+        live has left, whether a view has ever named it or not."""
 
     @property
     def num_waiting(self) -> int:
         """Forward outputs that no broker has credit for."""
         return len(self._waiting)
-
-    @property
-    def num_unacknowledged(self) -> int:
-        """Outputs in memory: waiting or sent."""
-        return len(self._waiting) + len(self._sent)
 
     def brokers(self) -> list[BrokerState]:
         """Return what is known of the next stage's brokers, sorted by session."""
@@ -80,6 +89,23 @@ class Outbox:
         """Replace the brokers of the next stage by these (session -> work address)."""
         self._addresses = dict(addresses)
         self._brokers = {b: self._brokers.get(b) or BrokerState(broker=b) for b in addresses}
+        self._keep_sent(lambda entry: not isinstance(entry.message, Forward) or entry.broker in addresses)
+
+    def forget_brokers(self, live: Collection[Session]) -> None:
+        """Drop what was meant for brokers that have left; `live` are all sessions of the newest view.
+
+        One that no view has named yet is still to come. The trainer lives always.
+        """
+        self._live = frozenset(live) | {TRAINER}
+        self._newest = max(self._newest, *self._live)
+        self._heard_at_s = {b: at_s for b, at_s in self._heard_at_s.items() if b in live}
+        self._keep_sent(lambda entry: not self._has_left(entry.broker, entry.peer))
+
+    def _has_left(self, broker: Session, peer: Peer | None) -> bool:
+        return broker not in self._live and (peer is not None or broker <= self._newest)
+
+    def _keep_sent(self, is_wanted: Callable[[Entry], bool]) -> None:
+        self._sent = {key: entry for key, entry in self._sent.items() if is_wanted(entry)}
 
     def put_forward(self, message: Forward, frames: tuple[Any, ...], now: float) -> list[Send]:
         """Take a forward output; its route ends before the broker that will be picked."""
@@ -95,8 +121,13 @@ class Outbox:
         frames: tuple[Any, ...] = (),
         now: float,
     ) -> list[Send]:
-        """Take an output whose destination is given; without an address it waits for `introduce`."""
-        self._sent[direction_of(message), message.key] = Entry(message, frames, broker, peer, now + self._resend_s)
+        """Take an output whose destination is given.
+
+        Without an address it waits for `introduce`, unless its broker has left: then it is dropped.
+        """
+        if peer is None and self._has_left(broker, peer):
+            return []
+        self._sent[direction_of(message), message.key] = Entry(message, frames, broker, peer, now + self._resend_s, now)
         return [Send(peer=peer, message=message, frames=frames)] if peer is not None else []
 
     def introduce(self, addresses: dict[Session, Address], now: float) -> list[Send]:
@@ -104,12 +135,13 @@ class Outbox:
         sends: list[Send] = []
         for entry in self._sent.values():
             if entry.peer is None and (peer := addresses.get(entry.broker)) is not None:
-                entry.peer, entry.resend_at_s = peer, now + self._resend_s
+                entry.peer, entry.since_s, entry.resend_at_s = peer, now, now + self._resend_s
                 sends.append(Send(peer=peer, message=entry.message, frames=entry.frames))
         return sends
 
     def update_room(self, broker: Session, room: Room, now: float) -> list[Send]:
         """Note what a broker says of itself."""
+        self._heard_at_s[broker] = now
         state = self._brokers.get(broker)
         if state is None:
             return []
@@ -119,6 +151,7 @@ class Outbox:
 
     def acknowledge(self, ack: Ack, now: float) -> list[Send]:
         """The receiver has it in memory; another broker's word about the same key does not count."""
+        self._heard_at_s[ack.session] = now
         entry = self._sent.get((ack.direction, ack.key))
         if entry is not None and entry.broker == ack.session:
             del self._sent[ack.direction, ack.key]
@@ -126,14 +159,16 @@ class Outbox:
 
     def refuse(self, nack: Nack, now: float) -> list[Send]:
         """The broker did not take it."""
+        self._heard_at_s[nack.session] = now
         entry = self._sent.get((nack.direction, nack.key))
         if entry is None or entry.broker != nack.session:
             return []
-        del self._sent[nack.direction, nack.key]
-        if nack.code is NackCode.BUSY and isinstance(entry.message, Forward):
-            if state := self._brokers.get(entry.broker):
+        if nack.code is NackCode.BUSY and not entry.is_given_up:
+            entry.num_sent, entry.resend_at_s = 1, now + self._resend_s
+        else:
+            del self._sent[nack.direction, nack.key]
+            if isinstance(entry.message, Forward) and (state := self._brokers.get(entry.broker)) is not None:
                 state.sent_bytes -= entry.message.parcel.size_bytes
-            self._waiting.append((replace(entry.message, route=entry.message.route[:-1]), entry.frames))
         return self.update_room(nack.session, nack.room, now) if nack.room else []
 
     def flush(self, now: float) -> list[Send]:
@@ -153,7 +188,7 @@ class Outbox:
             state.depth += 1
             message = replace(message, route=(*message.route, broker))
             peer = self._addresses[broker]
-            self._sent[Direction.FORWARD, message.key] = Entry(message, frames, broker, peer, now + self._resend_s)
+            self._sent[Direction.FORWARD, message.key] = Entry(message, frames, broker, peer, now + self._resend_s, now)
             sends.append(Send(peer=peer, message=message, frames=frames))
         return sends
 
@@ -164,22 +199,56 @@ class Outbox:
             if entry.peer is not None and entry.resend_at_s <= now:
                 entry.num_sent += 1
                 entry.resend_at_s = now + patience(self._resend_s, entry.num_sent)
-                self.num_resent += 1
                 sends.append(Send(peer=entry.peer, message=entry.message, frames=entry.frames))
         return sends
 
     def drop_before(self, branch: int, step: int) -> None:
-        """Forget everything of older steps: it is committed."""
-        old = [key for key, entry in self._sent.items() if (entry.message.branch, entry.message.step) < (branch, step)]
-        for key in old:
-            del self._sent[key]
-        self._waiting = deque(w for w in self._waiting if (w[0].branch, w[0].step) >= (branch, step))
+        """Forget everything of older steps: it is committed, or void."""
+        self._drop(lambda message: (message.branch, message.step) < (branch, step))
+
+    def drop_void(self, version: tuple[Branch, Step], attempt: Attempt, bitmap: int) -> None:
+        """Forget the attempts below this one of these microbatches of a step."""
+
+        def is_void(message: Parcelled) -> bool:
+            is_named = (message.branch, message.step) == version and bitmap >> message.microbatch & 1 == 1
+            return is_named and message.purpose is Purpose.TRAIN and message.attempt < attempt
+
+        self._drop(is_void)
+
+    def _drop(self, is_unwanted: Callable[[Parcelled], bool]) -> None:
+        self._waiting = deque(output for output in self._waiting if not is_unwanted(output[0]))
+        for entry in self._sent.values():
+            entry.is_given_up = entry.is_given_up or is_unwanted(entry.message)
+        self._keep_sent(lambda entry: not entry.is_given_up or isinstance(entry.message, Forward))
 
     def next_deadline_s(self) -> float | None:
         """Return when `resend_due` has something to do."""
         return min((entry.resend_at_s for entry in self._sent.values() if entry.peer is not None), default=None)
 
-    def pending(self) -> Iterable[EntryKey]:
-        """Return the keys of all outputs in memory, for invariants."""
-        yield from self._sent
+    def pending(self) -> Iterator[EntryKey]:
+        """Yield the keys of all outputs that are wanted."""
+        yield from (key for key, entry in self._sent.items() if not entry.is_given_up)
         yield from ((Direction.FORWARD, message.key) for message, _ in self._waiting)
+
+    def pending_ledger(self, branch: Branch, step: Step) -> int:
+        """Return a bitmap of the microbatches to train on of a step that this outbox will do something about.
+
+        One for a broker without an address is not among them: it may never come.
+        """
+        messages: list[Parcelled] = [message for message, _ in self._waiting]
+        messages += [e.message for e in self._sent.values() if e.peer is not None and not e.is_given_up]
+        bitmap = 0
+        for message in messages:
+            if (message.branch, message.step) == (branch, step) and message.purpose is Purpose.TRAIN:
+                bitmap |= 1 << message.microbatch
+        return bitmap
+
+    def waits(self, branch: Branch, step: Step) -> bool:
+        """Is there a microbatch of this step, of whichever purpose, that no broker has credit for?"""
+        return any((message.branch, message.step) == (branch, step) for message, _ in self._waiting)
+
+    def silent(self, now: float, after_s: float) -> list[Session]:
+        """Return the brokers that have owed an acknowledgement for so long and have said nothing meanwhile."""
+        since_s = now - after_s
+        owing = {e.broker for e in self._sent.values() if e.peer is not None and e.since_s < since_s} - {TRAINER}
+        return sorted(broker for broker in owing if self._heard_at_s.get(broker, float("-inf")) < since_s)

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from brokers.entries import first_lease
 from zswarm import wire
 from zswarm.benchmarks import broker
 from zswarm.benchmarks.broker import LARGE, LARGE_BARE, RESIDENT, SMALL, SMALL_BARE, START, figures_of
-from zswarm.benchmarks.traffic import KIND_OF, KIND_OFFSET, forwards, results
+from zswarm.benchmarks.traffic import BROKER, KIND_OF, KIND_OFFSET, forwards, results
 from zswarm.messages import Forward, Result
 
+FIRST = first_lease(BROKER)
 VALUES = {
     SMALL: [20_000.0, 30_000.0, 19_000.0],
     SMALL_BARE: [50_000.0, 60_000.0, 38_000.0],
@@ -53,7 +55,7 @@ def test_every_microbatch_is_another_one(payload_bytes):
 def test_results_answer_the_leases_in_order():
     packed = results(3, 8)
     messages = [wire.decode_untrusted(parts).message for parts in packed]
-    assert [message.lease for message in messages if isinstance(message, Result)] == [1, 2, 3]
+    assert [message.lease for message in messages if isinstance(message, Result)] == [FIRST, FIRST + 1, FIRST + 2]
     assert packed[0][0][KIND_OFFSET] == KIND_OF[Result]
 
 

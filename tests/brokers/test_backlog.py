@@ -9,7 +9,7 @@ import pytest
 from brokers.backlog import Backlog
 from brokers.entries import Entry, EntryState, Worker
 from tests.letters import key, load
-from zswarm.ids import JobKind, Link
+from zswarm.ids import JobKind, Link, NodeId
 
 ME, OTHER = 1, 2
 
@@ -21,12 +21,27 @@ class Pool:
     def __post_init__(self):
         for session in (ME, OTHER):
             self.workers[session] = Worker(
-                session=session, work=Link(b""), version=(0, 0), slots=2, leases={}, job_s=1.0
+                session=session,
+                node=NodeId(f"worker-{session}"),
+                heard_at_s=0.0,
+                work=Link(b""),
+                version=(0, 0),
+                slots=2,
+                job_s=1.0,
             )
         self.backlog = Backlog(self.workers)
 
     def add(self, name: str, *, kept_by: int | None = None, step: int = 0, again: bool = False) -> Entry:
-        entry = Entry(key=key(int(name[1:]), step=step), kind=JobKind.FORWARD, route=(), x=load("x"), arrived_at_s=0.0)
+        entry = Entry(
+            key=key(int(name[1:]), step=step),
+            kind=JobKind.FORWARD,
+            route=(),
+            mask=b"",
+            accumulate=True,
+            emit=True,
+            x=load("x"),
+            arrived_at_s=0.0,
+        )
         entry.state = EntryState.BACKWARD_QUEUED if name[0] == "B" else EntryState.FORWARD_QUEUED
         entry.affine = kept_by
         self.backlog.add(entry, again=again)
@@ -57,7 +72,7 @@ def test_own_backward_then_orphan_then_forward(pool):
     pool.add("B6", kept_by=ME)
     assert [pool.take() for _ in range(6)] == ["B5", "B6", "B4", "F1", "F2", None]
     assert pool.take(OTHER) == "B3"
-    assert len(pool.backlog) == 0
+    assert pool.backlog.num_entries == 0
 
 
 def test_only_jobs_of_the_own_parameters(pool):
@@ -125,3 +140,30 @@ def test_old_shelves_go(pool):
     assert pool.take() is None
     pool.workers[ME].version = (0, 1)
     assert pool.take() == "F2"
+
+
+@pytest.mark.parametrize("name", ["F1", "B1"])
+def test_who_failed_at_it_gets_it_when_everybody_has(pool, name):
+    entry = pool.add(name)
+    entry.failed_at = frozenset({"worker-1"})
+    pool.add("F2")
+    assert [pool.take(), pool.take()] == ["F2", None]
+    entry.failed_at |= {"worker-2"}
+    assert pool.take() == name
+
+
+def test_a_new_life_of_who_failed_at_it_is_still_the_same_worker(pool):
+    pool.add("F1").failed_at = frozenset({"worker-1"})
+    del pool.workers[ME]
+    again = Worker(session=7, node=NodeId("worker-1"), heard_at_s=0.0, work=Link(b""), version=(0, 0), slots=2)
+    pool.workers[7] = again
+    assert pool.take(7) is None
+    assert pool.take(OTHER) == "F1"
+
+
+def test_nobody_steals_what_it_failed_at(pool):
+    pool.occupy(OTHER, 2)
+    pool.add("B0", kept_by=OTHER).failed_at = frozenset({"worker-1"})
+    assert pool.take() is None
+    pool.add("B1", kept_by=OTHER)
+    assert pool.take() == "B1"

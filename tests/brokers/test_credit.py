@@ -95,6 +95,21 @@ def test_grants_are_cumulative():
         assert (account.granted_bytes, account.received_bytes) == ((taken + 2) * UNIT, taken * UNIT)
 
 
+def test_who_begins_anew_is_granted_what_everybody_may_have():
+    flow = credits_of(100 * UNIT, 2)
+    for _ in range(5):
+        flow.take(1, UNIT)
+        flow.grant()
+    reserved_bytes, free_bytes = flow.reserved_bytes, flow.free_bytes
+    flow.begin_anew(1)
+    assert (flow.account(1).granted_bytes, flow.account(1).received_bytes) == (0, 0)
+    assert flow.grant() == [1]
+    assert (flow.account(1).granted_bytes, flow.account(2).granted_bytes) == (2 * UNIT, 2 * UNIT)
+    assert (flow.reserved_bytes, flow.free_bytes) == (reserved_bytes, free_bytes)
+    flow.begin_anew(9)
+    assert flow.account(9) is None
+
+
 def test_leaving_takes_the_credit_back():
     flow = credits_of(8 * UNIT, 2)
     assert flow.free_bytes == 0
@@ -115,6 +130,26 @@ def test_nothing_is_granted_beyond_the_bound_that_leavers_left():
     assert flow.grant() == [3]
 
 
+def test_what_is_kept_counts_as_free():
+    flow = credits_of(8 * UNIT, 1)
+    flow.take(1, UNIT)
+    flow.keep(UNIT)
+    assert (flow.reserved_bytes, flow.kept_bytes, flow.free_bytes, flow.excess_bytes) == (0, 2 * UNIT, 6 * UNIT, 0)
+    flow.reserve_again(UNIT)
+    assert (flow.reserved_bytes, flow.kept_bytes, flow.free_bytes) == (2 * UNIT, 0, 4 * UNIT)
+
+
+def test_a_grant_takes_the_room_of_what_is_kept():
+    flow = credits_of(4 * UNIT, 1)
+    flow.take(1, UNIT)
+    flow.keep(UNIT)
+    assert flow.excess_bytes == 0, "it was reserved, which was promised: nothing is needed yet"
+    assert flow.grant() == [1]
+    assert flow.excess_bytes == 2 * UNIT
+    flow.give_up(UNIT)
+    assert (flow.kept_bytes, flow.excess_bytes) == (0, 0)
+
+
 @settings(derandomize=True, deadline=None)
 @given(
     capacity_bytes=st.integers(0, 200),
@@ -125,6 +160,7 @@ def test_the_bound_holds_and_nobody_starves(capacity_bytes, sizes, released):
     """Payloads of any size up to a unit: after all are released, everybody has its units again."""
     flow = credits_of(capacity_bytes, 4)
     taken: list[int] = []
+    kept: list[int] = []
     for producer, size_bytes in sizes:
         if flow.take(producer, size_bytes):
             taken.append(size_bytes)
@@ -132,11 +168,21 @@ def test_the_bound_holds_and_nobody_starves(capacity_bytes, sizes, released):
             assert flow.account(producer).credit_bytes < size_bytes
         if taken and released.random() < 0.4:
             flow.release(taken.pop(released.randrange(len(taken))))
+        if taken and released.random() < 0.4:
+            kept.append(taken.pop())
+            flow.keep(kept[-1])
+        if kept and released.random() < 0.2:
+            taken.append(kept.pop())
+            flow.reserve_again(taken[-1])
+        assert flow.excess_bytes == 0, "only a grant needs the room of what is kept"
         flow.grant()
+        while flow.excess_bytes:
+            flow.give_up(kept.pop(0))
         promised = sum(held(flow))
         assert min(held(flow)) >= 0
         assert flow.reserved_bytes == 2 * sum(taken)
-        assert flow.reserved_bytes + 2 * promised <= flow.bound_bytes
+        assert flow.kept_bytes == 2 * sum(kept)
+        assert flow.reserved_bytes + flow.kept_bytes + 2 * promised <= flow.bound_bytes
         assert flow.free_bytes == flow.bound_bytes - flow.reserved_bytes - 2 * promised
     for size_bytes in taken:
         flow.release(size_bytes)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
-from brokers.machine import BrokerMachine
+from brokers.entries import first_lease
+from brokers.machine import BrokerMachine, Leave
 from tests.letters import (
     OTHER_RUN,
     attach,
     backward,
+    fence,
     forward,
     of_type,
     one_of_each,
@@ -16,12 +21,13 @@ from tests.letters import (
     result,
     stop,
     view,
+    void,
     welcome,
     worker_at,
 )
-from zswarm.ids import TRAINER, Address, Link, NodeId
+from zswarm.ids import TRAINER, Address, Link, NackCode, NodeId
 from zswarm.machine import Exit, Received, Tick
-from zswarm.messages import BrokerHeartbeat, Job, Register, Stop
+from zswarm.messages import BrokerHeartbeat, Job, Nack, Register, Stop
 
 TRAINER_AT = Address("sim://trainer")
 MINE = 50
@@ -44,8 +50,9 @@ def get(broker: BrokerMachine, message, now=0.0, peer=TRAINER_AT, frames=()):
 
 def welcomed() -> BrokerMachine:
     broker = machine()
-    get(broker, welcome(MINE, stage=1))
+    get(broker, welcome(MINE, nonce=5, stage=1))
     get(broker, view(1), frames=MEMBERS)
+    assert broker.next_deadline_s() == 1.0
     return broker
 
 
@@ -57,21 +64,136 @@ def test_it_registers_until_it_is_welcome():
         assert (message.node, message.boot_nonce, message.session) == ("broker-0", 5, 0)
         assert broker.handle(Tick(), now) == []
         assert broker.next_deadline_s() == now + 1.0
-    (heartbeat,) = of_type(get(broker, welcome(MINE, stage=1), now=2.5), BrokerHeartbeat)
+    (heartbeat,) = of_type(get(broker, welcome(MINE, nonce=5, stage=1), now=2.5), BrokerHeartbeat)
     assert (heartbeat.session, heartbeat.stage, heartbeat.view) == (MINE, 1, 0)
     assert of_type(broker.handle(Tick(), 3.5), Register) == []
 
 
 def test_the_heartbeat_says_what_the_queue_holds():
     broker = welcomed()
+    send_forwards(broker, 2, step=3)
+    (heartbeat,) = of_type(broker.handle(Tick(), 1.0), BrokerHeartbeat)
+    assert (heartbeat.num_queued, heartbeat.num_leased, heartbeat.view) == (1, 1, 1)
+    assert (heartbeat.held_bytes, heartbeat.free_bytes) == (400, 10_000 - 400 - 400)
+    assert (heartbeat.branch, heartbeat.step, heartbeat.active, heartbeat.ahead) == (0, 3, b"\x03", b"")
+    assert (heartbeat.voided, heartbeat.accused, heartbeat.num_kept) == (0, (), 0)
+    get(broker, forward(11, 9, step=4, route=(MINE,)), now=1.5, frames=("x",))
+    for lease in range(2):
+        get(broker, result(21, first_lease(MINE) + lease, step=3, slots=1), now=1.5)
+        get(broker, backward(31, lease, step=3), now=1.5, frames=("dy",))
+    get(broker, result(21, first_lease(MINE) + 2, step=3, slots=0), now=1.5)
+    (later,) = of_type(broker.handle(Tick(), 2.0), BrokerHeartbeat)
+    assert (later.num_kept, later.active, later.ahead) == (1, b"\x02", b"\x00\x02")
+    assert later.report > heartbeat.report
+
+
+def send_forwards(broker: BrokerMachine, count: int, *, step: int = 0) -> list:
+    """Have a worker with one slot and some microbatches; returns what the last Forward was answered by."""
+    get(broker, attach(11), peer=Link(b"p"))
+    get(broker, attach(21), peer=Link(b"w"))
+    get(broker, ready(21, slots=1, step=step), peer=Link(b"c"))
+    commands = []
+    for microbatch in range(count):
+        message = forward(11, microbatch, step=step, route=(MINE,))
+        commands = get(broker, message, peer=Link(b"p"), frames=("x",))
+    return commands
+
+
+def test_before_it_knows_better_its_step_is_that_of_the_welcome():
+    broker = machine()
+    (heartbeat,) = of_type(get(broker, welcome(MINE, nonce=5, stage=1, step=7, branch=2)), BrokerHeartbeat)
+    assert (heartbeat.branch, heartbeat.step) == (2, 7)
+
+
+def test_a_void_is_answered_at_once():
+    broker = welcomed()
+    send_forwards(broker, 2)
+    (heartbeat,) = of_type(get(broker, void(4, 0b01), now=0.5), BrokerHeartbeat)
+    assert (heartbeat.voided, heartbeat.active) == (4, b"\x02")
+    assert of_type(broker.handle(Tick(), 1.4), BrokerHeartbeat) == []
+    assert broker.next_deadline_s() == 1.5
+    (heartbeat,) = of_type(get(broker, ready(21, step=1), now=1.5), BrokerHeartbeat)
+    assert heartbeat.voided == 4, "of whichever step"
+
+
+@pytest.mark.parametrize(
+    ("members", "speaks"),
+    [(MEMBERS[:1], True), ((*MEMBERS, worker_at(31, 2)), False), (MEMBERS, False)],
+    ids=["one less", "one more", "the same"],
+)
+def test_a_view_that_lacks_somebody_is_answered_at_once(members, speaks):
+    broker = welcomed()
+    heartbeats = of_type(get(broker, view(2), now=0.5, frames=members), BrokerHeartbeat)
+    assert [heartbeat.view for heartbeat in heartbeats] == [2] * speaks
+
+
+def test_who_has_a_job_and_is_silent_is_accused():
+    broker = welcomed()
+    send_forwards(broker, 1)
+    for now in (1.0, 2.0, 3.0):
+        (heartbeat,) = of_type(broker.handle(Tick(), now), BrokerHeartbeat)
+        assert heartbeat.accused == ()
+    (heartbeat,) = of_type(broker.handle(Tick(), 4.0), BrokerHeartbeat)
+    assert heartbeat.accused == (21,)
+
+
+@pytest.mark.parametrize("event", [Tick(), Received(peer=TRAINER_AT, message=view(2), frames=MEMBERS[1:])])
+def test_a_broker_that_was_frozen_accuses_nobody_for_it(event):
+    """Its mail is still in the sockets when it finds its heartbeat due, whatever wakes it."""
+    broker = welcomed()
+    send_forwards(broker, 1)
+    broker.handle(Tick(), 1.0)
+    for now, accused in ((9.0, ()), (10.0, ()), (11.0, (21,))):
+        (heartbeat,) = of_type(broker.handle(event if now == 9.0 else Tick(), now), BrokerHeartbeat)
+        assert heartbeat.accused == accused
+
+
+def test_a_fenced_broker_begins_a_new_life_with_nothing():
+    broker = welcomed()
+    send_forwards(broker, 2)
+    (message,) = of_type(get(broker, fence(MINE), now=0.5), Register)
+    assert (message.session, message.stage) == (MINE, 1)
+    assert message.boot_nonce != 5
+    assert broker.queue is None
+    assert get(broker, fence(MINE), now=0.6) == [], "it repeats itself while the old session's words arrive"
+    assert get(broker, forward(11, 0, route=(MINE,)), now=0.7, frames=("x",)) == []
+    get(broker, welcome(MINE, nonce=5, stage=1), now=0.8)
+    assert broker.queue is None, "that is for the old life"
+    get(broker, welcome(51, nonce=message.boot_nonce, stage=1), now=0.9)
+    assert broker.queue.entries == {}
+    (nack,) = of_type(get(broker, forward(11, 0, route=(MINE,)), now=1.0, frames=("x",)), Nack)
+    assert (nack.code, nack.session) == (NackCode.STALE, 51)
+
+
+def test_what_a_fenced_broker_held_is_free_at_once():
+    """Its entries and what holds them referred to each other: the payloads waited for the garbage collector."""
+
+    class Payload:
+        pass
+
+    broker = welcomed()
     get(broker, attach(11), peer=Link(b"p"))
     get(broker, attach(21), peer=Link(b"w"))
     get(broker, ready(21, slots=1), peer=Link(b"c"))
+    payloads = [Payload(), Payload()]
+    held = [weakref.ref(payload) for payload in payloads]
     for microbatch in range(2):
-        get(broker, forward(11, microbatch), peer=Link(b"p"), frames=("x",))
-    (heartbeat,) = of_type(broker.handle(Tick(), 5.0), BrokerHeartbeat)
-    assert (heartbeat.num_queued, heartbeat.num_leased, heartbeat.view) == (1, 1, 1)
-    assert (heartbeat.held_bytes, heartbeat.free_bytes) == (400, 10_000 - 400 - 400)
+        get(broker, forward(11, microbatch, route=(MINE,)), peer=Link(b"p"), frames=(payloads.pop(),))
+    assert [ref() is None for ref in held] == [False, False], "one is leased, one is queued"
+    gc.disable()
+    try:
+        get(broker, fence(MINE))
+        assert [ref() is None for ref in held] == [True, True]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("message", [fence(MINE + 1), fence(MINE, run=OTHER_RUN), fence(MINE, generation=0)])
+def test_a_fence_for_somebody_else_changes_nothing(message):
+    broker = welcomed()
+    queue = broker.queue
+    assert get(broker, message) == []
+    assert (broker.queue, broker.membership.is_welcome) == (queue, True)
 
 
 def test_a_second_welcome_changes_nothing():
@@ -103,7 +225,7 @@ def test_any_message_from_anybody_is_harmless(message, session):
     get(broker, attach(11), peer=Link(b"p"))
     get(broker, attach(21), peer=Link(b"w"))
     get(broker, ready(21, step=9), peer=Link(b"c"))
-    commands = get(broker, forward(11, 4, step=9), peer=Link(b"p"), frames=("x",))
+    commands = get(broker, forward(11, 4, step=9, route=(MINE,)), peer=Link(b"p"), frames=("x",))
     assert [(job.microbatch, job.step) for job in of_type(commands, Job)] == [(4, 9)]
 
 
@@ -152,6 +274,19 @@ def test_stop_is_answered_before_it_ends():
     answer, end = get(broker, stop())
     assert (answer.peer, type(answer.message), answer.message.session) == (TRAINER_AT, Stop, MINE)
     assert end == Exit(code=0, text="the run is over")
+
+
+def test_it_leaves_when_it_is_asked_to():
+    broker = welcomed()
+    farewell, end = broker.handle(Leave(), 9.0)
+    assert (farewell.peer, type(farewell.message), farewell.message.session) == (TRAINER_AT, Stop, MINE)
+    assert end == Exit(code=0, text="asked to")
+
+
+def test_without_a_session_it_leaves_without_a_word():
+    broker = welcomed()
+    get(broker, fence(MINE))
+    assert broker.handle(Leave(), 9.0) == machine().handle(Leave(), 9.0) == [Exit(code=0, text="asked to")]
 
 
 @pytest.mark.parametrize("message", [register("x"), result(21, 1), backward(99, 1)])

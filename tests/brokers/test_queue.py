@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from brokers.entries import EMA, EntryState, average
+from brokers.entries import EMA, EntryState, average, first_lease
 from brokers.queue import Queue
 from tests.letters import (
     SIZE_BYTES,
@@ -13,10 +13,12 @@ from tests.letters import (
     backward,
     broker_at,
     forward,
+    header,
     key,
     of_type,
     ready,
     result,
+    void,
     welcome,
     worker_at,
 )
@@ -34,9 +36,10 @@ from zswarm.ids import (
 )
 from zswarm.machine import Send
 from zswarm.membership import Membership
-from zswarm.messages import Ack, Credit, Job, Nack
+from zswarm.messages import Ack, Attach, Credit, Job, Nack
 
 BROKER = 50
+FIRST = first_lease(BROKER)
 PRODUCERS = (11, 12)
 WORKERS = (21, 22)
 PEER = Link(b"producer")
@@ -79,7 +82,8 @@ class Broker:
         return self.queue.attach(attach(session), Link(b"%d" % session), self.now_s)
 
     def forward(self, microbatch: int, producer: int = PRODUCERS[0], **of: Any) -> list[Send]:
-        return self.queue.forward(forward(producer, microbatch, **of), (f"x{microbatch}",), PEER, self.now_s)
+        message = forward(producer, microbatch, **({"route": (BROKER,)} | of))
+        return self.queue.forward(message, (f"x{microbatch}",), PEER, self.now_s)
 
     def backward(self, microbatch: int, **of: Any) -> list[Send]:
         return self.queue.backward(backward(99, microbatch, **of), (f"dy{microbatch}",), PEER, self.now_s)
@@ -88,7 +92,11 @@ class Broker:
         return self.queue.ready(ready(worker, **of), self.now_s)
 
     def result(self, worker: int, lease: int, *of: Any, **more: Any) -> list[Send]:
-        return self.queue.result(result(worker, lease, *of, **more), self.now_s)
+        """`lease` counts from 1."""
+        return self.queue.result(result(worker, FIRST - 1 + lease, *of, **more), self.now_s)
+
+    def void(self, attempt: int, *microbatches: int, **of: Any) -> list[Send]:
+        return self.queue.void(void(attempt, sum(1 << m for m in microbatches), **of), self.now_s)
 
     def entry(self, microbatch: int) -> Any:
         return self.queue.entries.get(key(microbatch))
@@ -114,7 +122,8 @@ def broker():
 def test_life_of_a_microbatch(broker):
     ready_and_forward = broker.ready(21) + broker.forward(0, route=(3, BROKER))
     (job,) = of_type(ready_and_forward, Job)
-    assert (job.kind, job.key, job.lease, job.accumulate, job.route) == (JobKind.FORWARD, key(0), 1, True, (3, BROKER))
+    assert (job.kind, job.key, job.lease, job.worker) == (JobKind.FORWARD, key(0), FIRST, 21)
+    assert (job.accumulate, job.emit, job.route, job.mask) == (True, True, (3, BROKER), b"\xff")
     assert (job.x is not None, job.dy) == (True, None)
     assert broker.entry(0).state is EntryState.FORWARD_LEASED
     broker.result(21, 1, kept=True)
@@ -124,6 +133,7 @@ def test_life_of_a_microbatch(broker):
     broker.result(21, 2)
     assert broker.queue.entries == {}
     assert broker.queue.credits.reserved_bytes == 0
+    assert key(0) in broker.queue.retention
 
 
 def test_forward_and_backward_are_acknowledged(broker):
@@ -142,16 +152,18 @@ def test_the_last_stage_does_all_in_one_job(purpose, kind, accumulate):
     broker.ready(21)
     (job,) = of_type(broker.forward(0, purpose=purpose), Job)
     assert (job.kind, job.accumulate) == (kind, accumulate)
-    broker.result(21, job.lease)
+    broker.result(21, 1)
     assert broker.queue.entries == {}
+    assert len(broker.queue.retention) == accumulate
 
 
 def test_an_evaluated_microbatch_is_done_after_its_forward(broker):
     broker.ready(21)
     (job,) = of_type(broker.forward(0, purpose=Purpose.EVALUATE), Job)
-    assert (job.kind, job.accumulate) == (JobKind.FORWARD, False)
-    broker.result(21, job.lease)
+    assert (job.kind, job.accumulate, job.emit) == (JobKind.FORWARD, False, False)
+    broker.result(21, 1)
     assert broker.queue.entries == {}
+    assert len(broker.queue.retention) == 0
 
 
 def test_stage_0_takes_from_the_trainer_alone():
@@ -166,7 +178,7 @@ def test_stage_0_takes_from_the_trainer_alone():
 
 
 def advance_to(broker: Broker, state: EntryState | None) -> None:
-    """Bring microbatch 0 into a state; None: settled."""
+    """Bring microbatch 0 into a state; None: done."""
     if state is EntryState.FORWARD_QUEUED:
         broker.forward(0)
         return
@@ -182,7 +194,7 @@ def advance_to(broker: Broker, state: EntryState | None) -> None:
         broker.result(21, 2)
 
 
-STATES = [*EntryState, None]
+STATES = [*(state for state in EntryState if state is not EntryState.DONE), None]
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -235,9 +247,10 @@ def test_a_new_step_ends_everything_of_the_old_one(broker, state):
     assert broker.queue.credits.reserved_bytes == 0
     assert broker.queue.depth == 0
     assert all(not worker.leases for worker in broker.queue.workers.values())
-    for sends in (broker.forward(0), broker.backward(0)):
+    for sends in (broker.forward(1), broker.backward(0)):
         (nack,) = of_type(sends, Nack)
         assert nack.code is NackCode.STALE
+    assert len(broker.queue.retention) == 0
     broker.result(21, 1)
     broker.result(21, 2)
     assert broker.queue.entries == {}
@@ -248,14 +261,12 @@ def test_nothing_is_lost_with_a_worker(broker, state):
     advance_to(broker, state)
     broker.set_members((22,))
     broker.ready(22)
-    if state is EntryState.WAITING:
-        (job,) = of_type(broker.backward(0), Job)
-    else:
-        (record,) = broker.queue.workers[22].leases.values()
-        job = record.job(broker.queue._me.header())[0]
-    back = state in (EntryState.WAITING, EntryState.BACKWARD_QUEUED, EntryState.BACKWARD_LEASED)
-    assert job.kind is (JobKind.BACKWARD if back else JobKind.FORWARD)
-    assert job.x is not None, "the copy that the leaver kept is gone"
+    if state in (EntryState.WAITING, EntryState.FORWARD_LEASED):
+        broker.backward(0)
+    (record,) = broker.queue.workers[22].leases.values()
+    forth = state is EntryState.FORWARD_QUEUED
+    assert record.kind is (JobKind.FORWARD if forth else JobKind.BACKWARD)
+    assert record.with_input, "the copy that the leaver kept is gone"
     assert broker.result(21, 1) == []
 
 
@@ -322,6 +333,21 @@ def test_links_of_leavers_are_dropped(broker):
     assert set(broker.queue._links) == {12, 1000}
 
 
+def test_a_trainer_that_starts_again_counts_from_0():
+    """It took all that its predecessor had been granted for its own, was refused, and sent it all again at once."""
+    broker = Broker(stage=0, capacity_bytes=1000 * SIZE_BYTES)
+    broker.attach(TRAINER)
+    for microbatch in range(5):
+        broker.forward(microbatch, producer=TRAINER)
+    again = Attach(**header(TRAINER, generation=2))
+    (credit,) = of_type(broker.queue.attach(again, Link(b"0"), 0.0), Credit)
+    assert credit.room.granted_bytes == 2 * SIZE_BYTES
+    assert broker.forward(7, producer=TRAINER) == [], "that is of the one before"
+    assert broker.attach(TRAINER) == []
+    assert (broker.entry(7), broker.queue.credits.account(TRAINER).received_bytes) == (None, 0)
+    assert len(broker.queue.entries) == 5
+
+
 # -- workers -----------------------------------------------------------------------------------------
 
 
@@ -375,14 +401,14 @@ def test_who_no_longer_has_the_input_gets_it_at_the_second_try(broker):
     broker.forward(0)
     broker.result(21, 1, kept=True, slots=1)
     (first,) = of_type(broker.backward(0), Job)
-    (second,) = of_type(broker.result(21, first.lease, JobStatus.NEEDS_INPUT, slots=1), Job)
+    (second,) = of_type(broker.result(21, 2, JobStatus.NEEDS_INPUT, slots=1), Job)
     assert (first.x, second.x is not None, second.lease) == (None, True, first.lease + 1)
 
 
 def test_wrong_step_tells_the_step(broker):
     broker.ready(21)
-    (job,) = of_type(broker.forward(0), Job)
-    broker.result(21, job.lease, JobStatus.WRONG_STEP, step=1)
+    broker.forward(0)
+    broker.result(21, 1, JobStatus.WRONG_STEP, step=1)
     assert broker.queue.entries == {}
     assert jobs(broker.forward(1, step=1)) == [(21, JobKind.FORWARD, 1)]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import socket
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from zswarm.cli import main, trainer
 from zswarm.cli.bench import bench
 from zswarm.errors import RunFailed, UserError
 from zswarm.ids import NodeId
-from zswarm.machine import Exit
+from zswarm.machine import REFUSED, Exit
 
 GOOD = """
 [run]
@@ -71,9 +72,18 @@ def test_the_trainer_imports_no_torch():
 def test_help_names_every_command_and_every_command_has_help():
     shown = zswarm("--help").stdout
     commands = re.findall(r"^  ([a-z]+)  ", shown.partition("Commands:")[2], re.MULTILINE)
-    assert {"local", "reference", "audit", "generate", "broker", "worker", "trainer", "simulate", "bench"} == set(
-        commands
-    )
+    assert {
+        "local",
+        "reference",
+        "audit",
+        "generate",
+        "broker",
+        "worker",
+        "train",
+        "simulate",
+        "bench",
+        "chaos",
+    } == set(commands)
     for command in commands:
         result = zswarm(command, "--help")
         assert result.returncode == 0
@@ -158,7 +168,7 @@ def test_a_bug_shows_where_it_comes_from_when_asked(monkeypatch, capsys):
 def test_the_audit_of_a_good_run_prints_its_verdicts_and_that_of_a_bad_one_where(tmp_path, capsys):
     events = tmp_path / "events.jsonl"
     start = (
-        '{"event":"start","run":"1","generation":1,"stages":1,"steps":1,"num_microbatches":2}\n'
+        '{"event":"start","run":"1","generation":1,"stages":1,"split":[3],"steps":1,"num_microbatches":2}\n'
         '{"event":"join","node":"w","role":"worker","session":5,"stage":0}\n'
     )
     commit = '{"event":"commit","branch":0,"step":0,"stages":[{"stage":0,"round":1,"digest":3,"contributions":{"5":[0,1]}}]}\n'
@@ -178,12 +188,35 @@ def test_the_audit_of_a_good_run_prints_its_verdicts_and_that_of_a_bad_one_where
 
 @pytest.mark.parametrize(("ended", "code", "says"), [(0, 0, ""), (1, 1, "zswarm: why\n"), (130, 130, "")])
 def test_the_exit_code_of_a_trainer_is_how_its_run_ended(monkeypatch, capsys, tmp_path, ended, code, says):
-    """Ctrl-C at `zswarm trainer` ended with exit code 1, as if the run had failed."""
+    """Ctrl-C at `zswarm train` ended with exit code 1, as if the run had failed."""
     (tmp_path / "run.toml").write_text(GOOD)
     monkeypatch.setattr(main, "_node", lambda *_: NodeId("trainer"))
     monkeypatch.setattr(trainer, "run_trainer", lambda *_: Exit(code=ended, text="why"))
-    assert main.run(["trainer", str(tmp_path / "run.toml")]) == code
+    assert main.run(["train", str(tmp_path / "run.toml")]) == code
     assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "says"), [(0, 0, ""), (1, 1, "zswarm: why\n"), (REFUSED, REFUSED, "zswarm: why\n")]
+)
+def test_a_process_that_a_run_does_not_take_has_an_exit_code_of_its_own(monkeypatch, capsys, ended, code, says):
+    """Whoever starts processes again must know when that is of no use."""
+    monkeypatch.setattr(main, "_node", lambda *_: NodeId("broker"))
+    monkeypatch.setattr("brokers.service.serve_broker", lambda **_: Exit(code=ended, text="why"))
+    assert main.run(["broker", "--coordinator", "tcp://127.0.0.1:4711"]) == code
+    assert capsys.readouterr().err == says
+
+
+def test_a_trainer_that_cannot_listen_leaves_no_folder_behind(tmp_path):
+    """Each attempt at a port that was taken left an empty run folder."""
+    (tmp_path / "run.toml").write_text(GOOD)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        out = tmp_path / "out"
+        result = zswarm("train", str(tmp_path / "run.toml"), "--listen", address, "--out", str(out))
+    assert result.returncode == 2
+    assert f"cannot listen on {address}" in result.stderr
+    assert not out.exists()
 
 
 def test_children_log_to_stderr_with_their_name():

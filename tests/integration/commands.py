@@ -79,6 +79,10 @@ class Command:
                 return
         raise AssertionError(f"ended without {word}: {self.process.communicate()}")
 
+    def pid(self, name: str) -> int:
+        """Return the process id of a child."""
+        return int(json.loads((self.folder / "processes.json").read_text())[name])
+
     def children(self) -> list[psutil.Process]:
         """Return the processes that the command has started, oldest first."""
         return psutil.Process(self.process.pid).children(recursive=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+
+import pytest
 
 from tests.integration.commands import all_gone
 from zswarm.audit import audit
@@ -75,18 +79,47 @@ def test_children_end_when_the_command_is_killed(zswarm):
     assert all_gone(children)
 
 
-def test_a_killed_worker_ends_the_run_with_its_name(zswarm):
-    """A worker that dies: the run cannot go on, and says who is missing."""
+@pytest.mark.parametrize("name", ["worker-3", "broker-0", "trainer"])
+def test_whoever_is_killed_lives_again_and_the_run_goes_on(zswarm, name):
+    """Kill -9 of a child: the user is told who it was, the run ends well, and everything is counted once."""
+    command = zswarm.start("local", "--set", "run.steps=30")
+    command.wait_for_step(3)
+    os.kill(command.pid(name), signal.SIGKILL)
+    code, errors = command.wait()
+    assert code == 0, errors
+    assert f"{name} was killed by SIGKILL and is started again" in errors
+    assert all(check.is_passed for check in audit(command.folder))
+    summary = json.loads((command.folder / "summary.json").read_text())
+    assert summary["steps"] == len(summary["loss"]) == 30
+    assert summary["held_out_loss"] < summary["held_out_loss_before"]
+
+
+def test_an_interrupted_run_goes_on_in_its_folder(zswarm):
+    """The same command again: from the newest checkpoint on, in another number of stages, to the last step."""
+    command = zswarm.start("local", "--set", "checkpoint.every=2", *LONG)
+    step = 2
+    while not any(event["event"] == "checkpoint" and "problem" not in event for event in command.events()):
+        command.wait_for_step(step := step + 1)
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait()[0] == 130
+    num_steps = command.events()[-1]["steps"]
+    again = zswarm.start("local", "--set", f"run.steps={num_steps + 3}", "--set", "pipeline.stages=3")
+    code, errors = again.wait()
+    assert code == 0, errors
+    assert f"going on at step {num_steps}; the newest checkpoint is of step" in errors
+    assert all(check.is_passed for check in audit(again.folder))
+    assert json.loads((again.folder / "summary.json").read_text())["steps"] == num_steps + 3
+    assert (again.folder / "model.safetensors").exists()
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(zswarm):
+    """A second command on the folder of a run that is in progress: told, exit code 2, and the first one goes on."""
     command = zswarm.start("local", *LONG)
     command.wait_for_step(0)
-    children = command.children()
-    children[-1].kill()
-    code, errors = command.wait()
-    assert code == 1
-    assert "worker-3 was killed by SIGKILL" in errors
-    assert "interrupted" not in errors
-    assert all_gone(children)
-    assert command.events()[-1]["event"] == "finish"
+    code, errors = zswarm.start("local", *LONG).wait()
+    assert code == 2
+    assert f"process {command.pid('trainer')} is at work on the run in this folder" in errors
+    command.wait_for_step(2)
 
 
 def test_a_raising_layer_reaches_the_user_with_its_place(zswarm):

@@ -12,8 +12,9 @@ from brokers.machine import BrokerMachine
 from stages.tasks import Run
 from stages.worker import WorkerMachine
 from zswarm.ids import TRAINER, Attempt, Branch, Direction, Link, Microbatch, Purpose, Session, Step
+from zswarm.ledger import from_bytes
 from zswarm.machine import Exit, Send
-from zswarm.messages import Backward, Commit, Forward, Stop
+from zswarm.messages import Backward, Commit, Forward, Stop, Welcome, WorkerHeartbeat
 from zswarm.simulation.network import Weather
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.schedule import Schedule
@@ -118,7 +119,7 @@ def test_i1_sees_a_gradient_that_is_not_the_step() -> None:
 
     def change(swarm: Swarm, _: Append) -> None:
         for compute in computes(swarm):
-            compute.assembled = {r: (*c, c[0]) for r, c in compute.assembled.items()}
+            compute.rounds.assembled = {r: (*c, c[0]) for r, c in compute.rounds.assembled.items()}
 
     with pytest.raises(Violation, match=r"I1: .*the sum of"):
         run_with(at_commit(0, change))
@@ -128,9 +129,9 @@ def test_i1_sees_a_gradient_that_is_not_the_step() -> None:
 def test_i2_sees_parameters_of_another_step(field: str) -> None:
     def change(swarm: Swarm, _: Append) -> None:
         for compute in computes(swarm):
-            compute.assembled = {
+            compute.rounds.assembled = {
                 r: tuple(each._replace(**{field: (1, *getattr(each, field)[1:])}) for each in c)
-                for r, c in compute.assembled.items()
+                for r, c in compute.rounds.assembled.items()
             }
 
     with pytest.raises(Violation, match=r"I2: .*not of this step"):
@@ -147,7 +148,7 @@ def test_i3_sees_a_replica_that_drifts() -> None:
     def change(swarm: Swarm, _: Append) -> None:
         computes(swarm)[0].version += 1
 
-    with pytest.raises(Violation, match="I3: worker-0 holds other parameters"):
+    with pytest.raises(Violation, match="I3: worker-0 holds other parameters before or after step 1"):
         run_with(at_commit(1, change))
 
 
@@ -157,7 +158,7 @@ def test_i3_sees_a_model_that_is_not_what_was_trained() -> None:
             return replace(command, load=replace(command.load, frames=(bytes(command.load.parcel.size_bytes),)))
         return command
 
-    with pytest.raises(Violation, match="I3: the model's layer 1"):
+    with pytest.raises(Violation, match=r"I3: .* of layer 1 in the checkpoint of step 2 is not the reference's"):
         run_with(tamper)
 
 
@@ -172,7 +173,7 @@ def test_i4_sees_a_commit_that_is_told_before_it_is_logged() -> None:
 
 
 def test_i4_sees_a_step_committed_twice() -> None:
-    with pytest.raises(Violation, match="I4: step 0 is committed after 1 steps"):
+    with pytest.raises(Violation, match="I4: step 0 of branch 0 is committed, next is 1 of branch 0"):
         run_with(at_commit(1, with_record(step=0)))
 
 
@@ -184,7 +185,7 @@ def test_i4_sees_a_commit_that_a_crash_could_undo() -> None:
 def test_i4_sees_a_result_that_nobody_holds() -> None:
     def change(swarm: Swarm, _: Append) -> None:
         for compute in computes(swarm):
-            compute.assembled = {}
+            compute.rounds.assembled = {}
 
     with pytest.raises(Violation, match=r"I4: .*nobody holds"):
         run_with(at_commit(0, change))
@@ -336,8 +337,8 @@ def test_a_run_ends_soon_after_it_is_interrupted(at_s: float) -> None:
     """Whatever it is doing: gathering, training, collecting."""
     swarm = swarm_of(replace(CALM, interrupted_at_s=at_s))
     swarm.run()
-    assert swarm.records[-1]["event"] == "finish"
-    assert swarm.records[-1]["code"] == 130
+    assert swarm.disk.records[-1]["event"] == "finish"
+    assert swarm.disk.records[-1]["code"] == 130
     assert swarm.now_s <= at_s + 2.5
 
 
@@ -366,3 +367,58 @@ def test_a_machine_that_asks_for_ticks_without_end_is_a_violation() -> None:
     swarm.nodes[1].machine.handle = lambda event, now: []  # type: ignore[method-assign]
     with pytest.raises(Violation, match="I8: broker-0 asks for tick after tick"):
         swarm.run()
+
+
+def test_i1_sees_two_live_workers_that_have_counted_the_same() -> None:
+    """Long before a commit: the commit would not happen, and that is another promise."""
+
+    def tamper(swarm: Swarm, command: Any) -> Any:
+        message = getattr(command, "message", None)
+        if isinstance(message, WorkerHeartbeat) and message.ledger:
+            for worker in workers(swarm):
+                if worker.membership.stage == message.stage and worker.state.version == (0, message.step):
+                    worker.state.ledger |= from_bytes(message.ledger)
+        return command
+
+    with pytest.raises(Violation, match=r"I1: microbatch . .* is counted by the live sessions"):
+        run_with(tamper, replace(CALM, num_microbatches=8))
+
+
+def test_i3_sees_a_worker_that_is_ready_with_other_parameters() -> None:
+    def tamper(_: Swarm, command: Any) -> Any:
+        message = getattr(command, "message", None)
+        if isinstance(message, WorkerHeartbeat) and message.ready and message.step == 1:
+            return replace(command, message=replace(message, parameter_digest=message.parameter_digest ^ 1))
+        return command
+
+    with pytest.raises(Violation, match=r"I3: worker-. is ready at step 1"):
+        run_with(tamper)
+
+
+def test_i4_sees_a_checkpoint_that_is_in_the_log_only() -> None:
+    def tamper(swarm: Swarm, command: Any) -> Any:
+        if isinstance(command, Append) and command.record["event"] == "checkpoint":
+            swarm.disk.checkpoints.clear()
+        return command
+
+    with pytest.raises(Violation, match=r"I4: .*'checkpoint'.* is in the log, and not on the disk"):
+        run_with(tamper)
+
+
+def test_i8_sees_a_run_that_ends_without_its_last_checkpoint() -> None:
+    def tamper(swarm: Swarm, command: Any) -> Any:
+        if isinstance(command, Exit):
+            swarm.disk.checkpoints.clear()
+        return command
+
+    with pytest.raises(Violation, match="I8: the run has ended without a checkpoint of its last step"):
+        run_with(tamper)
+
+
+def test_r3_sees_a_session_that_is_issued_twice() -> None:
+    def tamper(_: Swarm, command: Any) -> Any:
+        message = getattr(command, "message", None)
+        return replace(command, message=replace(message, yours=Session(1))) if isinstance(message, Welcome) else command
+
+    with pytest.raises(Violation, match="R3: session 1 of life"):
+        run_with(tamper)

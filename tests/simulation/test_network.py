@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from random import Random
 
 import pytest
@@ -61,7 +62,7 @@ def test_what_cannot_be_reached_gets_nothing() -> None:
     assert made.send(1, OTHER, 0.0, has_payload=False) == []
     assert made.send(0, Link(b"nobody's"), 0.0, has_payload=False) == []
     (there,) = made.send(1, SERVER, 0.0, has_payload=False)
-    made.blocked.add((0, 1))
+    made.blocked[0, 1] = inf
     assert made.send(0, there.peer, 0.0, has_payload=False) == []
     assert len(made.send(1, SERVER, 0.0, has_payload=False)) == 1
     made.blocked.clear()
@@ -69,7 +70,39 @@ def test_what_cannot_be_reached_gets_nothing() -> None:
     assert made.send(0, there.peer, 0.0, has_payload=False) == []
     made.detach(0)
     assert made.send(1, SERVER, 0.0, has_payload=False) == []
-    assert made.counters["unreachable"] == 5
+    assert (made.counters["unreachable"], made.counters["blocked"]) == (4, 1)
+
+
+def test_what_is_sent_into_a_cut_that_heals_comes_when_it_has_healed_and_in_order() -> None:
+    """TCP sends again until the way is free."""
+    made = network(Weather())
+    made.blocked[1, 0] = 5.0
+    times_s = [made.send(1, SERVER, now_s, has_payload=False)[0].time_s for now_s in (1.0, 2.0, 4.9)]
+    assert 5.0 < times_s[0] <= times_s[1] <= times_s[2] < 5.2
+
+
+def test_connections_that_were_reset_are_made_anew() -> None:
+    """The old link reaches nobody and says so; both ends live, and the next message comes over a new one."""
+    made = network(Weather())
+    (before,) = made.send(1, SERVER, 0.0, has_payload=False)
+    (other,) = made.send(2, SERVER, 0.0, has_payload=False)
+    made.reset(0, 1)
+    assert made.is_gone(before.peer)
+    assert not made.is_gone(other.peer)
+    assert made.send(0, before.peer, 0.0, has_payload=False) == []
+    (after,) = made.send(1, SERVER, 0.0, has_payload=False)
+    assert after.peer != before.peer
+    assert not made.is_gone(after.peer)
+
+
+def test_a_node_that_is_started_again_has_new_links_at_its_old_address() -> None:
+    made = network(Weather())
+    (before,) = made.send(1, SERVER, 0.0, has_payload=False)
+    made.detach(0)
+    assert made.is_gone(before.peer)
+    made.attach(0, SERVER)
+    (after,) = made.send(1, SERVER, 0.0, has_payload=False)
+    assert after.peer != before.peer
 
 
 def test_equal_seeds_make_equal_weather() -> None:

@@ -7,6 +7,8 @@ from random import Random
 import pytest
 
 from stages.tasks import (
+    Adopt,
+    Adopted,
     Applied,
     Apply,
     Assemble,
@@ -15,17 +17,24 @@ from stages.tasks import (
     Discard,
     Emitted,
     Export,
+    Exported,
+    Failed,
+    Import,
     Outcome,
     Ran,
+    Reset,
     Run,
     Snapshot,
     Snapshotted,
     Sum,
     Summed,
     Task,
+    WasReset,
 )
 from zswarm.ids import Attempt, Branch, JobKind, JobStatus, Lease, Microbatch, Purpose, Round, Stage, StatePart, Step
 from zswarm.messages import Key, Load
+from zswarm.simulation.poison import Poison, Poisons
+from zswarm.simulation.states import content_of
 from zswarm.simulation.symbolic import Pace, SymbolicCompute
 from zswarm.simulation.symbols import Activation, Gradient, load, next_version
 from zswarm.simulation.violation import Violation
@@ -38,9 +47,12 @@ def key(microbatch: int, step: int = 0) -> Key:
     return (Branch(0), Step(step), Purpose.TRAIN, Microbatch(microbatch), Attempt(0))
 
 
-def made(stage: int, pace: Pace | None = None) -> SymbolicCompute:
-    compute = SymbolicCompute(pace or Pace(), Random(0), seed=SEED)
-    compute.start(Build(stage=Stage(stage), num_stages=NUM_STAGES, configuration=b"{}"))
+def made(
+    stage: int, pace: Pace | None = None, *, seed: int = SEED, name: str = "worker", poisons: Poisons | None = None
+) -> SymbolicCompute:
+    """The last stage has two layers, the others one."""
+    compute = SymbolicCompute(pace or Pace(), Random(0), seed=seed, name=name, poisons=poisons)
+    compute.start(Build(stage=Stage(stage), num_stages=NUM_STAGES, configuration=b"[1, 1, 2]"))
     return compute
 
 
@@ -51,8 +63,16 @@ def done(compute: SymbolicCompute, task: Task) -> list[Outcome]:
     return [outcome for _, outcome in outcomes]
 
 
-def job(kind: JobKind, microbatch: int, x: Load | None = None, dy: Load | None = None, *, counts: bool = True) -> Run:
-    return Run(lease=Lease(1), kind=kind, key=key(microbatch), accumulate=counts, x=x, dy=dy)
+def job(
+    kind: JobKind,
+    microbatch: int,
+    x: Load | None = None,
+    dy: Load | None = None,
+    *,
+    counts: bool = True,
+    emits: bool = True,
+) -> Run:
+    return Run(lease=Lease(1), kind=kind, key=key(microbatch), accumulate=counts, emit=emits, x=x, dy=dy)
 
 
 def tokens(microbatch: int, *path: int) -> Load:
@@ -156,6 +176,10 @@ def reduced(computes: list[SymbolicCompute], round_: int) -> list[Assembled]:
     return [result for result in results if isinstance(result, Assembled)]
 
 
+def applying(round_: int, *, scale: float = 0.5, apply: bool = True, snapshot: bool = False) -> Apply:
+    return Apply(step=Step(0), round=Round(round_), scale=scale, lr=0.1, apply=apply, snapshot=snapshot)
+
+
 def fused(compute: SymbolicCompute, *microbatches: int) -> None:
     for microbatch in microbatches:
         compute.start(job(JobKind.FUSED, microbatch, tokens(microbatch, 7, 8)))
@@ -168,10 +192,10 @@ def test_replicas_that_reduce_and_apply_hold_the_same_parameters() -> None:
     fused(computes[2], 2)
     results = reduced(computes, 5)
     assert len({result.digest for result in results}) == 1
-    apply = Apply(step=Step(0), round=Round(5), scale=0.5, lr=0.1, apply=True)
+    apply = applying(5)
     digests = set()
     for compute in computes:
-        contributions = compute.assembled[Round(5)]
+        contributions = compute.rounds.assembled[Round(5)]
         assert [c.microbatch for c in contributions] == [0, 1, 2, 3]
         before = compute.version
         (applied,) = done(compute, apply)
@@ -187,7 +211,7 @@ def test_a_skipped_step_leads_to_another_version_than_a_taken_one() -> None:
     for compute, apply in ((taken, True), (skipped, False)):
         fused(compute, 0)
         reduced([compute], 1)
-        compute.start(Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=apply))
+        compute.start(applying(1, apply=apply))
     assert taken.version != skipped.version
 
 
@@ -218,15 +242,127 @@ def test_a_round_that_was_discarded_cannot_be_applied() -> None:
     reduced([compute], 1)
     assert done(compute, Discard(round=Round(1))) == []
     with pytest.raises(Violation, match="never assembled"):
-        compute.start(Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=True))
+        compute.start(applying(1))
 
 
-def test_exported_ranges_make_the_whole_state() -> None:
-    compute = made(0)
-    content = b""
-    total = 1
-    while len(content) < total:
-        (exported,) = done(compute, Export(part=StatePart.PARAMETERS, layer=0, offset_bytes=len(content)))
-        content += exported.load.frames[0]  # type: ignore[union-attr]
-        total = exported.total_bytes  # type: ignore[union-attr]
-    assert content == compute.version.to_bytes(8, "little") * 5
+def test_nobody_gets_a_gradient_that_nobody_wants() -> None:
+    """What is done again for the stage's own count has sent its gradient on already."""
+    (ran,) = done(made(2), job(JobKind.FUSED, 0, tokens(0, 7, 8), emits=False))
+    assert isinstance(ran, Ran)
+
+
+def moved(giver: SymbolicCompute, taker: SymbolicCompute, layers: range, *, from_snapshot: bool = False) -> None:
+    """Carry ranges of a state from one worker to another."""
+    for layer in layers:
+        for part in StatePart:
+            offset_bytes, total_bytes = 0, 1
+            while offset_bytes < total_bytes:
+                export = Export(part=part, layer=layer, offset_bytes=offset_bytes, from_snapshot=from_snapshot)
+                (exported,) = done(giver, export)
+                assert isinstance(exported, Exported)
+                total_bytes = exported.total_bytes
+                task = Import(
+                    part=part, layer=layer, offset_bytes=offset_bytes, total_bytes=total_bytes, load=exported.load
+                )
+                assert done(taker, task) == []
+                offset_bytes += exported.load.parcel.size_bytes
+
+
+def stepped(compute: SymbolicCompute, *, snapshot: bool = False) -> int:
+    """Take an optimizer step; returns the version that it leads to."""
+    fused(compute, 0)
+    reduced([compute], 1)
+    (applied,) = done(compute, applying(1, snapshot=snapshot))
+    assert isinstance(applied, Applied)
+    return applied.parameter_digest
+
+
+def test_a_state_that_was_adopted_is_the_givers() -> None:
+    giver, taker = made(2), made(2)
+    fused(taker, 0)
+    version = stepped(giver)
+    moved(giver, taker, range(2, 4))
+    (adopted,) = done(taker, Adopt())
+    assert adopted == Adopted(parameter_digest=version)
+    assert taker.version == version
+    assert not taker.accumulator
+
+
+def test_a_mixture_of_two_versions_cannot_be_adopted() -> None:
+    """What a worker holds that has been given one layer before a commit and one after it."""
+    giver, taker = made(2), made(2)
+    moved(giver, taker, range(2, 3))
+    stepped(giver)
+    moved(giver, taker, range(3, 4))
+    with pytest.raises(Violation, match=r"I3: .*mixture of the versions"):
+        taker.start(Adopt())
+
+
+def test_a_file_of_two_versions_cannot_be_adopted() -> None:
+    """The ranges of one file are of one version, too."""
+    taker = made(0)
+    for part in StatePart:
+        content = content_of(7, part, 0)[:16] + content_of(8, part, 0)[16:]
+        for offset_bytes in range(0, 40, 16):
+            chunk = content[offset_bytes : offset_bytes + 16]
+            load_ = Load(parcel=load(None, len(chunk)).parcel, frames=(chunk,))
+            taker.start(Import(part=part, layer=0, offset_bytes=offset_bytes, total_bytes=40, load=load_))
+    with pytest.raises(Violation, match="I3: PARAMETERS of layer 0 is a mixture"):
+        taker.start(Adopt())
+
+
+def test_a_state_with_a_gap_cannot_be_adopted() -> None:
+    taker = made(2)
+    moved(made(2), taker, range(2, 3))
+    with pytest.raises(Violation, match=r"I3: .* of layer 3 has 0 bytes"):
+        taker.start(Adopt())
+    chunk = load(b"x" * 16, 16)
+    with pytest.raises(Violation, match=r"I3: .* from 16 on after 0 bytes"):
+        made(2).start(Import(part=StatePart.OPTIMIZER, layer=2, offset_bytes=16, total_bytes=40, load=chunk))
+
+
+def test_a_copy_outlives_the_steps_and_resets_after_it() -> None:
+    giver, taker = made(2), made(2)
+    kept = stepped(giver, snapshot=True)
+    assert stepped(giver) != kept
+    assert done(giver, Reset()) == [WasReset()]
+    moved(giver, taker, range(2, 4), from_snapshot=True)
+    taker.start(Adopt())
+    assert taker.version == kept
+
+
+def test_a_copy_that_was_not_kept_cannot_be_given() -> None:
+    with pytest.raises(Violation, match="a copy that it has not kept"):
+        made(2).start(Export(part=StatePart.PARAMETERS, layer=2, offset_bytes=0, from_snapshot=True))
+
+
+def test_a_reset_forgets_what_was_counted_and_keeps_the_parameters() -> None:
+    compute = made(2)
+    version = stepped(compute)
+    fused(compute, 1)
+    reduced([compute], 2)
+    compute.start(Reset())
+    assert (compute.version, compute.accumulator.total(), compute.rounds.assembled) == (version, 0, {})
+
+
+def test_as_many_workers_fail_at_a_poisoned_microbatch_as_it_says_each_time_they_try() -> None:
+    """A process that has failed fails again, whatever its session; what it has added half stays until a reset."""
+    poisons = Poisons((Poison(step=0, microbatch=1, stage=2, num_workers=2),))
+    first, second, third = (made(2, name=name, poisons=poisons) for name in ("a", "b", "c"))
+    x = tokens(1, 7, 8)
+    for compute in (first, second, first):
+        *_, failed = done(compute, job(JobKind.FUSED, 1, x))
+        assert failed == Failed(layer="layer 2", text="it is poisoned", lease=Lease(1))
+    assert first.accumulator.total() == 2
+    *_, ran = done(third, job(JobKind.FUSED, 1, x))
+    assert isinstance(ran, Ran)
+    *_, ran = done(first, job(JobKind.FUSED, 0, tokens(0, 7, 8)))
+    assert isinstance(ran, Ran)
+    assert poisons.failed == {(0, 1, 2): ["a", "b", "a"]}
+
+
+def test_a_worker_that_is_slowed_down_takes_longer() -> None:
+    fast, slow = made(2), made(2)
+    slow.slowdown = 10.0
+    times_s = [compute.start(job(JobKind.FUSED, 0, tokens(0, 7, 8)))[-1][0] for compute in (fast, slow)]
+    assert times_s[1] == pytest.approx(10 * times_s[0])

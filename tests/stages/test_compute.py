@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -8,156 +7,15 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 from stages.compute import Compute
-from stages.memory import Memory
 from stages.reference import reference
-from stages.tasks import (
-    Applied,
-    Apply,
-    Assemble,
-    Assembled,
-    Build,
-    Built,
-    Discard,
-    Emitted,
-    Export,
-    Failed,
-    Ran,
-    Run,
-    Snapshot,
-    Sum,
-)
+from stages.tasks import Apply, Assemble, Build, Discard, Export, Failed, Reset, Run, Snapshot, WasReset
+from tests.stages.computing import PLENTY, Swarm, export, key, only
 from zswarm import limits
 from zswarm.compression import decode_untrusted, encode
-from zswarm.ids import Attempt, Branch, JobKind, JobStatus, Lease, Microbatch, Purpose, Round, Stage, StatePart, Step
+from zswarm.ids import JobKind, JobStatus, Lease, Round, Stage, StatePart, Step
 from zswarm.messages import Load
-from zswarm.schedule import learning_rate
 from zswarm.trainer.samples import pack
 from zswarm.wire import verify
-
-PLENTY = Memory(total_bytes=1 << 40, free_bytes=1 << 40)
-
-
-def key(step, microbatch, purpose=Purpose.TRAIN, attempt=0):
-    return (Branch(0), Step(step), purpose, Microbatch(microbatch), Attempt(attempt))
-
-
-class Swarm:
-    """Computes of all stages, wired by hand: what machines and sockets do, without either."""
-
-    def __init__(self, config, workers=1):
-        self.config = config
-        self.num_stages = config.pipeline.stages
-        self._leases = itertools.count(1)
-        self.wire_bytes = 0
-        self.stages = []
-        for stage in range(self.num_stages):
-            self.stages.append([Compute(gauge=lambda: PLENTY) for _ in range(workers)])
-            build = Build(stage=Stage(stage), num_stages=self.num_stages, configuration=config.canonical_json())
-            built = [only(worker.perform(build)) for worker in self.stages[-1]]
-            assert all(isinstance(one, Built) for one in built), built
-            assert len({one.parameter_digest for one in built}) == 1
-        self.digests = {}
-
-    def run(self, worker, kind, key, *, x=None, dy=None, accumulate=True):
-        task = Run(lease=Lease(next(self._leases)), kind=kind, key=key, accumulate=accumulate, x=x, dy=dy)
-        outcomes = list(worker.perform(task))
-        assert isinstance(outcomes[-1], Ran), outcomes
-        assert all(outcome.lease == task.lease for outcome in outcomes)
-        assert all(isinstance(outcome, Emitted) for outcome in outcomes[:-1])
-        loads = [outcome.dx for outcome in outcomes[:-1]] + [outcomes[-1].y] * (outcomes[-1].y is not None)
-        self.wire_bytes += sum(load.parcel.size_bytes for load in loads)
-        assert all(verify(load.parcel, load.frames) for load in loads)
-        return outcomes[-1], outcomes[0].dx if len(outcomes) == 2 else None
-
-    def worker(self, stage, microbatch, shift=0):
-        workers = self.stages[stage]
-        return workers[(microbatch + shift) % len(workers)]
-
-    def train(self, step, microbatch, samples, *, move_backwards=False):
-        """Send a microbatch through; `move_backwards` gives each backward to another worker than the forward's."""
-        x = pack(*samples)
-        inputs = []
-        for stage in range(self.num_stages - 1):
-            inputs.append(x)
-            ran, dx = self.run(self.worker(stage, microbatch), JobKind.FORWARD, key(step, microbatch), x=x)
-            assert ran.kept
-            assert dx is None
-            x = ran.y
-        last, dx = self.run(self.worker(-1, microbatch), JobKind.FUSED, key(step, microbatch), x=x)
-        for stage in reversed(range(self.num_stages - 1)):
-            worker = self.worker(stage, microbatch, shift=move_backwards)
-            again = inputs[stage] if move_backwards else None
-            _, dx = self.run(worker, JobKind.BACKWARD, key(step, microbatch), x=again, dy=dx)
-        assert dx is None
-        return last.loss_sum, last.num_targets
-
-    def commit(self, step):
-        """All-reduce and apply, stage by stage, with the global norm."""
-        round_ = Round(step + 1)
-        assembled = [self._reduce(workers, round_) for workers in self.stages]
-        assert all(one.finite for one in assembled)
-        norm = math.sqrt(sum(one.square_norm for one in assembled))
-        clip = self.config.optimizer.grad_clip
-        scale = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-        lr = learning_rate(self.config.optimizer, step, self.config.run.steps)
-        apply = Apply(step=Step(step), round=round_, scale=scale, lr=lr, apply=True)
-        for stage, workers in enumerate(self.stages):
-            applied = [only(worker.perform(apply)) for worker in workers]
-            assert all(isinstance(one, Applied) and one.step == step for one in applied)
-            (self.digests[stage],) = {one.parameter_digest for one in applied}
-        return norm
-
-    def _reduce(self, workers, round_):
-        snapshots = [only(w.perform(Snapshot(round=round_, num_shards=len(workers)))).shards for w in workers]
-        sums = [
-            only(
-                worker.perform(Sum(round=round_, shard=shard, contributions=tuple(s[shard] for s in snapshots)))
-            ).chunks
-            for shard, worker in enumerate(workers)
-        ]
-        assembled = [only(worker.perform(Assemble(round=round_, shards=tuple(sums)))) for worker in workers]
-        assert len({(one.digest, one.square_norm) for one in assembled}) == 1
-        assert isinstance(assembled[0], Assembled)
-        return assembled[0]
-
-    def evaluate(self, samples, microbatch):
-        x = pack(*samples)
-        place = key(0, microbatch, Purpose.EVALUATE)
-        for stage in range(self.num_stages - 1):
-            ran, _ = self.run(self.worker(stage, microbatch), JobKind.FORWARD, place, x=x)
-            assert not ran.kept
-            x = ran.y
-        ran, dx = self.run(self.worker(-1, microbatch), JobKind.EVALUATE, place, x=x)
-        assert dx is None
-        return ran.loss_sum / ran.num_targets
-
-    def state(self):
-        found, layer = {}, 0
-        for workers in self.stages:
-            while not isinstance(outcome := export(workers[0], layer), Failed):
-                found |= {f"layers.{layer}.{name}": tensor for name, tensor in load_safetensors(outcome).items()}
-                layer += 1
-        return found
-
-
-def export(worker, layer):
-    """Fetch a layer range by range."""
-    buffer = b""
-    while True:
-        task = Export(part=StatePart.PARAMETERS, layer=layer, offset_bytes=len(buffer))
-        outcome = only(worker.perform(task))
-        if isinstance(outcome, Failed):
-            return outcome
-        assert outcome.offset_bytes == len(buffer)
-        assert verify(outcome.load.parcel, outcome.load.frames)
-        buffer += b"".join(outcome.load.frames)
-        if len(buffer) == outcome.total_bytes:
-            return buffer
-
-
-def only(outcomes):
-    (outcome,) = outcomes
-    return outcome
 
 
 def train(config, source, workers=1, *, move_backwards=False):
@@ -260,7 +118,7 @@ def test_a_backward_without_its_input_asks_for_it(pair):
     assert swarm.run(worker, JobKind.BACKWARD, key(0, 0), dy=dy)[0].status is JobStatus.DONE
     assert swarm.run(worker, JobKind.BACKWARD, key(0, 0), dy=dy)[0].status is JobStatus.NEEDS_INPUT
     swarm.run(worker, JobKind.FORWARD, key(0, 1), x=x)
-    only(worker.perform(Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=False)))
+    only(worker.perform(Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=False, snapshot=False)))
     assert swarm.run(worker, JobKind.BACKWARD, key(0, 1), dy=dy)[0].status is JobStatus.NEEDS_INPUT
 
 
@@ -274,6 +132,78 @@ def test_without_accumulate_only_dx_comes_of_it(pair):
     assert bytes(dx.frames[0]) == bytes(dy.frames[0])
     assert ran.loss_sum > 0
     assert [chunk.parcel for chunk in before.shards[0]] == [chunk.parcel for chunk in after.shards[0]]
+
+
+@pytest.mark.parametrize("kind", [JobKind.FUSED, JobKind.BACKWARD])
+def test_without_emit_the_gradient_is_the_same_and_dx_is_not_handed_out(make_config, make_source, kind):
+    """A stage in the middle and the last one: what is counted has the same bits, and there is no Emitted."""
+    config = make_config(pipeline={"stages": 3})
+    contributions = []
+    for emit in (True, False):
+        swarm = Swarm(config)
+        first, middle, last = (swarm.worker(stage, 0) for stage in range(3))
+        x, _ = swarm.run(first, JobKind.FORWARD, key(0, 0), x=pack(*make_source(config).samples(0, 0)))
+        y, _ = swarm.run(middle, JobKind.FORWARD, key(0, 0), x=x.y)
+        _, dy = swarm.run(last, JobKind.FUSED, key(0, 0), x=y.y, emit=emit or kind is JobKind.BACKWARD)
+        worker = last
+        if kind is JobKind.BACKWARD:
+            worker = middle
+            _, dy = swarm.run(middle, JobKind.BACKWARD, key(0, 0), dy=dy, emit=emit)
+        assert (dy is not None) == emit
+        contributions.append(only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards[0][0])
+    assert any(bytes(contributions[0].frames[0]))
+    assert contributions[0].parcel == contributions[1].parcel
+
+
+def test_with_neither_a_count_nor_dx_a_loss_is_all_that_comes(pair):
+    """A microbatch of which nothing is missing but the loss adds nothing."""
+    swarm, _, y, _ = pair
+    worker = swarm.worker(1, 0)
+    before = only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards[0][0]
+    ran, dx = swarm.run(worker, JobKind.FUSED, key(0, 0, attempt=1), x=y, accumulate=False, emit=False)
+    assert dx is None
+    assert ran.loss_sum > 0
+    assert only(worker.perform(Snapshot(round=Round(2), num_shards=1))).shards[0][0].parcel == before.parcel
+
+
+@pytest.mark.parametrize("accumulation", ["float32", "exact"])
+def test_a_reset_forgets_the_step_and_nothing_else(make_config, make_source, accumulation):
+    """What was counted, kept and reduced is gone, parameters stay; the microbatch done again counts once."""
+    config = make_config(pipeline={"stages": 2, "recompute": "never"}, batch={"accumulation": accumulation})
+    swarm = Swarm(config)
+    worker = swarm.worker(0, 0)
+    x = pack(*make_source(config).samples(0, 0))
+    y, _ = swarm.run(worker, JobKind.FORWARD, key(0, 0), x=x)
+    _, dy = swarm.run(swarm.worker(1, 0), JobKind.FUSED, key(0, 0), x=y.y)
+    swarm.run(worker, JobKind.BACKWARD, key(0, 0), dy=dy)
+    swarm.run(worker, JobKind.FORWARD, key(0, 1), x=x)
+    counted = only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards
+    only(worker.perform(Assemble(round=Round(1), shards=counted)))
+    parameters = export(worker, 0)
+    assert only(worker.perform(Reset())) == WasReset()
+    assert export(worker, 0) == parameters
+    assert swarm.run(worker, JobKind.BACKWARD, key(0, 1), dy=dy)[0].status is JobStatus.NEEDS_INPUT
+    apply = Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=True, snapshot=False)
+    assert "no reduced gradient of round 1" in only(worker.perform(apply)).text
+    assert not any(bytes(only(worker.perform(Snapshot(round=Round(2), num_shards=1))).shards[0][0].frames[0]))
+    swarm.run(worker, JobKind.BACKWARD, key(0, 0), x=x, dy=dy)
+    again = only(worker.perform(Snapshot(round=Round(3), num_shards=1))).shards
+    assert again[0][0].parcel == counted[0][0].parcel
+
+
+@pytest.mark.parametrize("accumulation", ["float32", "exact"])
+def test_a_reset_takes_back_half_a_gradient(make_config, make_source, accumulation):
+    """A layer that raised in its backward leaves the gradients of the layers behind it, until the reset."""
+    model = {"factory": "own_models:raising", "sequence_length": 12, "where": "backward"}
+    config = make_config(model=model, batch={"accumulation": accumulation})
+    worker = Swarm(config).worker(0, 0)
+    x = pack(*make_source(config).samples(0, 0))
+    run = Run(lease=Lease(4), kind=JobKind.FUSED, key=key(0, 0), accumulate=True, emit=False, x=x, dy=None)
+    assert only(worker.perform(run)).lease == 4
+    gradients = worker._built.engine.parameters.gradients
+    assert gradients.count_nonzero() > 0
+    only(worker.perform(Reset()))
+    assert gradients.count_nonzero() == 0
 
 
 def test_a_snapshot_is_a_copy(pair):
@@ -292,7 +222,7 @@ def test_a_step_that_is_not_applied_clears_and_nothing_else(pair):
     swarm, _, _, _ = pair
     worker = swarm.worker(1, 0)
     before = export(worker, 3)
-    only(worker.perform(Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=False)))
+    only(worker.perform(Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=False, snapshot=False)))
     assert export(worker, 3) == before
     (chunk,) = only(worker.perform(Snapshot(round=Round(2), num_shards=1))).shards[0]
     assert not any(bytes(chunk.frames[0]))
@@ -304,11 +234,11 @@ def test_only_the_round_that_is_held_can_be_applied(pair):
     worker = swarm.worker(1, 0)
     own = only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards
     only(worker.perform(Assemble(round=Round(1), shards=own)))
-    apply = Apply(step=Step(0), round=Round(2), scale=1.0, lr=0.1, apply=True)
+    apply = Apply(step=Step(0), round=Round(2), scale=1.0, lr=0.1, apply=True, snapshot=False)
     assert "no reduced gradient of round 2" in only(worker.perform(apply)).text
     assert list(worker.perform(Discard(round=Round(7)))) == []
     assert list(worker.perform(Discard(round=Round(1)))) == []
-    apply = Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=True)
+    apply = Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=True, snapshot=False)
     assert "no reduced gradient of round 1" in only(worker.perform(apply)).text
 
 
@@ -325,7 +255,7 @@ def test_a_gradient_that_is_not_finite_is_reported(pair):
 
 
 def test_a_layer_that_raises_is_named(make_config):
-    """Stage, layer and one line reach whoever asks; the thread goes on."""
+    """Layer, one line and the job's lease reach whoever asks; the thread goes on."""
     config = make_config(
         model={"factory": "own_models:raising", "sequence_length": 12, "where": "forward"}, pipeline={"stages": 3}
     )
@@ -336,10 +266,12 @@ def test_a_layer_that_raises_is_named(make_config):
         kind=JobKind.FORWARD,
         key=key(0, 0),
         accumulate=True,
+        emit=True,
         x=encode([torch.zeros(1, 12, 8)], "none"),
         dy=None,
     )
-    assert only(worker.perform(run)) == Failed(layer="layer 1 (Raising)", text="ValueError: the sky is falling")
+    failed = Failed(layer="layer 1 (Raising)", text="ValueError: the sky is falling", lease=Lease(1))
+    assert only(worker.perform(run)) == failed
     assert swarm.run(worker, JobKind.FORWARD, key(0, 0), x=encode([torch.zeros(2, 12, 8)], "none"))[0].kept
 
 
@@ -370,11 +302,11 @@ def test_payloads_that_do_not_fit_fail(pair, kind, make_payloads, says):
     swarm, x, y, dy = pair
     worker = swarm.worker(1 if kind in (JobKind.FUSED, JobKind.EVALUATE) else 0, 0)
     payload_x, payload_dy = make_payloads(x, y, dy)
-    task = Run(lease=Lease(1), kind=kind, key=key(0, 5), accumulate=True, x=payload_x, dy=payload_dy)
+    task = Run(lease=Lease(9), kind=kind, key=key(0, 5), accumulate=True, emit=True, x=payload_x, dy=payload_dy)
     outcome = only(worker.perform(task))
     assert isinstance(outcome, Failed)
     assert says in outcome.text
-    assert outcome.layer == ""
+    assert (outcome.layer, outcome.lease) == ("", 9)
     swarm.train(0, 1, [tensor.numpy() for tensor in decode_untrusted(x)])
 
 
@@ -389,7 +321,7 @@ def test_a_stage_that_cannot_be_built_says_why(make_config):
     ):
         build = Build(stage=Stage(0), num_stages=config.pipeline.stages, configuration=config.canonical_json())
         failed = only(compute.perform(build))
-        assert failed.layer == ""
+        assert (failed.layer, failed.lease) == ("", None)
         assert says in failed.text
     assert "not valid" in only(compute.perform(Build(stage=Stage(0), num_stages=1, configuration=b"{}"))).text
     assert "before Build" in only(compute.perform(Snapshot(round=Round(1), num_shards=1))).text
@@ -403,6 +335,6 @@ def test_a_large_layer_is_exported_in_ranges(make_config, monkeypatch):
     worker = swarm.worker(0, 0)
     tensors = load_safetensors(export(worker, 1))
     assert set(tensors) >= {"up.weight", "attention.qkv.bias"}
-    beyond = only(worker.perform(Export(part=StatePart.PARAMETERS, layer=1, offset_bytes=1 << 40)))
+    beyond = only(worker.perform(Export(part=StatePart.PARAMETERS, layer=1, offset_bytes=1 << 40, from_snapshot=False)))
     assert beyond.offset_bytes == beyond.total_bytes - 1
     assert "layer 4 is not one of this stage's" in export(worker, 4).text

@@ -19,13 +19,14 @@ BOTH = (ME, PEER)
 DIGEST = 77
 SCATTER, GATHER = ReducePhase.SCATTER, ReducePhase.GATHER
 REPORT = "a heartbeat"
+MEMBERS = (worker_at(ME, 1), worker_at(PEER, 1), worker_at(99, 0))
 
 
 class Fixture:
     """Participant 11 of a stage with 11 and 12."""
 
-    def __init__(self) -> None:
-        me = Membership(
+    def __init__(self, members=MEMBERS) -> None:
+        self.me = me = Membership(
             node=NodeId("w"),
             boot_nonce=1,
             role=Role.WORKER,
@@ -33,7 +34,7 @@ class Fixture:
             coordinator=Address("sim://trainer"),
         )
         me.welcome(welcome(ME, stage=1))
-        me.see(view(1), (worker_at(ME, 1), worker_at(PEER, 1), worker_at(99, 0)))
+        me.see(view(1), members)
         self.state = StepState()
         self.part = Participant(me, self.state, lambda: [REPORT])
 
@@ -85,7 +86,7 @@ def test_the_way_through_a_step(me):
     assert (send.peer, send.message.digest, send.message.round) == ("sim://trainer", DIGEST, 1)
     assert (send.message.ledger, send.message.loss_sum, send.message.num_targets) == (b"\x08", 1.5, 10)
     assert me.part.prepared_round == 1
-    assert me.commit() == [Apply(step=0, round=1, scale=0.5, lr=0.25, apply=True)]
+    assert me.commit() == [Apply(step=0, round=1, scale=0.5, lr=0.25, apply=True, snapshot=False)]
     assert me.part.is_applying
     me.part.applied()
     assert (me.state.version, me.state.ledger, me.state.loss_sum, me.state.num_targets) == ((0, 1), 0, 0.0, 0)
@@ -268,3 +269,49 @@ def test_unacknowledged_chunks_are_repeated(me):
     assert me.part.next_deadline_s() == 3.0
     me.part.acknowledged(chunk_ack(PEER, 1, SCATTER, 1), 1.0)
     assert me.part.next_deadline_s() is None
+
+
+def test_a_round_that_is_forgotten_leaves_nothing(me):
+    me.hold_result(1)
+    me.part.forget()
+    assert (me.part.prepared_round, me.part.next_deadline_s(), me.part.send_prepared()) == (0, None, [])
+    assert me.commit() == []
+    assert me.prepare(2) == [Snapshot(round=2, num_shards=2)], "its task has nothing to discard"
+
+
+def test_what_others_have_sent_outlives_a_round_that_is_forgotten(me):
+    """It was acknowledged, so nobody sends it again: the newer round hung."""
+    me.hold_result(1)
+    assert of_type(me.chunk(2), ChunkAck)
+    me.part.forget()
+    assert me.prepare(1) == [], "it is over"
+    me.prepare(2)
+    assert len(of_type(me.snapshotted(2), Sum)) == 1
+
+
+def test_a_commit_in_work_is_not_forgotten(me):
+    me.hold_result(1)
+    me.commit(snapshot=True)
+    me.part.forget()
+    assert me.part.is_applying
+    assert me.part.applied().snapshot
+    assert me.state.version == (0, 1)
+
+
+def test_silence_is_measured_from_the_last_word(me):
+    me.prepare()
+    me.snapshotted()
+    assert (me.part.silent(2.9, 3.0), me.part.silent(3.0, 3.0)) == ([], [PEER])
+    me.part.chunk(chunk(PEER, 1, SCATTER, 0), load("from 12"), Link(b"12"), 2.0)
+    assert (me.part.silent(4.9, 3.0), me.part.silent(5.0, 3.0)) == ([], [PEER])
+    me.part.acknowledged(chunk_ack(PEER, 1, SCATTER, 1), 5.0)
+    assert me.part.silent(99.0, 3.0) == [], "it owes nothing"
+
+
+def test_nobody_is_silent_before_it_was_spoken_to():
+    me = Fixture((worker_at(ME, 1),))
+    me.prepare()
+    me.snapshotted()
+    me.me.see(view(2), (worker_at(ME, 1), worker_at(PEER, 1)))
+    assert len(of_type(me.part.view_changed(10.0), Chunk)) == 1
+    assert (me.part.silent(12.9, 3.0), me.part.silent(13.0, 3.0)) == ([], [PEER])

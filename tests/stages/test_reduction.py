@@ -45,7 +45,7 @@ class Fixture:
     def get(self, message, content):
         if not self.inbox.put(message, load(content)):
             return None
-        return self.reduction.received(0.0)
+        return self.reduction.received(message.session, 0.0)
 
     def summed(self, shard: int):
         return self.reduction.summed(Summed(round=ROUND, shard=shard, chunks=total(shard)), 0.0)
@@ -167,6 +167,6 @@ def test_nothing_is_summed_or_assembled_twice():
     me.get(chunk(12, ROUND, SCATTER, 0), (12, 0, 0))
     me.get(chunk(12, ROUND, GATHER, 1), ("sum", 1))
     assert len(of_type(me.snapshot(), Sum)) == 1
-    assert of_type(me.reduction.received(0.0), Sum) == []
+    assert of_type(me.reduction.received(12, 0.0), Sum) == []
     assert len(of_type(me.summed(0), Assemble)) == 1
-    assert me.reduction.received(0.0) == []
+    assert me.reduction.received(12, 0.0) == []

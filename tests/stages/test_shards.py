@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import shards
-from stages.shards import CHUNK_VALUES, add, cut, join, pack, shard_bounds
+from stages.shards import add, cut, join, pack, shard_bounds
 from zswarm import limits
 from zswarm.errors import RemoteProtocolError
 from zswarm.wire import verify
+
+FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
+CHUNK_VALUES = limits.REDUCE_CHUNK_BYTES // 4
 
 
 def floats(seed, count):
@@ -27,7 +30,7 @@ def test_everybody_gets_the_sum(count, participants, seed):
     for buffer in buffers[1:]:
         expected += buffer
     contributions = [cut(buffer, participants) for buffer in buffers]
-    summed = [add([shares[shard] for shares in contributions]) for shard in range(participants)]
+    summed = [add([shares[shard] for shares in contributions], FLOAT32) for shard in range(participants)]
     out = np.zeros(count, np.float32)
     join(summed, out)
     assert np.array_equal(out, expected)
@@ -59,7 +62,7 @@ def test_what_is_not_finite_survives():
     first, second = floats(0, 300), floats(1, 300)
     first[3], second[5] = np.nan, np.inf
     out = np.zeros(300, np.float32)
-    join([add([pack(first), pack(second)])], out)
+    join([add([pack(first), pack(second)], FLOAT32)], out)
     assert np.isnan(out[3])
     assert np.isinf(out[5])
 
@@ -83,7 +86,7 @@ def test_chunks_that_lie_are_refused(spoil):
     """A peer's chunk that is not what it says, or does not fit the others, is the peer's fault."""
     (good,) = pack(floats(0, 300))
     with pytest.raises(RemoteProtocolError):
-        add([(good,), (spoil(good),)])
+        add([(good,), (spoil(good),)], FLOAT32)
     with pytest.raises(RemoteProtocolError):
         join([(spoil(good),)], np.zeros(300, np.float32))
 
@@ -91,8 +94,39 @@ def test_chunks_that_lie_are_refused(spoil):
 def test_shares_of_other_sizes_are_refused():
     """Shares must have as many chunks and values as each other, and all shards as many as the gradient."""
     with pytest.raises(RemoteProtocolError, match="of 300 and of 299 values"):
-        add([pack(floats(0, 300)), pack(floats(0, 299))])
+        add([pack(floats(0, 300)), pack(floats(0, 299))], FLOAT32)
     with pytest.raises(RemoteProtocolError, match=r"of \[1, 2\] chunks"):
-        add([pack(floats(0, 300)), pack(floats(0, CHUNK_VALUES + 1))])
+        add([pack(floats(0, 300)), pack(floats(0, CHUNK_VALUES + 1))], FLOAT32)
     with pytest.raises(RemoteProtocolError, match="300 values for a gradient of 301"):
         shards.join([pack(floats(0, 300))], np.zeros(301, np.float32))
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(256, 3000), participants=st.integers(2, 5), seed=st.integers(0, 100), data=st.data())
+def test_the_sum_of_integers_has_no_order(count, participants, seed, data):
+    """int64 shares are added exactly, whoever comes first."""
+    rng = np.random.default_rng(seed)
+    buffers = [rng.integers(-(2**60), 2**60, count) for _ in range(participants)]
+    contributions = [cut(buffer, participants) for buffer in buffers]
+    order = data.draw(st.permutations(range(participants)))
+    summed = [add([contributions[index][shard] for index in order], INT64) for shard in range(participants)]
+    out = np.zeros(count, np.int64)
+    join(summed, out)
+    assert out.tolist() == [sum(column) for column in zip(*(buffer.tolist() for buffer in buffers), strict=True)]
+
+
+def test_chunks_of_integers_are_as_long_in_bytes():
+    """A chunk of int64 has half as many values."""
+    chunks = pack(np.zeros(CHUNK_VALUES // 2 + 1, np.int64))
+    assert [chunk.parcel.size_bytes for chunk in chunks] == [limits.REDUCE_CHUNK_BYTES, 8]
+    assert {chunk.parcel.tensors[0].dtype for chunk in chunks} == {"int64"}
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(FLOAT32, INT64), (INT64, FLOAT32)])
+def test_only_the_dtype_of_the_run_is_taken(asked, sent):
+    """Shares of a peer with another accumulation are refused, though their bytes would fit."""
+    shares = pack(np.zeros(300, sent))
+    with pytest.raises(RemoteProtocolError, match=f"not a chunk of {asked.name} values"):
+        add([shares, shares], asked)
+    with pytest.raises(RemoteProtocolError, match=f"not a chunk of {asked.name} values"):
+        join([shares], np.zeros(300 * sent.itemsize // asked.itemsize, asked))

@@ -1,11 +1,12 @@
-"""A run of two stages as its coordinator sees it."""
+"""A run of two stages as its coordinator sees it, and what an earlier generation of its trainer has left."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tests.letters import RUN, SIZE_BYTES
-from zswarm.ids import Generation, Session
+from zswarm.ids import Address, Branch, Generation, NodeId, Role, Session, Stage, Step
+from zswarm.trainer.recovery import Recovered, RecoveredMember
 from zswarm.trainer.settings import CoordinatorSettings
 
 
@@ -29,6 +30,32 @@ def settings(**changes: Any) -> CoordinatorSettings:
         "workers_per_stage": 1,
         "brokers_per_stage": 1,
         "heartbeat_s": 1.0,
-        "silence_heartbeats": 10,
     }
     return CoordinatorSettings(**of | changes)
+
+
+def recovered(**changes: Any) -> Recovered:
+    """Return what the log says of a run whose trainer has ended before the first commit, with nobody in it."""
+    of: dict[str, Any] = {
+        "run": RUN,
+        "generation": Generation(2),
+        "next_session": Session(10),
+        "branch": Branch(0),
+        "step": Step(0),
+        "members": (),
+        "commit": None,
+    }
+    return Recovered(**of | changes)
+
+
+def recovered_member(session: int, node: str, *, role: Role = Role.WORKER, stage: int = 0) -> RecoveredMember:
+    """Return a process of the log with the addresses and the nonce of `letters.register`."""
+    sockets = ("a",) if role is Role.WORKER else ("a", "b")
+    return RecoveredMember(
+        session=Session(session),
+        node=NodeId(node),
+        boot_nonce=1,
+        role=role,
+        stage=Stage(stage),
+        addresses=tuple(Address(f"sim://{node}/{socket}") for socket in sockets),
+    )

@@ -121,9 +121,8 @@ def test_nothing_waits_for_a_peer_that_has_gone(there: Switchboard, any_port: Ad
     assert there.counters.num_lost == 1
 
 
-def test_a_link_that_has_gone_is_a_loss(here: Switchboard, any_port: Address) -> None:
-    """And so is one that never was: nothing is raised."""
-    address = here.bind("control", any_port)
+def dead_link(here: Switchboard, address: Address) -> Link:
+    """Return the link of a peer that has come and gone, once sending to it has found that out."""
     with Switchboard() as there:
         there.send(address, numbered(0))
         (question,) = receive(1, here, there)
@@ -131,8 +130,39 @@ def test_a_link_that_has_gone_is_a_loss(here: Switchboard, any_port: Address) ->
     while here.send(link_from(question), numbered(1)):
         assert time.monotonic() < deadline_s, "the end of the connection is not noticed"
         here.poll(0.01)
+    return link_from(question)
+
+
+def test_a_link_that_has_gone_is_a_loss(here: Switchboard, any_port: Address) -> None:
+    """And so is one that never was: nothing is raised."""
+    dead_link(here, here.bind("control", any_port))
     assert here.counters.num_lost == 1
     assert not here.send(Link(b"\x00none"), numbered(1))
+
+
+def test_links_that_have_gone_are_told_once(here: Switchboard, any_port: Address) -> None:
+    """However often they are sent to until somebody asks."""
+    address = here.bind("control", any_port)
+    assert here.take_unreachable() == []
+    first, second = dead_link(here, address), dead_link(here, address)
+    for _ in range(3):
+        assert not here.send(first, numbered(1))
+    assert here.take_unreachable() == [first, second]
+    assert here.take_unreachable() == []
+    assert not here.send(first, numbered(1))
+    assert here.take_unreachable() == [first]
+
+
+def test_who_is_slow_or_not_there_yet_is_not_unreachable(here: Switchboard, any_port: Address) -> None:
+    """A full queue is a loss, and an address may come up at any time: neither is the end of a connection."""
+    address = here.bind("control", any_port)
+    with Switchboard() as there:
+        there.send(address, numbered(0))
+        (question,) = receive(1, here, there)
+        link = link_from(question)
+        assert not all(here.send(link, numbered(view)) for view in range(1_000_000))
+        assert not all(here.send(Address("tcp://10.0.0.1:80"), numbered(view)) for view in range(20))
+        assert here.take_unreachable() == []
 
 
 def test_a_full_queue_is_a_loss_and_blocks_nobody(here: Switchboard, there: Switchboard, any_port: Address) -> None:
@@ -220,6 +250,42 @@ def test_hanging_up_loses_what_still_waits(there: Switchboard) -> None:
     there.send(address, numbered(0))
     there.hang_up(address)
     assert there.counters.num_lost == 1
+
+
+def fill(board: Switchboard, address: Address) -> int:
+    """Send until the peer's memory, the system's and ours are full; returns how many messages went."""
+    count = 0
+    while board.send(address, numbered(1)):
+        count += 1
+        while board.send(address, numbered(1)):
+            count += 1
+        board.poll(0.01)
+    return count
+
+
+def test_who_comes_back_at_the_same_address_is_heard_again(there: Switchboard, any_port: Address) -> None:
+    """As a trainer that starts again: the dealer dials again by itself, nothing of before comes out, and both are heard.
+
+    What waited in the queue for the old life is dropped with its connection. It would do no harm either: it bears the
+    old generation.
+    """
+    with Switchboard() as old:
+        address = old.bind("coordinator", any_port)
+        there.send(address, numbered(0))
+        receive(1, old, there)
+        assert fill(there, address) > 0
+    with Switchboard() as new:
+        new.bind("coordinator", address)
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not there.send(address, numbered(2)):
+            assert time.monotonic() < deadline_s, "it is not dialled again"
+            there.poll(0.01)
+        (heard,) = receive(1, new, there)
+        assert heard.message == numbered(2)
+        assert new.send(link_from(heard), numbered(7))
+        (answer,) = receive(1, new, there)
+        assert (answer.peer, answer.message) == (address, numbered(7))
+        assert (new.counters.num_gaps, new.counters.num_malformed) == (0, 0)
 
 
 def test_closing_may_wait_for_the_last_words(here: Switchboard, any_port: Address) -> None:

@@ -55,29 +55,7 @@ def test_a_watched_pipe_calls_back_for_bytes_and_for_its_end(here: Switchboard) 
     os.close(write_fd)
     here.poll(DEADLINE_S)
     assert heard == [b"bytes", b""]
-    here.unwatch(read_fd)
-    assert here.poll(0.0) == []
-    assert heard == [b"bytes", b""]
     os.close(read_fd)
-
-
-def test_a_callback_may_stop_the_other(here: Switchboard) -> None:
-    """Both were ready in the same turn; the second must not be called any more."""
-    pipes = [os.pipe() for _ in range(2)]
-    calls = []
-
-    def stop_all() -> None:
-        calls.append(1)
-        for read_fd, _ in pipes:
-            here.unwatch(read_fd)
-
-    for read_fd, write_fd in pipes:
-        here.watch(read_fd, stop_all)
-        os.write(write_fd, b"x")
-    here.poll(DEADLINE_S)
-    assert calls == [1]
-    for fd in (fd for pipe in pipes for fd in pipe):
-        os.close(fd)
 
 
 def test_a_wait_with_nothing_to_wait_for_is_as_long_as_told(here: Switchboard) -> None:

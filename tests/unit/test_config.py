@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,8 @@ def test_a_short_run_file_gets_the_documented_defaults(run_file):
     assert config.pipeline.split == "auto"
     assert config.wire.codec == "int8"
     assert config.optimizer.name == "adamw"
+    assert config.batch.accumulation == "float32"
+    assert (config.checkpoint.every, config.checkpoint.keep) == (50, 3)
 
 
 def test_every_key_can_be_set_on_the_command_line(run_file):
@@ -57,9 +61,11 @@ def test_every_key_can_be_set_on_the_command_line(run_file):
             "pipeline.stages=2",
             "pipeline.split=[3,5]",
             'wire.codec="none"',
-            "optimizer.name=sgd",
             "optimizer.lr=1",
             "optimizer.betas=[0, 0.5]",
+            "batch.accumulation=exact",
+            "checkpoint.every=1",
+            "checkpoint.keep=1",
         ],
     )
     assert config.run.steps == 7
@@ -67,9 +73,12 @@ def test_every_key_can_be_set_on_the_command_line(run_file):
     assert config.model.arguments["depths"] == [1, 2]
     assert config.pipeline.split == (3, 5)
     assert config.wire.codec == "none"
-    assert config.optimizer.name == "sgd"
     assert config.optimizer.lr == 1.0
     assert config.optimizer.betas == (0.0, 0.5)
+    assert config.batch.accumulation == "exact"
+    assert (config.checkpoint.every, config.checkpoint.keep) == (1, 1)
+    config = load_run_file(run_file, ["optimizer.name=sgd", "optimizer.momentum=0.5"])
+    assert (config.optimizer.name, config.optimizer.momentum) == ("sgd", 0.5)
 
 
 def test_a_configuration_survives_the_wire(run_file):
@@ -112,7 +121,7 @@ WRONG = [
     ('run.name=""', "run.name = '': must be 1 to 64 letters"),
     ("run.name=3", "run.name = 3: must be a text in quotes, not a whole number"),
     ("run.step=3", "run.step is no key: did you mean steps? Known are name, seed, steps"),
-    ("optimiser.lr=3", "[optimiser] is no section: did you mean optimizer? Known are batch, data"),
+    ("optimiser.lr=3", "[optimiser] is no section: did you mean optimizer? Known are batch, checkpoint"),
     ("model.sequence_length=0", "model.sequence_length must not be 0: write a whole number from 1 to"),
     ("model.sequence_length=true", "model.sequence_length must not be True"),
     ("model.vocab_size=255", "model.vocab_size must not be 255: tokens are bytes, write 256 or more"),
@@ -147,7 +156,16 @@ WRONG = [
     ("optimizer.betas=[0.9, 1]", "optimizer.betas = [0.9, 1]: must be two numbers"),
     ("optimizer.betas=[true, 0.5]", "must be two numbers"),
     ("optimizer.grad_clip=-1", "optimizer.grad_clip = -1: must be at least 0"),
+    (
+        "optimizer.momentum=0.9",
+        "optimizer.momentum is for sgd only, and optimizer.name = 'adamw': leave momentum out, or",
+    ),
+    ("optimizer.momentum=0", "--set optimizer.momentum=0: optimizer.momentum is for sgd only"),
     ("optimizer.schedule=cosin", "did you mean cosine? Known are constant, cosine, linear"),
+    ("batch.accumulation=exat", "did you mean exact? Known are exact, float32"),
+    ("checkpoint.every=0", "checkpoint.every = 0: must be at least 1"),
+    ("checkpoint.keep=0", "checkpoint.keep = 0: must be at least 1"),
+    ("checkpoint.kept=2", "checkpoint.kept is no key: did you mean keep? Known are every, keep"),
     ("steps=3", "--set steps=3: write SECTION.KEY=VALUE, such as --set run.steps=50"),
     ("run.steps", "--set run.steps: write SECTION.KEY=VALUE"),
     ("run.a.b=1", "write SECTION.KEY=VALUE"),
@@ -192,6 +210,10 @@ def test_all_problems_are_told_at_once(run_file):
         ("seed = 3\n" + GOOD, "[seed] is no section"),
         (GOOD + "[run]\n", "twice (at line 12, column 5)"),
         ("a = " + "[" * 5000, "nested too deeply"),
+        (
+            GOOD + '[optimizer]\nname = "sgd"\nbetas = [0.9, 0.95]\n',
+            "run.toml: optimizer.betas is for adamw only, and optimizer.name = 'sgd': leave betas out, or write name = ",
+        ),
     ],
 )
 def test_every_wrong_file_is_told_with_its_place_and_a_way_out(tmp_path, text, says):
@@ -254,8 +276,20 @@ def test_whatever_a_key_is_set_to_gives_a_configuration_or_a_user_error(run_file
     assert RunConfig.from_json_untrusted(config.canonical_json()) == config
 
 
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "tiny.toml"
+
+
+def test_the_example_run_file_has_every_key_and_its_comments_the_defaults():
+    """But for the window, whose default is that there is none."""
+    uncommented = re.sub(r"^# (\w+ = )", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+    everything = tomllib.loads(uncommented)
+    assert {(section, key) for section, keys in everything.items() for key in keys} >= set(KEYS)
+    del everything["pipeline"]["window"]
+    assert RunConfig.model_validate(everything) == load_run_file(EXAMPLE)
+
+
 def test_the_example_run_file_is_valid_and_is_the_tiny_of_the_documents():
-    config = load_run_file(Path(__file__).parents[2] / "deploy" / "examples" / "tiny.toml")
+    config = load_run_file(EXAMPLE)
     assert config.model.arguments == {
         "d_model": 256,
         "num_layers": 8,

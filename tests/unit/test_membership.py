@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.letters import OTHER_RUN, RUN, broker_at, reject, stop, view, welcome, worker_at
+from tests.letters import OTHER_RUN, RUN, broker_at, fence, reject, stop, view, welcome, worker_at
 from zswarm.ids import Address, NodeId, Role
 from zswarm.membership import Membership
 
@@ -10,7 +10,7 @@ from zswarm.membership import Membership
 def membership() -> Membership:
     return Membership(
         node=NodeId("worker-1"),
-        boot_nonce=9,
+        boot_nonce=1,
         role=Role.WORKER,
         addresses=(Address("sim://w"),),
         coordinator=Address("sim://trainer"),
@@ -28,7 +28,7 @@ def test_a_register_is_the_same_each_time():
     me = membership()
     first, second = me.register(), me.register()
     assert first == second
-    assert (first.peer, first.message.boot_nonce, first.message.run) == ("sim://trainer", 9, 0)
+    assert (first.peer, first.message.boot_nonce, first.message.run) == ("sim://trainer", 1, 0)
 
 
 def test_a_welcome_gives_a_place(me):
@@ -39,6 +39,33 @@ def test_a_welcome_gives_a_place(me):
 def test_only_the_first_welcome_counts(me):
     assert me.welcome(welcome(31, stage=2)) is False
     assert (me.session, me.stage) == (30, 1)
+
+
+def test_a_welcome_of_an_earlier_life_or_generation_gives_nothing():
+    me = membership()
+    assert me.welcome(welcome(30, nonce=2)) is False
+    assert me.welcome(welcome(30, stage=1, generation=2))
+    me.begin_new_life()
+    assert me.welcome(welcome(31, nonce=1, generation=2)) is False
+    assert me.welcome(welcome(31, nonce=2, generation=1)) is False
+    assert me.welcome(welcome(31, stage=1, nonce=2, generation=2))
+
+
+def test_a_new_life_asks_for_the_place_that_it_had(me):
+    me.see(view(5), (worker_at(30, 1),))
+    me.begin_new_life()
+    asked = me.register().message
+    assert (asked.boot_nonce, asked.stage, asked.session, asked.run) == (2, 1, 30, RUN)
+    assert (me.is_welcome, me.view, me.members) == (False, 0, ())
+    assert membership().register().message.stage is None
+
+
+def test_a_fence_concerns_the_session_that_it_names(me):
+    assert me.is_fenced(fence(30))
+    assert not me.is_fenced(fence(29))
+    assert not me.is_fenced(fence(30, generation=0))
+    me.begin_new_life()
+    assert not me.is_fenced(fence(30))
 
 
 @pytest.mark.parametrize(

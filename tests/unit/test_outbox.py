@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.letters import SIZE_BYTES, ack, backward, evaluated, forward, key, nack, room
-from zswarm.ids import Address, Direction, NackCode
+from zswarm.ids import TRAINER, Address, Direction, NackCode, Purpose
 from zswarm.outbox import Outbox
 from zswarm.wiring import make_wiring
 
@@ -52,13 +52,17 @@ def box():
     return Fixture(A, B)
 
 
+def held(box) -> list[tuple[Direction, int]]:
+    return [(direction, key[3]) for direction, key in box.outbox.pending()]
+
+
 def sent(sends) -> list[tuple[str, int]]:
     return [(send.peer, send.message.microbatch) for send in sends]
 
 
 def test_a_forward_waits_for_credit(box):
     assert box.put(0) == []
-    assert (box.outbox.num_waiting, box.outbox.num_unacknowledged, box.outbox.next_deadline_s()) == (1, 1, None)
+    assert (box.outbox.num_waiting, held(box), box.outbox.next_deadline_s()) == (1, [(FORTH, 0)], None)
     (send,) = box.grant(B, 1)
     assert (send.peer, send.message.route, send.frames) == (address(B), (HOME, B), ("y0",))
     assert (box.outbox.num_waiting, box.outbox.next_deadline_s()) == (0, RESEND_S)
@@ -99,10 +103,9 @@ def test_it_is_sent_again_to_the_same_broker_until_acknowledged(box):
     assert box.resend(2.9) == []
     assert box.outbox.next_deadline_s() == 3.0
     assert box.resend(3.0) == [first]
-    assert box.outbox.num_resent == 2
     box.acknowledge(A, 0, FORTH)
     assert box.resend(99.0) == []
-    assert box.outbox.num_unacknowledged == 0
+    assert held(box) == []
 
 
 def test_acknowledging_brings_credit(box):
@@ -133,22 +136,56 @@ def test_an_ack_of_something_else_or_by_somebody_else_does_not_count(box, broker
     assert sent(box.resend(1.0)) == [(address(A), 0)]
 
 
-def test_busy_goes_to_another_broker_with_a_route_of_its_own(box):
+def test_busy_stays_with_its_broker_and_is_sent_again(box):
+    """It went to another broker, and a late copy was taken by the first: one attempt had two homes, and counted twice."""
     box.grant(A, 1)
-    box.put(0)
+    (first,) = box.put(0)
     assert box.refuse(A, 0, NackCode.BUSY) == []
     (state, _) = box.outbox.brokers()
-    assert (box.outbox.num_waiting, state.sent_bytes) == (1, 0)
+    assert (box.outbox.num_waiting, state.sent_bytes, held(box)) == (0, SIZE_BYTES, [(FORTH, 0)])
+    assert box.grant(B, 9) == []
+    assert box.resend(0.9) == []
+    assert box.resend(1.0) == [first]
+    box.acknowledge(A, 0, FORTH)
+    assert held(box) == []
+
+
+def test_who_is_busy_is_asked_again_as_soon_as_the_first_time(box):
+    """It has answered: the waits for one that does not answer, each twice the one before, are not for it."""
+    box.grant(A, 1)
+    box.put(0)
+    for now_s in (1.0, 3.0):
+        assert sent(box.resend(now_s)) == [(address(A), 0)]
+    assert box.outbox.next_deadline_s() == 7.0
+    box.now_s = 3.5
+    box.refuse(A, 0, NackCode.BUSY)
+    assert box.outbox.next_deadline_s() == 4.5
+    assert len(box.resend(4.5)) == 1
+    assert box.outbox.next_deadline_s() == 6.5
+
+
+def test_a_busy_broker_tells_its_room(box):
+    box.grant(A, 1)
+    box.put(0)
+    box.put(1)
+    assert sent(box.refuse(A, 0, NackCode.BUSY, room=room(2 * SIZE_BYTES))) == [(address(A), 1)]
+
+
+def test_what_a_busy_broker_takes_with_it_goes_to_nobody_else(box):
+    box.grant(A, 1)
+    box.put(0)
+    box.refuse(A, 0, NackCode.BUSY)
     box.outbox.set_brokers({B: address(B)})
-    (send,) = box.grant(B, 1)
-    assert (send.peer, send.message.route) == (address(B), (HOME, B))
+    assert box.grant(B, 9) == []
+    assert (held(box), box.outbox.num_waiting) == ([], 0)
 
 
-def test_stale_is_forgotten(box):
+def test_stale_is_forgotten_and_gives_its_credit_back(box):
     box.grant(A, 1)
     box.put(0)
     box.refuse(A, 0, NackCode.STALE)
-    assert box.outbox.num_unacknowledged == 0
+    assert box.outbox.brokers()[0].credit_bytes == SIZE_BYTES
+    assert held(box) == []
 
 
 @pytest.mark.parametrize("code", list(NackCode))
@@ -166,7 +203,7 @@ def test_a_backward_goes_where_it_is_told_without_credit(box):
     assert (send.peer, send.frames) == ("sim://home", ("dx0",))
     assert box.resend(1.0) == [send]
     box.acknowledge(HOME, 0, BACK)
-    assert box.outbox.num_unacknowledged == 0
+    assert held(box) == []
 
 
 def test_a_backward_waits_for_its_brokers_address(box):
@@ -183,7 +220,7 @@ def test_a_loss_goes_to_the_trainer(box):
     (send,) = box.outbox.put_to("sim://trainer", evaluated(ME, 0), broker=0, now=0.0)
     assert send.frames == ()
     box.acknowledge(0, 0, LOSS, purpose=send.message.purpose)
-    assert box.outbox.num_unacknowledged == 0
+    assert held(box) == []
 
 
 def test_forward_and_backward_of_one_microbatch_are_two_outputs(box):
@@ -200,9 +237,176 @@ def test_older_steps_are_dropped(box):
         box.put(microbatch, step=step)
     box.put_back(9, step=0)
     box.outbox.drop_before(0, 1)
-    assert list(box.outbox.pending()) == [(FORTH, key(1, step=1)), (FORTH, key(3, step=1))]
+    assert held(box) == [(FORTH, 1), (FORTH, 3)]
     box.outbox.drop_before(1, 0)
-    assert list(box.outbox.pending()) == []
+    assert held(box) == []
+    assert box.outbox.num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("microbatch", "of", "is_void"),
+    [
+        (0, {"attempt": 4}, True),
+        (2, {"attempt": 0}, True),
+        (0, {"attempt": 5}, False),
+        (1, {}, False),
+        (0, {"step": 1}, False),
+        (0, {"branch": 1}, False),
+        (0, {"purpose": Purpose.EVALUATE}, False),
+    ],
+)
+@pytest.mark.parametrize("place", ["waiting", "sent", "backward"])
+def test_void_attempts_are_dropped(box, place, microbatch, of, is_void):
+    if place == "backward":
+        box.put_back(microbatch, **of)
+    else:
+        box.grant(A, 1 if place == "sent" else 0)
+        box.put(microbatch, **of)
+    assert len(held(box)) == 1
+    box.outbox.drop_void((0, 0), 5, 0b101)
+    assert held(box) == ([] if is_void else [(BACK if place == "backward" else FORTH, microbatch)])
+    assert len(box.resend(1.0)) == (place == "sent" or (place == "backward" and not is_void))
+
+
+@pytest.mark.parametrize(
+    ("answer", "credit_units"), [(None, 0), (NackCode.BUSY, 1), (NackCode.STALE, 1)], ids=["Ack", "BUSY", "STALE"]
+)
+@pytest.mark.parametrize("drop", ["void", "before"])
+def test_what_is_given_up_is_sent_until_its_broker_says_whether_it_took_the_credit(box, drop, answer, credit_units):
+    """It would otherwise have less and less of it: whether a lost Forward had come nobody would ever know."""
+    box.grant(A, 1)
+    (first,) = box.put(0)
+    if drop == "void":
+        box.outbox.drop_void((0, 0), 5, 1)
+    else:
+        box.outbox.drop_before(0, 1)
+    assert held(box) == []
+    assert box.outbox.pending_ledger(0, 0) == 0
+    assert box.resend(1.0) == [first]
+    if answer is None:
+        box.acknowledge(A, 0, FORTH)
+    else:
+        box.refuse(A, 0, answer)
+    assert box.outbox.brokers()[0].credit_bytes == credit_units * SIZE_BYTES
+    assert box.resend(99.0) == []
+    assert box.outbox.num_waiting == 0, "nobody else shall get it"
+
+
+# -- brokers that leave --------------------------------------------------------------------------------
+
+
+def test_what_was_sent_to_a_broker_that_left_is_dropped_and_what_waits_stays(box):
+    """Sent to another one, too, it could have two homes, and be counted twice."""
+    box.grant(A, 1)
+    box.put(0)
+    box.put(1)
+    box.put_back(2)
+    box.outbox.set_brokers({B: address(B)})
+    assert held(box) == [(BACK, 2), (FORTH, 1)]
+    assert sent(box.resend(1.0)) == [("sim://home", 2)]
+    assert sent(box.grant(B, 2)) == [(address(B), 1)]
+
+
+@pytest.mark.parametrize(
+    ("broker", "peer", "stays"),
+    [
+        (HOME, "sim://home", False),
+        (HOME, None, False),
+        (99, "sim://99", False),
+        (99, None, True),
+        (41, "sim://41", True),
+        (TRAINER, "sim://trainer", True),
+    ],
+    ids=["left", "left unseen", "left, the newest", "still to come", "live", "the trainer"],
+)
+def test_what_is_for_a_broker_that_left_is_dropped(box, broker, peer, stays):
+    box.outbox.put_to(peer, backward(ME, 0), broker=broker, now=0.0)
+    box.outbox.forget_brokers({ME, A, B})
+    assert held(box) == ([(BACK, 0)] if stays else [])
+
+
+def test_what_comes_too_late_for_its_broker_is_not_kept(box):
+    box.outbox.forget_brokers({ME, A, B})
+    box.outbox.forget_brokers({ME, A})
+    assert box.put_back(0, peer=None) == []
+    assert box.outbox.put_to(None, backward(ME, 1), broker=B, now=0.0) == []
+    assert held(box) == []
+
+
+# -- what the coordinator is told ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("purpose", list(Purpose))
+def test_whether_a_step_waits_for_credit(box, purpose):
+    box.grant(A, 1)
+    box.put(0)
+    box.put_back(1)
+    assert not box.outbox.waits(0, 0), "all of it is on its way"
+    box.put(2, step=1, purpose=purpose)
+    assert [box.outbox.waits(*version) for version in ((0, 0), (0, 1), (1, 1))] == [False, True, False]
+    box.grant(A, 2)
+    assert not box.outbox.waits(0, 1)
+
+
+def test_what_is_pending_is_a_ledger(box):
+    box.grant(A, 1)
+    box.put(0)
+    box.put(3)
+    box.put_back(4)
+    box.put(5, step=1)
+    box.put(6, branch=1)
+    box.outbox.put_to("sim://trainer", evaluated(ME, 7), broker=TRAINER, now=0.0)
+    assert box.outbox.pending_ledger(0, 0) == 0b11001
+    assert box.outbox.pending_ledger(0, 1) == 0b100000
+
+
+def test_what_waits_for_a_broker_that_may_never_come_is_not_pending(box):
+    box.put_back(0, peer=None)
+    assert box.outbox.pending_ledger(0, 0) == 0
+    box.outbox.introduce({HOME: address(HOME)}, 0.0)
+    assert box.outbox.pending_ledger(0, 0) == 1
+
+
+def test_who_owes_an_acknowledgement_and_says_nothing_is_silent(box):
+    box.grant(A, 1)
+    box.put(0)
+    box.put_back(1)
+    box.put_back(2, peer=None)
+    assert box.outbox.silent(3.0, 3.0) == []
+    assert box.outbox.silent(3.1, 3.0) == [HOME, A]
+    box.resend(2.0)
+    assert box.outbox.silent(3.1, 3.0) == [HOME, A], "that it was sent again excuses nobody"
+    box.now_s = 2.0
+    box.grant(A, 1)
+    assert box.outbox.silent(5.0, 3.0) == [HOME]
+    assert box.outbox.silent(5.1, 3.0) == [HOME, A]
+
+
+@pytest.mark.parametrize("speak", ["acknowledge", "refuse"])
+def test_an_answer_to_anything_breaks_the_silence(box, speak):
+    box.put_back(0)
+    box.now_s = 2.0
+    if speak == "acknowledge":
+        box.acknowledge(HOME, 7, BACK)
+    else:
+        box.refuse(HOME, 7, NackCode.STALE)
+    assert box.outbox.silent(4.0, 3.0) == []
+    assert box.outbox.silent(5.1, 3.0) == [HOME]
+
+
+def test_who_owes_nothing_is_not_silent(box):
+    box.grant(A, 1)
+    box.put_back(0)
+    box.acknowledge(HOME, 0, BACK)
+    box.outbox.put_to("sim://trainer", evaluated(ME, 7), broker=TRAINER, now=0.0)
+    assert box.outbox.silent(99.0, 3.0) == []
+
+
+def test_the_time_without_an_address_does_not_count(box):
+    box.put_back(0, peer=None)
+    box.outbox.introduce({HOME: address(HOME)}, 5.0)
+    assert box.outbox.silent(8.0, 3.0) == []
+    assert box.outbox.silent(8.1, 3.0) == [HOME]
 
 
 def test_a_broker_that_leaves_is_not_chosen_and_one_that_stays_keeps_its_credit(box):

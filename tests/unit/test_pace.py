@@ -68,3 +68,27 @@ def test_there_is_no_pace_before_the_second_step(times):
 def test_nothing_is_divided_by_no_time():
     pace = pace_of(1.0, 1.0)
     assert (pace.tokens_per_s, pace.time_left_s) == (None, 0.0)
+
+
+def test_a_run_that_goes_on_counts_all_of_its_steps_and_times_only_its_own():
+    """The pause between two lives of the trainer is no step's duration."""
+    pace = Pace(CONFIG, now=1000.0)
+    pace.take_up([9.0, 8.0], wall_s=300.0)
+    assert (pace.num_steps, pace.tokens_per_s) == (2, None)
+    for time in (10, 12, 14):
+        pace.commit(5.0, 1000.0 + time)
+    assert pace.time_left_s == 2.0 * 95
+    summary = summary_of(pace)
+    assert (summary["steps"], summary["loss"]) == (5, [9.0, 8.0, 5.0, 5.0, 5.0])
+    assert (summary["samples_per_s"], summary["time_to_first_step_s"], summary["wall_s"]) == (4.0, 10.0, 350.0)
+
+
+def test_a_rollback_forgets_the_losses_that_it_has_undone():
+    """Nor is the way back a step's duration."""
+    pace = pace_of(2, 4, 6)
+    pace.roll_back(1)
+    assert (pace.num_steps, pace.time_left_s) == (1, 2.0 * 99)
+    for time in (106, 108):
+        pace.commit(1.0, 1000.0 + time)
+    summary = summary_of(pace)
+    assert (summary["loss"], summary["samples_per_s"]) == ([5.0, 1.0, 1.0], 4.0)

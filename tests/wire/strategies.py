@@ -86,3 +86,27 @@ def structures(cls: type) -> st.SearchStrategy[Any]:
 def messages() -> st.SearchStrategy[Message]:
     """Return a strategy for messages of every kind."""
     return st.one_of([structures(cls) for cls in KINDS.values()])
+
+
+def longest(annotation: Any) -> Any:
+    """Return the value of an annotation of `zswarm.messages` that takes most bytes on the wire, texts in ASCII."""
+    if get_origin(annotation) in (Union, UnionType):
+        return longest(get_args(annotation)[0])
+    bounds: Any = None
+    if get_origin(annotation) is Annotated:
+        annotation, bounds = get_args(annotation)
+    annotation = getattr(annotation, "__supertype__", annotation)
+    match annotation, bounds:
+        case _, Length(most=most) if get_origin(annotation) is tuple:
+            return (longest(get_args(annotation)[0]),) * most
+        case type(), Length(most=most):
+            return most * ("x" if annotation is str else b"\xff")
+        case type(), Range(high=high):
+            return annotation(min(high, sys.float_info.max))
+        case type(), None if annotation is bool:
+            return True
+        case type(), None if issubclass(annotation, Enum):
+            return max(annotation, key=lambda member: len(str(member.value)))
+        case _:
+            hints = get_type_hints(annotation, include_extras=True)
+            return annotation(**{field.name: longest(hints[field.name]) for field in dataclasses.fields(annotation)})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.wire.mutation import sealed
 from tests.wire.samples import PARCEL, SAMPLES, payload_for
-from tests.wire.strategies import structures
+from tests.wire.strategies import longest, structures
 from zswarm import limits
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
 from zswarm.ids import Address, JobKind, Role
@@ -36,6 +36,7 @@ from zswarm.messages import (
 )
 from zswarm.wire import VersionMismatch, decode_untrusted, encode
 from zswarm.wire.codec import MAGIC, PRELUDE
+from zswarm.wire.fields import writer
 
 
 def reframed(message: Message, **changes: object) -> list[bytes]:
@@ -330,6 +331,15 @@ def test_our_own_mistakes_are_local_errors(sample: str, changes: dict[str, objec
         encode(broken, payload_for(message))
 
 
+def test_a_text_that_cannot_be_packed_leaves_nothing_behind() -> None:
+    """The packer is the same for all messages: half of a broken header must not get into the next one."""
+    message = SAMPLES["Failure"]
+    before = encode(message)
+    with pytest.raises(LocalProtocolError):
+        encode(dataclasses.replace(message, text="x" * 100 + "\ud800"))  # type: ignore[call-arg]
+    assert encode(message) == before
+
+
 def test_a_header_that_is_too_long_is_a_local_error() -> None:
     """Text is bounded in characters, a header in bytes."""
     wide = Register(
@@ -343,6 +353,18 @@ def test_a_header_that_is_too_long_is_a_local_error() -> None:
     )
     with pytest.raises(LocalProtocolError, match="header"):
         encode(wide)
+
+
+@pytest.mark.parametrize("cls", KINDS.values(), ids=lambda cls: cls.__name__)
+def test_the_longest_header_of_every_kind_fits(cls: type[Message]) -> None:
+    """Two full ledgers in a heartbeat, a full route in a job with two parcels: no bound of a field is an empty promise.
+
+    Texts are of one byte per character: others may have more than fits, which is an error at the sender.
+    """
+    message = longest(cls)
+    assert len(msgpack.packb(writer(cls)(message))) <= limits.MAX_HEADER_BYTES
+    if not payload_parcels(message) and cls not in (Welcome, View):
+        assert decode_untrusted(encode(message)).message == message
 
 
 def test_only_kinds_are_messages() -> None:

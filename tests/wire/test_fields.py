@@ -48,3 +48,12 @@ def test_an_enum_without_wire_values_is_refused() -> None:
     """Only values that msgpack packs can travel."""
     with pytest.raises(TypeError, match="IntEnum or a StrEnum"):
         writer(make_dataclass("Careless", [("field", Plain)]))
+
+
+def test_a_class_that_does_more_than_keep_its_fields_is_refused() -> None:
+    """A reader fills the slots itself: what `__init__` or `__post_init__` would do beside that would be left out."""
+    fields = [("field", Annotated[int, Range(0, 1)])]
+    with pytest.raises(TypeError, match="slots"):
+        reader(make_dataclass("Loose", fields))
+    with pytest.raises(TypeError, match="slots"):
+        reader(make_dataclass("Busy", fields, slots=True, namespace={"__post_init__": lambda _: None}))

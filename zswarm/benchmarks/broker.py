@@ -209,6 +209,7 @@ def _place(register: Register, unit_bytes: int) -> list[tuple[Welcome | View, by
         session=TRAINER,
         branch=Branch(0),
         step=Step(0),
+        boot_nonce=register.boot_nonce,
         yours=BROKER,
         stage=Stage(0),
         num_stages=1,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Self
 
 import zmq
 
-from zswarm import limits, wire
+from brokers.entries import first_lease
+from zswarm import ledger, limits, wire
 from zswarm.ids import (
     TRAINER,
     Attempt,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 RUN, GENERATION = RunId(1), Generation(1)
 BROKER, WORKER = Session(1), Session(2)
+COUNTED = ledger.to_bytes(0b1)
+"""The mask of an attempt that the swarm's only stage counts."""
 KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 KIND_OFFSET = 5
 """Where the prelude says the kind of a message."""
@@ -221,6 +224,7 @@ def forwards(count: int, payload_bytes: int) -> list[Multipart]:
             attempt=Attempt(attempt),
             purpose=Purpose.TRAIN,
             route=(BROKER,),
+            mask=COUNTED,
             parcel=parcel,
         )
         packed.append(_packed(message, frames, sequence=index + 1))
@@ -228,7 +232,8 @@ def forwards(count: int, payload_bytes: int) -> list[Multipart]:
 
 
 def results(count: int, slots: int) -> list[Multipart]:
-    """Pack the answers to the leases 1 to `count`, in that order, as a worker sends them."""
+    """Pack the answers to the first `count` leases of the broker, in that order, as a worker sends them."""
+    first = first_lease(BROKER)
     return [
         _packed(
             Result(
@@ -237,7 +242,7 @@ def results(count: int, slots: int) -> list[Multipart]:
                 session=WORKER,
                 branch=Branch(0),
                 step=Step(0),
-                lease=Lease(index + 1),
+                lease=Lease(first + index),
                 status=JobStatus.DONE,
                 kept=False,
                 compute_s=0.0,

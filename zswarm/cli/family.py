@@ -64,6 +64,9 @@ class Family:
             if pid:
                 self._names[pid] = name
                 return pid
+            # A later life is forked while its parent waits for signals: what it does about them is not the child's.
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         finally:
@@ -71,7 +74,6 @@ class Family:
         code = CRASHED
         try:
             self.lifeline.enter_child()
-            signal.set_wakeup_fd(-1)
             set_up_logs(name, level=LOG_LEVEL)
             code = body()
         except ZswarmError as error:
@@ -94,9 +96,14 @@ class Family:
                 ended[pid] = Ended(name=name, code=os.waitstatus_to_exitcode(status))
         return ended
 
-    def signal(self, pid: int, number: signal.Signals) -> None:
-        """Send a signal to a child that has not been reaped."""
-        if pid in self._names:
+    def processes(self) -> dict[str, int]:
+        """Return the process ids of the children that have not been reaped, by name."""
+        return {name: pid for pid, name in self._names.items()}
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a child, if it has not been reaped."""
+        pid = self.processes().get(name)
+        if pid is not None:
             os.kill(pid, number)
 
     def end(self, *, grace_s: float) -> None:
@@ -108,7 +115,7 @@ class Family:
                 if self._names:
                     wait(min(0.1, max(0.0, deadline_s - monotonic())))
         for pid in self._names:
-            self.signal(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         for pid in list(self._names):
             os.waitpid(pid, 0)
             del self._names[pid]

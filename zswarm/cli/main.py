@@ -5,6 +5,7 @@ A command's body is imported when it is called: `zswarm --help`, a broker and th
     0    done
     1    the run failed, or the audit found a violation
     2    something that the user can mend
+    78   `zswarm broker` and `zswarm worker`: the run does not take this process; starting it again is no use
     130  Ctrl-C
 """
 
@@ -23,6 +24,7 @@ import click
 
 from zswarm import __version__
 from zswarm.cli.bench import bench
+from zswarm.cli.chaos import chaos
 from zswarm.errors import RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
@@ -57,6 +59,13 @@ out_option = click.option(
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="The run folder, new or empty; otherwise the next free one in runs/.",
+)
+resumed_out_option = click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The run folder: new, empty, or that of a run that was cut short, which goes on; "
+    "otherwise the next free one in runs/.",
 )
 workers_option = click.option(
     "--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage."
@@ -105,7 +114,7 @@ def app() -> None:
 @run_file_argument
 @workers_option
 @brokers_option
-@out_option
+@resumed_out_option
 @overrides_option
 @threads_option
 def local(
@@ -113,7 +122,8 @@ def local(
 ) -> None:
     """Train with a whole swarm on this machine.
 
-    Starts a trainer, brokers and workers that talk over loopback, and ends them all when it ends.
+    Starts a trainer, brokers and workers that talk over loopback, starts again whichever of them dies, and ends
+    them all when it ends.
     """
     from zswarm.cli.local import LocalOptions, run_local
     from zswarm.config import load_run_file
@@ -133,7 +143,8 @@ def local(
 def reference(*, run_file: Path, out: Path | None, overrides: tuple[str, ...], threads: int) -> None:
     """Train the same run in one process.
 
-    A plain PyTorch loop over the same samples from the same parameters: what a swarm is held against.
+    A plain PyTorch loop over the same samples from the same parameters: what a swarm is held against. With
+    batch.accumulation = "exact", the stages' own computations one after the other: equal to a swarm's to the bit.
     """
     from zswarm.cli.reference import run_reference_command
     from zswarm.config import load_run_file
@@ -200,14 +211,14 @@ def generate(*, folder: Path, **sampling: Any) -> None:
 )
 @workers_option
 @brokers_option
-@out_option
+@resumed_out_option
 @overrides_option
 @level_option
-def trainer(*, run_file: Path, listen: str, overrides: tuple[str, ...], level: str, **swarm: Any) -> None:
+def train(*, run_file: Path, listen: str, overrides: tuple[str, ...], level: str, **swarm: Any) -> None:
     """Own a run: wait for its brokers and workers, and train.
 
     The run begins when every stage has its brokers and workers, which `zswarm broker` and `zswarm worker`
-    start.
+    start. Whoever of them dies may be started again at any time, and so may this command, with the same --out.
     """
     from zswarm.cli.trainer import TrainerCommand, run_trainer
     from zswarm.config import load_run_file
@@ -259,19 +270,23 @@ def worker(*, coordinator: str, host: str, threads: int, name: str | None, level
 @seed_option
 @click.option("--mutant", metavar="NAME", help="Break a rule of the protocol meanwhile: is it noticed?")
 @click.option("--trace", is_flag=True, help="Print every event and every command.")
-def simulate(*, schedules: int, seed: int, mutant: str | None, trace: bool) -> None:
+@click.option(
+    "--jobs", type=COUNT, default=1, show_default=True, metavar="N", help="Processes that share the schedules."
+)
+def simulate(*, schedules: int, seed: int, mutant: str | None, trace: bool, jobs: int) -> None:
     """Run the machines that train under a virtual clock.
 
-    Random schedules, on a network that loses, repeats and reorders; every promise is checked after
-    every event. The schedules are those of the seeds S, S + 1, ...
+    Random schedules, on a network that loses, repeats, reorders and cuts off, of processes that are killed,
+    frozen and hung; every promise is checked after every event. The schedules are those of the seeds S, S + 1, ...
     """
     from zswarm.simulation.command import simulate
 
-    if simulate(schedules, seed, mutant=mutant, trace=trace):
+    if simulate(schedules, seed, mutant=mutant, trace=trace, jobs=jobs):
         raise RunFailed("a schedule broke a promise")
 
 
 app.add_command(bench)
+app.add_command(chaos)
 
 
 def main() -> None:
@@ -343,6 +358,11 @@ def _node(role: str, name: str | None, level: str) -> NodeId:
 
 
 def _end(end: Exit) -> None:
+    """Exit as the machine has ended: what is no failure of the run keeps its code."""
+    from zswarm.machine import REFUSED
+
+    if end.code == REFUSED:
+        sys.exit(_fail(end.text, REFUSED))
     if end.code == INTERRUPTED:
         sys.exit(INTERRUPTED)
     if end.code != 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from stages.exact_reference import exact_reference
 from stages.reference import ReferenceStep, reference
 from zswarm.cli.planning import plan_run
 from zswarm.config import RunConfig
@@ -23,6 +24,8 @@ from zswarm.trainer.settings import EvaluationDone, StepDone
 def run_reference_command(config: RunConfig, *, run_file: Path, out: Path | None, threads: int, begun_s: float) -> None:
     """Train, and leave `summary.json`, `metrics.jsonl` and `model.safetensors` in the run folder.
 
+    A plain PyTorch loop; with `accumulation = "exact"` the arithmetic of a swarm, stage after stage.
+
     Raises:
         UserError: the model, the data or the run folder is not what the run file says.
         RunFailed: a layer raised.
@@ -36,7 +39,8 @@ def run_reference_command(config: RunConfig, *, run_file: Path, out: Path | None
         print(f"zswarm: {folder.path}", file=sys.stderr)
         report = Report(config, folder=folder, progress=progress, begun_s=begun_s)
         try:
-            result = reference(config, source, lambda done: report.step_done(_step_done(done)))
+            train = exact_reference if config.batch.accumulation == "exact" else reference
+            result = train(config, source, lambda done: report.step_done(_step_done(done)))
             report.evaluation_done(EvaluationDone(step=Step(0), loss=result.held_out_loss_before))
             report.evaluation_done(EvaluationDone(step=Step(config.run.steps), loss=result.held_out_loss))
         except ZswarmError:

@@ -1,4 +1,4 @@
-"""`zswarm trainer`: the process that owns a run; its brokers and workers are started by hand."""
+"""`zswarm train`: the process that owns a run; its brokers and workers are started by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zswarm.data import open_source
 from zswarm.ids import Address
 from zswarm.machine import Exit
 from zswarm.trainer.progress import Progress
-from zswarm.trainer.run_folder import open_run_folder
+from zswarm.trainer.run_folder import RunFolder, open_run_folder
 from zswarm.trainer.service import TrainerOptions, serve_trainer
 
 
@@ -37,16 +37,19 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
 
     """
     plan = plan_run(config)
-    source = open_source(config)
-    with open_run_folder(config, out=command.out, run_file=command.run_file) as folder:
+
+    def open_folder() -> RunFolder:
+        folder = open_run_folder(config, out=command.out, run_file=command.run_file, resume=True)
         print(f"zswarm: {folder.path}", file=sys.stderr)
-        options = TrainerOptions(
-            folder=folder,
-            progress=Progress(config.run.name, steps=config.run.steps),
-            source=source,
-            begun_s=command.begun_s,
-            listen=command.listen,
-            workers_per_stage=command.workers,
-            brokers_per_stage=command.brokers,
-        )
-        return serve_trainer(config, plan, options)
+        return folder
+
+    options = TrainerOptions(
+        open_folder=open_folder,
+        progress=Progress(config.run.name, steps=config.run.steps),
+        source=open_source(config),
+        begun_s=command.begun_s,
+        listen=command.listen,
+        workers_per_stage=command.workers,
+        brokers_per_stage=command.brokers,
+    )
+    return serve_trainer(config, plan, options)

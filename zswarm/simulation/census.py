@@ -6,23 +6,43 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from zswarm.ids import JobKind, JobStatus, NackCode
+from zswarm.ids import TRAINER, JobKind, JobStatus, NackCode, Purpose
+from zswarm.ledger import from_bytes
 from zswarm.machine import Send
 from zswarm.messages import (
+    Abort,
     Ack,
     Backward,
     Chunk,
     Commit,
     Evaluated,
+    Fence,
     Forward,
     Job,
     Message,
     Nack,
     Prepare,
+    Pull,
+    Register,
     Reject,
+    Restore,
     Result,
+    Revoke,
     View,
+    Void,
 )
+
+_REASONS = {
+    "silent": "given up: silent",
+    "its connection": "given up: gone",
+    "stuck": "given up: stuck",
+    "cut off": "given up: cut off",
+    "it has started again": "given up: started again",
+    "it has left": "given up: left by itself",
+    "stage": "given up: needed elsewhere",
+    "a layer": "given up: failed",
+}
+"""How the reason of a leave record begins, and how that is counted."""
 
 
 class Census:
@@ -50,9 +70,18 @@ class Census:
 
     def count_record(self, record: dict[str, Any]) -> None:
         """Note a record of the event log."""
-        self.counters[f"{record['event']} records"] += 1
-        if record["event"] == "commit" and not record["apply"]:
+        event = record["event"]
+        self.counters[f"{event} records"] += 1
+        if event == "commit" and not record["apply"]:
             self.counters["steps skipped"] += 1
+        elif event == "start" and record["generation"] > 1:
+            self.counters["trainers that took a run up"] += 1
+        elif event == "checkpoint" and record.get("problem"):
+            self.counters["checkpoints that failed"] += 1
+        elif event == "leave":
+            reason = record.get("reason", "")
+            names = (name for beginning, name in _REASONS.items() if reason.startswith(beginning))
+            self.counters[next(names, "given up: other")] += 1
 
 
 def _of_microbatch(message: Any) -> tuple[object, ...]:
@@ -60,6 +89,7 @@ def _of_microbatch(message: Any) -> tuple[object, ...]:
 
 
 _IDENTITY: dict[type[Message], Callable[[Any], tuple[object, ...]]] = {
+    Register: lambda message: (message.boot_nonce,),
     Forward: _of_microbatch,
     Backward: _of_microbatch,
     Evaluated: _of_microbatch,
@@ -67,25 +97,59 @@ _IDENTITY: dict[type[Message], Callable[[Any], tuple[object, ...]]] = {
     Job: lambda message: (message.lease,),
     Result: lambda message: (message.lease,),
     Prepare: lambda message: (message.round,),
+    Abort: lambda message: (message.round,),
     Commit: lambda message: (message.round,),
     Chunk: lambda message: (message.round, message.phase, message.shard, message.chunk),
+    Fence: lambda message: (message.fenced,),
+    Restore: lambda message: (message.branch, message.step, message.donor),
+    Void: lambda message: (message.attempt,),
+    Revoke: lambda message: (message.lease,),
+    Pull: lambda message: (message.branch, message.step, message.part, message.layer, message.offset_bytes),
 }
 """What is equal when a message is sent again to the same peer."""
 
 
 def _job(message: Job) -> str:
+    if message.purpose is not Purpose.TRAIN:
+        return ""
+    below = (1 << len(message.route) - 1) - 1
+    if message.accumulate and not message.emit and from_bytes(message.mask) & below:
+        return "jobs done again for a count that was lost"
+    if not message.accumulate:
+        return "jobs that are not counted"
     if message.kind is not JobKind.BACKWARD:
         return ""
     return "backwards with input" if message.x is not None else "backwards without input"
 
 
+def _forward(message: Forward) -> str:
+    is_replay = message.session == TRAINER and message.attempt % 2**32 and message.purpose is Purpose.TRAIN
+    return "microbatches admitted again" if is_replay else ""
+
+
+def _restore(message: Restore) -> str:
+    if message.step == 0:
+        return "restores by making parameters anew"
+    return "restores from the checkpoint" if message.donor == TRAINER else "restores from a worker"
+
+
+_STATUS = {
+    JobStatus.NEEDS_INPUT: "needs input",
+    JobStatus.WRONG_STEP: "wrong step",
+    JobStatus.REVOKED: "jobs left to others",
+    JobStatus.FAILED: "jobs that failed",
+}
+
 _NAME: dict[type[Message], Callable[[Any], str]] = {
     Nack: lambda message: "nack busy" if message.code is NackCode.BUSY else "nack stale",
-    Result: lambda message: {JobStatus.NEEDS_INPUT: "needs input", JobStatus.WRONG_STEP: "wrong step"}.get(
-        message.status, ""
-    ),
+    Result: lambda message: _STATUS.get(message.status, ""),
     Job: _job,
+    Forward: _forward,
+    Restore: _restore,
     Reject: lambda _: "rejects",
     View: lambda _: "views",
+    Void: lambda _: "voids",
+    Fence: lambda _: "fences",
+    Revoke: lambda _: "revokes",
 }
 """What else is counted about a message, by name; an empty one for nothing."""

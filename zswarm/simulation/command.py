@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from zswarm.simulation.faults import LASTS_S
+from zswarm.simulation.minimise import as_seed, minimise
 from zswarm.simulation.mutants import in_force
 from zswarm.simulation.simulate import Report, run_seed, story_of
 
 TOLD_EVERY_S = 5.0
 MOST_STORIES = 3
+CHUNK = 8
+"""Schedules that a process is given at once."""
 NEVER_HAPPENED = "never: these schedules prove nothing about it"
 SOMETIMES = (
     "Forward sent again",
@@ -25,19 +33,50 @@ SOMETIMES = (
     "Prepare sent again",
     "Commit sent again",
     "Ack sent again",
+    "Register sent again",
+    "Fence sent again",
+    "Restore sent again",
+    "Void sent again",
+    "Pull sent again",
     "lost",
     "duplicated",
     "reordered",
     "straggling",
+    "blocked",
+    "unreachable",
     "needs input",
     "wrong step",
     "backwards with input",
     "backwards without input",
+    "jobs done again for a count that was lost",
+    "jobs that are not counted",
+    "jobs left to others",
+    "jobs that failed",
+    "microbatches admitted again",
+    "restores from a worker",
+    "restores from the checkpoint",
+    "restores by making parameters anew",
+    "given up: silent",
+    "given up: gone",
+    "given up: stuck",
+    "given up: cut off",
+    "given up: started again",
+    "trainers that took a run up",
+    "checkpoints that failed",
+    "unsynced records lost",
     "steps skipped",
+    "checkpoint records",
     "leave records",
-    "rejects",
+    "abort records",
+    "replay records",
+    "rollback records",
+    *(fault.value for fault in LASTS_S),
 )
-"""What a good number of schedules has seen at least once."""
+"""What a good number of schedules has seen at least once.
+
+Counts that are taken back are not among them: with a Void in front of each new attempt no two live workers ever
+count the same microbatch, so that this protocol has nothing to retract.
+"""
 
 
 @dataclass(slots=True)
@@ -60,11 +99,12 @@ class Totals:
             self.failed.append(report)
 
 
-def simulate(schedules: int, seed: int, *, mutant: str | None = None, trace: bool = False) -> int:
-    """Run the schedules of the seeds `seed`, `seed + 1`, ... and print what came of them.
+def simulate(schedules: int, seed: int, *, mutant: str | None = None, trace: bool = False, jobs: int = 1) -> int:
+    """Run the schedules of the seeds `seed`, `seed + 1`, ... in so many processes and print what came of them.
 
     With `mutant` a rule of the protocol is broken meanwhile (`zswarm.simulation.mutants`). With `trace` every
-    event and command is printed. Returns 0 if every schedule kept every promise, 1 otherwise.
+    event and command is printed, and there is one process. The first few that fail are made smaller and printed as
+    files for `tests/seeds/`. Returns 0 if every schedule kept every promise, 1 otherwise.
 
     Raises:
         UserError: there is no such mutant.
@@ -73,9 +113,9 @@ def simulate(schedules: int, seed: int, *, mutant: str | None = None, trace: boo
     console, progress = Console(highlight=False), Console(highlight=False, stderr=True)
     totals = Totals()
     begun_s = told_s = monotonic()
-    with in_force(mutant):
-        for each in range(seed, seed + schedules):
-            report = run_seed(each, listener=console.out if trace else None)
+    seeds = range(seed, seed + schedules)
+    with in_force(mutant), _reports(seeds, mutant, jobs=1 if trace else jobs, to=console if trace else None) as reports:
+        for report in reports:
             totals.add(report)
             if report.violation is not None and len(totals.failed) <= MOST_STORIES:
                 _print_failure(console, report, mutant)
@@ -84,6 +124,22 @@ def simulate(schedules: int, seed: int, *, mutant: str | None = None, trace: boo
                 progress.print(f"{totals.num_schedules} of {schedules} schedules, {len(totals.failed)} failed")
     _print_totals(console, totals, monotonic() - begun_s)
     return 1 if totals.failed else 0
+
+
+@contextmanager
+def _reports(seeds: range, mutant: str | None, *, jobs: int, to: Console | None) -> Iterator[Iterator[Report]]:
+    """Give the reports of all seeds, in their order."""
+    if jobs == 1:
+        yield (run_seed(each, listener=to.out if to is not None else None) for each in seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield pool.imap(partial(_run_quietly, mutant=mutant), seeds, chunksize=CHUNK)
+
+
+def _run_quietly(seed: int, *, mutant: str | None) -> Report:
+    """Run one schedule in another process; its event log stays there."""
+    with in_force(mutant):
+        return replace(run_seed(seed), records=())
 
 
 def _print_failure(console: Console, report: Report, mutant: str | None) -> None:
@@ -95,6 +151,9 @@ def _print_failure(console: Console, report: Report, mutant: str | None) -> None
     for line in story_of(report):
         console.print(Text(f"  {line}"), soft_wrap=True)
     console.print(Text(f"again, with everything: zswarm simulate --schedules 1 --seed {seed}{option} --trace"))
+    smaller = minimise(report)
+    console.print(Text("made smaller, for tests/seeds/, with `what` to be filled in:"))
+    console.print(Text(as_seed(smaller)), soft_wrap=True)
 
 
 def _print_totals(console: Console, totals: Totals, wall_s: float) -> None:

@@ -1,42 +1,57 @@
 """The promises of the protocol, looked at after every event that could break them.
 
-    I1  every committed step holds every microbatch exactly once at every stage
+    I1  every committed step holds every microbatch exactly once at every stage; and at no moment have two live
+        workers of a stage counted the same one
     I2  every contribution was computed forward and backward with the parameters of its step
-    I3  all replicas of a stage hold the same parameters, those of a run without a swarm
+    I3  all replicas of a stage, and all checkpoints, hold the same parameters, those of a run without faults
     I4  steps are committed once, in order, durable before anybody is told, and applied only then
-    I6  a microbatch that is not finished is held by somebody
+    I5  nothing of a session that was given up before its stage's round was prepared is in a commit
+    I6  a microbatch that is not finished is held by somebody, or somebody will notice
     I7  bytes, credits and leases are within their bounds, and books balance
-    I8  the run ends in bounded time, and nothing is left behind
+    I8  the run ends in bounded time once nothing goes wrong any more, and nothing is left behind
 
-I5 (a fenced session contributes nothing) has no subject as long as no session is fenced.
+Since re-execution is deterministic, the reference is a function of the step alone: after a rollback the same
+parameters come again. I4 and I5 are `history`, I7 is `node_checks`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from brokers.machine import BrokerMachine
+from stages.device import HANGS
+from stages.tasks import Applied, Ran
 from stages.worker import WorkerMachine
-from zswarm.ids import TRAINER, Direction, Microbatch, Purpose, Round, Stage, Step
+from zswarm.ids import Branch, Microbatch, NackCode, Purpose, Role, Round, Stage, StatePart, Step
 from zswarm.ledger import members
-from zswarm.machine import REFUSED, Exit, Send
-from zswarm.messages import Commit, Key
-from zswarm.simulation.node_checks import active_keys, check_empty_queue, check_queue, check_worker, held_keys
+from zswarm.limits import MAX_FAILED_WORKERS, MAX_FAILURES
+from zswarm.machine import REFUSED, Exit, Received, Send
+from zswarm.messages import Commit, Key, Nack, Prepare, Prepared, Void, Welcome, WorkerHeartbeat
+from zswarm.simulation.end_checks import check_books, check_drained
+from zswarm.simulation.faults import Fault
+from zswarm.simulation.history import History
+from zswarm.simulation.lives import Lives
+from zswarm.simulation.node_checks import active_keys, check_queue, check_worker, held_keys
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.reference import Reference
-from zswarm.simulation.schedule import Schedule
-from zswarm.simulation.symbolic import STATE_BYTES
+from zswarm.simulation.schedule import HEARTBEAT_S, Schedule
+from zswarm.simulation.states import content_of
 from zswarm.simulation.violation import require
 from zswarm.trainer.coordinator import Coordinator, Phase
-from zswarm.trainer.settings import Append, CoordinatorSettings, EvaluationDone, Store
+from zswarm.trainer.settings import Append, EvaluationDone, Seal
 
 INTERRUPTED = 130
 """Exit code of a trainer whose user has asked for the end."""
 LEAVING_HEARTBEATS = 2.5
 """How long a trainer may take to leave then, by a clock that may run slow."""
+UNHELD_HEARTBEATS = 20.0
+"""How long nobody may have an unfinished microbatch while nothing goes wrong."""
+
+Ticket = tuple[Purpose, Step, Microbatch]
 
 
-def _ticket(key: Key) -> tuple[Purpose, Step, Microbatch]:
+def _ticket(key: Key) -> Ticket:
     _, step, purpose, microbatch, _ = key
     return (purpose, step, microbatch)
 
@@ -44,37 +59,47 @@ def _ticket(key: Key) -> tuple[Purpose, Step, Microbatch]:
 class Invariants:
     """See the module. Reads the machines, never changes them."""
 
-    def __init__(
-        self, schedule: Schedule, settings: CoordinatorSettings, coordinator: Coordinator, nodes: list[Node]
-    ) -> None:
-        self.reference = Reference(settings, seed=schedule.seed)
+    def __init__(self, schedule: Schedule, lives: Lives) -> None:
+        self.history = History(num_stages=schedule.num_stages)
+        self.counters: Counter[str] = Counter()
+        self._settings = schedule.settings()
+        self.reference = Reference(self._settings, seed=schedule.seed)
+        self.is_poisoned = False
+        """The run has ended because it had to: everybody fails at some microbatch."""
         self._schedule = schedule
-        self._settings = settings
-        self._coordinator = coordinator
-        self._nodes = nodes
-        self._workers = [node for node in nodes if isinstance(node.machine, WorkerMachine)]
-        self._rounds: list[dict[Stage, Round]] = []
-        """Of every step in the log, the round that was committed per stage."""
-        self._is_finished = False
-        self._stored: dict[int, bytes] = {}
-        self._bounds_bytes: dict[int, int] = {}
+        self._lives = lives
+        self._nodes = lives.nodes
+        self._was_stale = False
+        self._num_brokers = schedule.num_stages * schedule.brokers_per_stage + schedule.late_brokers
+        self._bounds_bytes: dict[tuple[int, int], int] = {}
+        self._unheld_since_s: dict[tuple[tuple[Branch, Step], Ticket], float] = {}
+        fair_s = 0.0 if schedule.weather.is_fair else schedule.weather.fair_from_s
+        self._quiet_from_s = max(fair_s, schedule.calm_from_s)
+
+    @property
+    def _coordinator(self) -> Coordinator | None:
+        machine = self._nodes[0].machine
+        return machine if isinstance(machine, Coordinator) else None
+
+    def _workers(self) -> list[tuple[Node, WorkerMachine]]:
+        return [(node, node.machine) for node in self._nodes if isinstance(node.machine, WorkerMachine)]
 
     # -- the commit ----------------------------------------------------------------------------------
 
     def appended(self, append: Append) -> None:
-        """Check a record of the event log: I1 to I4."""
+        """Check a record of the event log: I1 to I5."""
         record = append.record
-        require(not self._is_finished, "I4", f"{record} comes after the end of the log")
+        self.history.appended(append)
         if record["event"] == "finish":
-            self._is_finished = True
-            require(self._may_end_with(record["code"]), "I8", f"the run failed: {record['reason']}")
+            self.is_poisoned = record["code"] == 1 and self._is_incurable()
+            ends_well = self._may_end_with(record["code"]) or self.is_poisoned
+            require(ends_well, "I8", f"the run failed: {record['reason']}")
+        if record["event"] == "checkpoint" and not record.get("problem"):
+            place = (record["branch"], record["step"])
+            require(place in self._lives.disk.checkpoints, "I4", f"{record} is in the log, and not on the disk")
         if record["event"] != "commit":
             return
         step = record["step"]
-        require(append.durable, "I4", f"the commit of step {step} is not durable")
-        require(step == len(self._rounds), "I4", f"step {step} is committed after {len(self._rounds)} steps")
-        self._rounds.append({Stage(each["stage"]): Round(each["round"]) for each in record["stages"]})
-        require(len(self._rounds[-1]) == self._settings.num_stages, "I1", f"step {step} lacks a stage")
         for each in record["stages"]:
             self._check_ledgers(step, each)
             self._check_gradient(step, Stage(each["stage"]), Round(each["round"]))
@@ -94,9 +119,9 @@ class Invariants:
     def _check_gradient(self, step: int, stage: Stage, round_: Round) -> None:
         wanted = self.reference.steps[step].contributions[stage]
         held = 0
-        for node in self._workers:
+        for node, _ in self._workers():
             assert node.thread is not None
-            found = node.thread.compute.assembled.get(round_)
+            found = node.thread.compute.rounds.assembled.get(round_)
             if found is None:
                 continue
             held += 1
@@ -110,152 +135,205 @@ class Invariants:
             require(
                 not wrong, "I2", f"step {step}, stage {stage}, round {round_} at {node.name}: not of this step: {wrong}"
             )
-        require(held, "I4", f"step {step}, stage {stage}: nobody holds the result of round {round_}")
+        may_be_lost = self._schedule.strikes or self.history.left
+        require(held or may_be_lost, "I4", f"step {step}, stage {stage}: nobody holds the result of round {round_}")
+
+    def _is_incurable(self) -> bool:
+        """Have so many workers failed at a microbatch that the run must end?"""
+        coordinator = self._coordinator
+        assert coordinator is not None
+        return any(
+            len(set(failed)) >= min(MAX_FAILED_WORKERS, len(coordinator.roster.of(Role.WORKER, Stage(stage))))
+            or len(failed) >= MAX_FAILURES
+            for (_, _, stage), failed in self._lives.poisons.failed.items()
+        )
+
+    # -- what is said --------------------------------------------------------------------------------
 
     def sent(self, node: Node, send: Send) -> None:
-        """Check that a commit is told only after it has been decided."""
-        message = send.message
-        if isinstance(message, Commit):
-            require(
-                message.step < len(self._rounds) and message.round in self._rounds[message.step].values(),
-                "I4",
-                f"{node.name} tells of the commit of step {message.step}, round {message.round}, before it is durable",
-            )
+        """Check what a node says."""
+        match send.message:
+            case Commit() as message:
+                self.history.told(message, node.name)
+            case Prepare() as message:
+                self.history.opened(message)
+            case Void():
+                self.history.replayed = True
+            case Nack() as message if message.code is NackCode.STALE:
+                self._was_stale = True
+            case WorkerHeartbeat() as message if message.ready:
+                step = message.step
+                require(step <= self._settings.steps, "I3", f"{node.name} reports step {step}")
+                wanted = self.reference.versions[step][message.stage]
+                require(
+                    message.parameter_digest == wanted,
+                    "I3",
+                    f"{node.name} is ready at step {step}, and has other parameters than a run without faults",
+                )
+            case Welcome() as message:
+                self.history.welcomed(message)
 
-    def applied(self, node: Node) -> None:
+    def _applied(self, node: Node) -> None:
         """Check the parameters that an optimizer step has led to."""
         assert node.thread is not None
         assert isinstance(node.machine, WorkerMachine)
-        compute = node.thread.compute
-        step, version = compute.applied[-1]
-        require(step < len(self._rounds), "I4", f"{node.name} applied step {step}, which is not committed")
+        compute, (branch, _) = node.thread.compute, node.machine.state.version
+        step, before, version = compute.applied[-1]
         require(
-            [each for each, _ in compute.applied] == list(range(compute.applied[0][0], step + 1)),
-            "I4",
-            f"{node.name} applied the steps {[each for each, _ in compute.applied]}",
+            (branch, step) in self.history.commits, "I4", f"{node.name} applied step {step}, which is not committed"
         )
-        wanted = self.reference.versions[step + 1][node.machine.membership.stage]
-        require(version == wanted, "I3", f"{node.name} holds other parameters than a run without a swarm after {step}")
+        steps = [each for each, _, _ in compute.applied]
+        require(steps == list(range(steps[0], step + 1)), "I4", f"{node.name} applied the steps {steps}")
+        stage = node.machine.membership.stage
+        wanted = (self.reference.versions[step][stage], self.reference.versions[step + 1][stage])
+        require(
+            (before, version) == wanted,
+            "I3",
+            f"{node.name} holds other parameters before or after step {step} than a run without faults",
+        )
 
     def evaluated(self, done: EvaluationDone) -> None:
         """Check the held-out loss."""
         wanted = self.reference.held_out_loss(self._settings, done.step)
         require(done.loss == wanted, "I1", f"the held-out loss at {done.step} is {done.loss}, not {wanted}")
 
-    def stored(self, store: Store) -> None:
-        """Collect the final parameters."""
-        (content,) = store.load.frames
-        before = self._stored.get(store.layer, b"")
-        require(len(before) == store.offset_bytes, "I3", f"layer {store.layer} is stored with a gap or twice")
-        self._stored[store.layer] = before + content
+    def sealing(self, seal: Seal) -> None:
+        """Check that a checkpoint is whole, and of one step."""
+        content = self._lives.disk.unfinished((seal.branch, seal.step))
+        self._check_content(content, seal.step)
+
+    def _check_content(self, content: dict[tuple[int, StatePart], bytes], step: Step) -> None:
+        layer = 0
+        for stage, num_layers in enumerate(self._schedule.split):
+            for _ in range(num_layers):
+                for part in StatePart:
+                    wanted = content_of(self.reference.versions[step][stage], part, layer)
+                    found = content.get((layer, part))
+                    name = f"{part.name} of layer {layer}"
+                    require(found == wanted, "I3", f"{name} in the checkpoint of step {step} is not the reference's")
+                layer += 1
 
     # -- every event ---------------------------------------------------------------------------------
 
-    def after_event(self, node: Node) -> None:
+    def before_event(self, node: Node, event: object) -> None:
+        """Check what a node is about to hear."""
+        if isinstance(event, Applied):
+            self._applied(node)
+        elif node.number == 0 and isinstance(event, Received) and isinstance(event.message, Prepared):
+            self.history.prepared(event.message)
+
+    def after_event(self, node: Node, event: object) -> None:
         """Check the state of the node that handled an event."""
         machine = node.machine
         if isinstance(machine, BrokerMachine):
             if machine.queue is not None:
                 # A bound shrinks when producers leave; what was promised under the larger one stays promised.
-                bound_bytes = max(self._bounds_bytes.get(node.number, 0), machine.queue.credits.bound_bytes)
-                self._bounds_bytes[node.number] = bound_bytes
+                life = (node.number, node.life)
+                bound_bytes = max(self._bounds_bytes.get(life, 0), machine.queue.credits.bound_bytes)
+                self._bounds_bytes[life] = bound_bytes
                 check_queue(node.name, machine.queue, bound_bytes)
         elif isinstance(machine, WorkerMachine):
-            check_worker(node.name, machine)
+            check_worker(node.name, machine, num_brokers=self._num_brokers)
+            if isinstance(event, Ran):
+                self._check_single(machine)
 
-    def check_conservation(self) -> None:
-        """I6: what has been admitted and is not finished is in the memory of somebody who will act on it."""
+    def _check_single(self, counter: WorkerMachine) -> None:
+        """I1: no two live workers have counted the same microbatch."""
         coordinator = self._coordinator
-        if coordinator.phase is Phase.CLOSING:
+        if coordinator is None or counter.state.version != coordinator.committer.version:
             return
+        live = coordinator.roster.records
+        mine = counter.membership
+        if mine.session not in live:
+            return
+        for node, other in self._workers():
+            if other is counter or other.membership.stage != mine.stage or other.membership.session not in live:
+                continue
+            if other.state.version == counter.state.version and other.membership.is_welcome:
+                both = list(members(counter.state.ledger & other.state.ledger))
+                text = f"is counted by the live sessions {mine.session} and {other.membership.session} ({node.name})"
+                require(not both, "I1", f"microbatch {both[0] if both else 0} (of {both}) {text}")
+
+    def check_conservation(self, now_s: float) -> None:
+        """I6: what has been admitted and is not finished is in the memory of somebody who will act on it.
+
+        Where nobody was given up and nothing was replayed that must be so at any moment. Otherwise what is lost
+        is noticed by the coordinator, within a time.
+        """
+        coordinator = self._coordinator
+        if coordinator is None or coordinator.phase in (Phase.GATHERING, Phase.CLOSING):
+            return
+        schedule, history = self._schedule, self.history
+        is_strict = not (schedule.strikes or schedule.poisons or history.left or history.replayed)
+        if not is_strict and now_s < self._quiet_from_s:
+            return
+        held, version = self._held(coordinator), coordinator.committer.version
+        unheld = [
+            (version, ticket)
+            for ticket in coordinator.admission.in_flight
+            if ticket not in held and (is_strict or ticket[:2] == (Purpose.TRAIN, version[1]))
+        ]
+        self._unheld_since_s = {key: self._unheld_since_s.get(key, now_s) for key in unheld}
+        patience_s = 0.0 if is_strict else UNHELD_HEARTBEATS * HEARTBEAT_S
+        for (_, (purpose, step, microbatch)), at_s in self._unheld_since_s.items():
+            what = f"{purpose.name} microbatch {microbatch} of step {step}"
+            require(now_s - at_s < patience_s, "I6", f"{what} is held by nobody since {at_s:.2f} s")
+
+    def _held(self, coordinator: Coordinator) -> set[Ticket]:
         held = {_ticket(key) for _, key in coordinator.outbox.pending()}
+        live = coordinator.roster.records
         for node in self._nodes:
             machine = node.machine
             if isinstance(machine, BrokerMachine):
                 held.update(map(_ticket, active_keys(machine)))
             elif isinstance(machine, WorkerMachine):
                 held.update(map(_ticket, held_keys(machine)))
-                if machine.membership.stage == 0:
+                if machine.membership.stage == 0 and machine.membership.session in live:
                     step = machine.state.step
                     held.update((Purpose.TRAIN, step, m) for m in members(machine.state.ledger))
-        for ticket in coordinator.admission.in_flight:
-            purpose, step, microbatch = ticket
-            require(ticket in held, "I6", f"{purpose.name} microbatch {microbatch} of step {step} is held by nobody")
+        return held
 
     # -- the end -------------------------------------------------------------------------------------
 
     def exited(self, node: Node, command: Exit) -> None:
         """Check why a process ends."""
-        schedule = self._schedule
-        may_be_late = schedule.late_brokers or schedule.late_workers or schedule.interrupted_at_s is not None
-        late = command.code == REFUSED and may_be_late
-        ends_well = self._may_end_with(command.code) or late
+        over = self.history.finish is not None
+        may_hang = self._schedule.faults & {Fault.HANG, Fault.SLOW_WORKER, Fault.FREEZE}
+        ends_well = (
+            self._may_end_with(command.code)
+            or (command.code == REFUSED and over)
+            or (command.code == HANGS and may_hang)
+            or (self.is_poisoned and command.code == 1)
+        )
         require(ends_well, "I8", f"{node.name} ends with {command.code}: {command.text}")
 
     def _may_end_with(self, code: int) -> bool:
         return code == 0 or (code == INTERRUPTED and self._schedule.interrupted_at_s is not None)
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Has the run ended because the user asked for it?"""
+        return self.history.finish is not None and self.history.finish["code"] == INTERRUPTED
+
     def at_interruption(self, now_s: float) -> None:
-        """Check that the trainer has left soon after it was asked to."""
+        """Check that the trainer has left soon after it was asked to, if nothing kept it."""
         asked_at_s = self._schedule.interrupted_at_s
         assert asked_at_s is not None
         took_s = now_s - asked_at_s
-        require(
-            took_s <= LEAVING_HEARTBEATS * self._settings.heartbeat_s, "I8", f"the trainer took {took_s} s to leave"
-        )
+        is_free = not self._schedule.faults & {Fault.FREEZE, Fault.KILL_TRAINER, Fault.BLACKOUT}
+        limit_s = LEAVING_HEARTBEATS * self._settings.heartbeat_s
+        require(took_s <= limit_s or not is_free, "I8", f"the trainer took {took_s} s to leave")
 
     def at_end(self, *, drained: bool) -> None:
         """Check that all is done and, if there was time for it, that nothing is left."""
-        settings = self._settings
-        require(len(self._rounds) == settings.steps, "I8", f"{len(self._rounds)} of {settings.steps} steps were done")
-        for stage, version in enumerate(self.reference.versions[-1]):
-            wanted = (version.to_bytes(8, "little") * STATE_BYTES)[:STATE_BYTES]
-            require(self._stored.get(stage) == wanted, "I3", f"the model's layer {stage} is not the reference's")
+        settings, step = self._settings, self.history.step
+        require(step == settings.steps, "I8", f"{step} of {settings.steps} steps were done")
+        final = [content for (_, of), content in self._lives.disk.checkpoints.items() if of == settings.steps]
+        require(final, "I8", "the run has ended without a checkpoint of its last step")
+        self._check_content(final[-1], Step(settings.steps))
         if drained:
-            for node in self._nodes:
-                if isinstance(node.machine, BrokerMachine) and node.machine.queue is not None:
-                    check_empty_queue(node.name, node.machine.queue)
-                elif isinstance(node.machine, WorkerMachine) and node.exit is None:
-                    self._check_idle(node, node.machine)
-            self._check_books()
-
-    def _check_idle(self, node: Node, machine: WorkerMachine) -> None:
-        assert node.thread is not None
-        if not machine.is_built:
-            return
-        require(not node.thread.busy and not node.thread.waiting, "I8", f"{node.name} still computes")
-        if machine.state.step < self._settings.steps:
-            # The trainer leaves with the model as soon as one worker of each stage has it: the last Commit
-            # may not have come to the others, who keep what they have of that step.
-            require(machine.state.step == self._settings.steps - 1, "I8", f"{node.name} is at {machine.state.step}")
-            return
-        require(not machine.jobs.held, "I8", f"{node.name} still holds {list(machine.jobs.held)}")
-        require(not node.thread.compute.kept, "I8", f"{node.name} keeps {list(node.thread.compute.kept)}")
-        assert machine.outbox is not None
-        left = [key for key in machine.outbox.pending() if key[0] is not Direction.LOSS]
-        require(not left, "I8", f"{node.name} still wants to send {left}")
-
-    def _check_books(self) -> None:
-        """What a producer says that it sent is what the broker says that it received: no credit has leaked."""
-        queues = {
-            node.machine.membership.session: node.machine.queue
-            for node in self._nodes
-            if isinstance(node.machine, BrokerMachine)
-        }
-        producers = [
-            (node.machine.membership.session, node.machine.outbox)
-            for node in self._nodes
-            if isinstance(node.machine, WorkerMachine) and node.machine.outbox is not None
-        ]
-        producers.append((TRAINER, self._coordinator.outbox))
-        for producer, outbox in producers:
-            for state in outbox.brokers():
-                queue = queues[state.broker]
-                account = queue.credits.account(producer) if queue is not None else None
-                if account is not None:
-                    require(
-                        account.received_bytes == state.sent_bytes,
-                        "I7",
-                        f"session {producer} sent {state.sent_bytes} bytes to broker {state.broker}, "
-                        f"which received {account.received_bytes}",
-                    )
+            check_drained(self._nodes, steps=settings.steps)
+            coordinator = self._coordinator
+            if not self.history.left and coordinator is not None:
+                # Whoever was given up and came back has forgotten what it had been promised.
+                check_books(self._nodes, coordinator, was_stale=self._was_stale)

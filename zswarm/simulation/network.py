@@ -5,15 +5,15 @@ to an address makes a connection, and the socket's owner sees its messages come 
 may answer for as long as both ends live. The dialler sees the answers come from the address it dialled.
 Every direction of every connection has a typical latency of its own.
 
-Crashes and partitions have their place here: `detach` forgets a node with its connections, and
-`blocked` holds the pairs of nodes of which the first does not reach the second.
+Crashes and partitions have their place here: `detach` forgets a node with its connections, `reset` the
+connections between two nodes, and `blocked` holds the pairs of nodes of which the first does not reach the second.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from math import log
+from math import inf, log
 from random import Random
 from typing import NamedTuple
 
@@ -77,7 +77,8 @@ class Network:
     def __init__(self, weather: Weather, random: Random) -> None:
         self.weather = weather
         self.counters: Counter[str] = Counter()
-        self.blocked: set[tuple[int, int]] = set()
+        self.blocked: dict[tuple[int, int], float] = {}
+        """Until when messages wait that one sends to the other; infinity: they are lost."""
         self._draw = random.random
         self._owners: dict[Address, int] = {}
         self._dialled: dict[tuple[int, Address], Direction] = {}
@@ -96,6 +97,16 @@ class Network:
         self._dialled = {key: way for key, way in self._dialled.items() if node not in {way.sender, way.receiver}}
         self._answers = {link: way for link, way in self._answers.items() if node not in {way.sender, way.receiver}}
 
+    def reset(self, one: int, other: int) -> None:
+        """Break every connection between two nodes; the next message makes a new one."""
+        both = {one, other}
+        self._dialled = {key: way for key, way in self._dialled.items() if {way.sender, way.receiver} != both}
+        self._answers = {link: way for link, way in self._answers.items() if {way.sender, way.receiver} != both}
+
+    def is_gone(self, peer: Peer) -> bool:
+        """Is this the link of a connection that is no more?"""
+        return isinstance(peer, bytes) and peer not in self._answers
+
     @property
     def latest_straggler_s(self) -> float:
         """How late a message may come that was sent before the network became fair."""
@@ -108,16 +119,23 @@ class Network:
     def send(self, sender: int, peer: Peer, now_s: float, *, has_payload: bool) -> list[Delivery]:
         """Decide what becomes of one message: none, one or several deliveries."""
         way = self._answers.get(peer) if isinstance(peer, bytes) else self._dial(sender, peer)
-        if way is None or (way.sender, way.receiver) in self.blocked:
+        if way is None:
             self.counters["unreachable"] += 1
             return []
         if way.sender != sender:
             raise LocalProtocolError(f"node {sender} answers a link that is node {way.sender}'s")
+        waits_s = 0.0
+        if self.blocked and (until_s := self.blocked.get((way.sender, way.receiver))) is not None:
+            self.counters["blocked"] += 1
+            if until_s == inf:
+                return []
+            waits_s = max(0.0, until_s - now_s)
         weather, random = self.weather, self._draw
         delay_s = way.latency_s * (1.0 - log(1.0 - random()) * weather.jitter)
         if has_payload:
             way.busy_until_s = max(way.busy_until_s, now_s) + weather.transmit_s
             delay_s = delay_s * weather.payload_factor + way.busy_until_s - now_s
+        delay_s += waits_s
         if now_s >= weather.fair_from_s or weather.is_fair:
             return [Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as)]
         point = random()

@@ -19,7 +19,8 @@ LEASED = (EntryState.FORWARD_LEASED, EntryState.BACKWARD_LEASED)
 def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
     """I7 at a broker: bytes and credits within the bound, every lease of one entry, books that balance."""
     credits = queue.credits
-    reserved = held = num_leased = 0
+    reserved = num_leased = 0
+    held = kept = queue.credits.kept_bytes
     for entry in queue.entries.values():
         size_bytes = entry.x.parcel.size_bytes
         reserved += 2 * size_bytes
@@ -36,9 +37,10 @@ def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
         promised += credit_bytes
         if credit_bytes < 0:
             raise Violation("I7", f"{name}: session {producer} has {credit_bytes} bytes of credit")
-    if reserved + 2 * promised > bound_bytes or held > bound_bytes:
+    if reserved + kept + 2 * promised > bound_bytes or held > bound_bytes or kept < 0:
         raise Violation(
-            "I7", f"{name} holds {held}, reserves {reserved} and promises 2 * {promised} of {bound_bytes} bytes"
+            "I7",
+            f"{name} holds {held}, reserves {reserved}, keeps {kept} and promises 2 * {promised} of {bound_bytes} bytes",
         )
     for worker in queue.workers.values():
         num_leased -= len(worker.leases)
@@ -51,8 +53,12 @@ def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
         raise Violation("I7", f"{name} has {num_leased} leased entries too many")
 
 
-def check_worker(name: str, machine: WorkerMachine) -> None:
-    """I7 at a worker: no debt, and what it holds is bounded."""
+def check_worker(name: str, machine: WorkerMachine, *, num_brokers: int) -> None:
+    """I7 at a worker: no debt, and what it holds is bounded; there are `num_brokers` in the whole swarm.
+
+    Not only those of its view count: a job may come before the view that names its broker, and one that has
+    begun is held until it ends, also when its broker has left.
+    """
     outbox = machine.outbox
     if outbox is None:
         return
@@ -61,7 +67,7 @@ def check_worker(name: str, machine: WorkerMachine) -> None:
             raise Violation("I7", f"{name} owes broker {state.broker} {-state.credit_bytes} bytes")
     num_held, num_waiting = len(machine.jobs.held), outbox.num_waiting
     if num_held > 1 or num_waiting > 1:
-        most = limits.PREFETCH * len(machine.membership.brokers(machine.membership.stage))
+        most = limits.PREFETCH * num_brokers + 1
         if num_held > most:
             raise Violation("I7", f"{name} holds {num_held} jobs, more than {most}")
         # Each broker may have sent what it was told to before it heard that the outbox is full, and once
@@ -73,7 +79,8 @@ def check_worker(name: str, machine: WorkerMachine) -> None:
 def check_empty_queue(name: str, queue: Queue) -> None:
     """I8 at a broker, after the run: nothing is left."""
     require(not queue.entries, "I8", f"{name} still holds {list(queue.entries.values())}")
-    require(queue.credits.reserved_bytes == 0, "I8", f"{name} still reserves {queue.credits.reserved_bytes} bytes")
+    still = queue.credits.reserved_bytes + queue.credits.kept_bytes
+    require(still == 0 and not len(queue.retention), "I8", f"{name} still reserves or keeps {still} bytes")
 
 
 def active_keys(machine: BrokerMachine) -> Iterator[Key]:

@@ -1,4 +1,8 @@
-"""A node of the simulated swarm: a machine with a clock of its own, and a worker's compute thread."""
+"""A node of the simulated swarm: a process with a name, a clock, and one life after the other.
+
+A life is a machine and, for a worker, a compute thread. Whatever is on its way to a life that has ended is
+lost. A node that is frozen handles nothing: what comes meanwhile waits until it thaws.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stages.tasks import Task
+from stages.tasks import Outcome, Task
+from zswarm.ids import Address
 from zswarm.machine import Exit
 from zswarm.simulation.clock import NodeClock
 from zswarm.simulation.symbolic import SymbolicCompute
@@ -22,32 +27,19 @@ class AnyMachine(Protocol):
         """Return when it wants a Tick at the latest."""
 
 
-@dataclass(slots=True, eq=False)
-class ComputeThread:
-    """First in, first out: one task at a time."""
+class Nobody:
+    """What a node has in place of a machine while it is down."""
 
-    compute: SymbolicCompute
-    waiting: deque[Task] = field(default_factory=deque)
-    busy: bool = False
+    def handle(self, event: Any, now: float) -> list[Any]:
+        """Nothing may come here."""
+        raise AssertionError(f"a process that is down handles {event} at {now}")
 
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """A process. `wake_at_s` is the true time of the tick that is in the queue of events, if any."""
-
-    number: int
-    name: str
-    machine: AnyMachine
-    clock: NodeClock
-    thread: ComputeThread | None = None
-    wake_at_s: float | None = None
-    exit: Exit | None = None
-    num_idle_ticks: int = 0
+    def next_deadline_s(self) -> float | None:
+        """Want nothing."""
+        return None
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """The time of a node's deadline has come."""
+NOBODY = Nobody()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,5 +47,72 @@ class TaskEnded:
     """The compute thread is free for its next task."""
 
 
-WAKE = Wake()
 TASK_ENDED = TaskEnded()
+FromThread = tuple[float, Outcome | TaskEnded]
+"""In how many seconds what comes from the thread."""
+
+
+@dataclass(slots=True, eq=False)
+class ComputeThread:
+    """First in, first out: one task at a time. One that hangs never ends, and neither does its next."""
+
+    compute: SymbolicCompute
+    waiting: deque[Task] = field(default_factory=deque)
+    busy: bool = False
+    hangs: bool = False
+
+    def submit(self, task: Task) -> list[FromThread]:
+        """Take a task, and begin it if the thread is free."""
+        self.waiting.append(task)
+        return [] if self.busy else self._begin()
+
+    def ended(self) -> list[FromThread]:
+        """The task has ended: begin the next one."""
+        self.busy = False
+        return self._begin() if self.waiting else []
+
+    def _begin(self) -> list[FromThread]:
+        self.busy = True
+        outcomes: list[FromThread] = [*self.compute.start(self.waiting.popleft())]
+        return [*outcomes, (outcomes[-1][0] if outcomes else 0.0, TASK_ENDED)]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """See the module. `wake_at_s` is the true time of the tick that is in the queue of events, if any."""
+
+    number: int
+    name: str
+    clock: NodeClock
+    addresses: tuple[Address, ...]
+    machine: AnyMachine = NOBODY
+    thread: ComputeThread | None = None
+    life: int = 0
+    """Counts: one more when it is born, one more when it dies. What was meant for another life is lost."""
+    wake_at_s: float | None = None
+    exit: Exit | None = None
+    frozen_at_s: float | None = None
+    held: list[tuple[float, Any]] = field(default_factory=list)
+    """What came while it was frozen, and when."""
+    num_idle_ticks: int = 0
+    idle_at_s: float = -1.0
+
+    @property
+    def is_up(self) -> bool:
+        """Does it live?"""
+        return self.machine is not NOBODY and self.exit is None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """The time of a node's deadline has come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """What a node has decided and not yet done, because it was frozen in the middle."""
+
+    commands: list[Any]
+
+
+WAKE = Wake()

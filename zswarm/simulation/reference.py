@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from zswarm.clipping import clip_scale
 from zswarm.ids import Purpose, Stage, Step
 from zswarm.simulation.symbols import (
     Contribution,
@@ -14,7 +14,6 @@ from zswarm.simulation.symbols import (
     next_version,
     square_norm,
 )
-from zswarm.trainer.commit import NORM_EPSILON
 from zswarm.trainer.settings import CoordinatorSettings
 
 
@@ -62,10 +61,8 @@ def _step(settings: CoordinatorSettings, step: Step, path: tuple[int, ...], *, s
         for stage in range(settings.num_stages)
     )
     apply = all(is_finite(seed, Stage(stage), each) for stage, each in enumerate(contributions))
-    norm = math.sqrt(sum(square_norm(Stage(stage), each) for stage, each in enumerate(contributions)))
-    scale = 1.0
-    if apply and settings.grad_clip > 0:
-        scale = min(1.0, settings.grad_clip / (norm + NORM_EPSILON))
+    norms = [square_norm(Stage(stage), each) for stage, each in enumerate(contributions)]
+    scale = clip_scale(norms, settings.grad_clip)[0] if apply else 1.0
     return ReferenceStep(
         contributions=contributions,
         loss=sum(loss_sum(Purpose.TRAIN, step, index) for index in indices) / settings.num_targets,

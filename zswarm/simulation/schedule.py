@@ -6,36 +6,26 @@ once hides what a run with two of them finds.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from random import Random
 from typing import Any
 
 from zswarm.ids import Generation, RunId, Session
+from zswarm.limits import MAX_FAILED_WORKERS, STUCK_FIRST_S
+from zswarm.simulation.faults import LASTS_S, Fault, Strike, draw_strikes
 from zswarm.simulation.network import Weather
+from zswarm.simulation.poison import Poison
 from zswarm.simulation.symbolic import Pace
 from zswarm.trainer.settings import CoordinatorSettings
 from zswarm.wiring import POLICIES
 
 UNIT_BYTES = 1000
 HEARTBEAT_S = 1.0
-
-
-class Fault(StrEnum):
-    """What may go wrong in a schedule."""
-
-    LOSS = "loss"
-    DUPLICATION = "duplication"
-    REORDERING = "reordering"
-    STRAGGLING = "straggling"
-    SLOW_LINKS = "slow links"
-    SLOW_PAYLOADS = "slow payloads"
-    CROOKED_CLOCKS = "crooked clocks"
-    UNEVEN_WORKERS = "uneven workers"
-    FORGETFUL_WORKERS = "forgetful workers"
-    TIGHT_BROKERS = "tight brokers"
-    LATE_PROCESSES = "late processes"
-    INTERRUPTION = "interruption"
+CALM_FROM_S = 14.0
+RECOVERY_HEARTBEATS = 120.0
+"""Silence, an empty stage, a restore and unseen microbatches one after the other are a dozen; the longest wait before
+something is sent again, 31, may lie in front of each of the two last; the evaluation's is longer still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +57,18 @@ class Schedule:
     """When the user asks for the end, if ever."""
     codec_one_in: int
     """Of so many messages one goes through the wire codec."""
+    layers_per_stage: tuple[int, ...] = ()
+    """Empty for one each."""
+    checkpoint_every: int = 0
+    poisons: tuple[Poison, ...] = ()
+    strikes: tuple[Strike, ...] = ()
+    calm_from_s: float = 0.0
+    """From this time on no strike begins, and the effects of all of them are over."""
+
+    @property
+    def split(self) -> tuple[int, ...]:
+        """Layers of each stage."""
+        return self.layers_per_stage or (1,) * self.num_stages
 
     def settings(self) -> CoordinatorSettings:
         """Return what the coordinator is told."""
@@ -74,7 +76,7 @@ class Schedule:
             run=RunId(self.seed + 1),
             generation=Generation(1),
             first_session=Session(1),
-            layers_per_stage=(1,) * self.num_stages,
+            layers_per_stage=self.split,
             steps=self.steps,
             num_microbatches=self.num_microbatches,
             num_targets=self.num_microbatches,
@@ -84,29 +86,35 @@ class Schedule:
             wiring=self.wiring,
             window=self.window,
             unit_bytes=(UNIT_BYTES,) * self.num_stages,
-            configuration=b"{}",
+            configuration=json.dumps(self.split).encode(),
             workers_per_stage=self.workers_per_stage,
             brokers_per_stage=self.brokers_per_stage,
             heartbeat_s=HEARTBEAT_S,
-            silence_heartbeats=120,
+            checkpoint_every=self.checkpoint_every,
         )
 
     def time_limit_s(self) -> float:
         """Return how long the run may take at most, however unlucky: liveness is measured against it.
 
-        Once the network is fair: every job of the run one after the other at the slowest worker, twice
-        the slowest hop for every hop of every microbatch in a row, and ten heartbeats for every commit.
+        Once the network is fair and everything is up again: every job of the run one after the other at the slowest
+        worker, twice the slowest hop for every hop of every microbatch in a row, and ten heartbeats for every commit.
+        Faults cost their recovery on top of that: `RECOVERY_HEARTBEATS` after the last strike, and, since the run may
+        have to begin again from its first step then, nothing that was done before it counts.
         """
         job_s = 2.0 * self.pace.forward_s * self.slowness * (1.0 + self.pace.jitter)
         hop_s = 2.0 * self.weather.latency_high_s * self.weather.payload_factor * (1.0 + 2.0 * self.weather.jitter)
         hop_s += 2.0 * self.weather.transmit_s
         microbatches = self.steps * self.num_microbatches + 2 * self.num_held_out
         passes = 2 * self.num_stages * microbatches
-        return self.weather.fair_from_s + passes * (job_s + hop_s) + 10.0 * HEARTBEAT_S * (self.steps + 4)
+        work_s = passes * (job_s + hop_s) + 10.0 * HEARTBEAT_S * (self.steps + 4)
+        recovery_s = RECOVERY_HEARTBEATS * HEARTBEAT_S * min(1, len(self.strikes) + len(self.poisons))
+        # A device is given long, by the trainer and then by its own process.
+        recovery_s += 2 * STUCK_FIRST_S * sum(strike.fault is Fault.HANG for strike in self.strikes)
+        return max(self.weather.fair_from_s, self.calm_from_s) + work_s + recovery_s
 
     def as_json(self) -> dict[str, Any]:
         """Return what `from_json` takes: numbers and texts."""
-        return asdict(self) | {"faults": sorted(self.faults)}
+        return json.loads(json.dumps(asdict(self) | {"faults": sorted(self.faults)}))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Schedule:
@@ -117,6 +125,11 @@ class Schedule:
                 "faults": frozenset(map(Fault, fields["faults"])),
                 "weather": Weather(**fields["weather"]),
                 "pace": Pace(**fields["pace"]),
+                "layers_per_stage": tuple(fields.get("layers_per_stage", ())),
+                "poisons": tuple(Poison(**each) for each in fields.get("poisons", ())),
+                "strikes": tuple(
+                    Strike(**each | {"fault": Fault(each["fault"])}) for each in fields.get("strikes", ())
+                ),
             }
         )
 
@@ -128,33 +141,62 @@ def _learning_rate(step: int) -> float:
 def make_schedule(seed: int) -> Schedule:
     """Draw a schedule."""
     random = Random(f"schedule {seed}")
-    some = random.choice((0.15, 0.35, 0.6))
-    faults = frozenset(fault for fault in Fault if random.random() < some)
+    faults = _faults(random)
+    strikes = draw_strikes(faults, random)
     microbatches = random.choice((1, 2, 3, 3, 4, 4, 5, 6, 8, 16))
-    tight = Fault.TIGHT_BROKERS in faults
-    late = Fault.LATE_PROCESSES in faults
-    stages = random.choice((1, 2, 2, 2, 3, 4))
+    tight, late = Fault.TIGHT_BROKERS in faults, Fault.LATE_PROCESSES in faults
+    stages = random.choice((1, 2, 2, 2, 3) if strikes else (1, 2, 2, 2, 3, 4))
+    workers = random.choice((1, 2, 2, 2, 3, 4) if stages < 3 else (1, 1, 2, 2, 3))
+    steps = random.choice((2, 2, 2, 3, 3, 5)) if microbatches < 8 else 2
     return Schedule(
         seed=seed,
         faults=faults,
         num_stages=stages,
-        brokers_per_stage=random.choice((1, 1, 1, 2, 2, 3) if stages < 4 else (1, 1, 2)),
-        workers_per_stage=random.choice((1, 2, 2, 2, 3, 4) if stages < 3 else (1, 1, 2, 2, 3)),
-        late_brokers=random.randint(0, 3) if late else 0,
-        late_workers=random.randint(0, 3) if late else 0,
+        brokers_per_stage=random.choice((1, 1, 1, 2, 2, 3) if stages < 3 else (1, 1, 2)),
+        workers_per_stage=workers,
+        late_brokers=random.randint(0, 2) if late else 0,
+        late_workers=random.randint(0, 2) if late else 0,
         num_microbatches=microbatches,
-        steps=random.choice((2, 2, 2, 3, 3, 5)) if microbatches < 8 else 2,
+        steps=steps,
         num_held_out=random.choice((0, 0, 1, 3)),
         grad_clip=random.choice((0.0, 1.0, 1e9)),
         wiring=random.choice(sorted(POLICIES)),
         window=random.choice((0, 0, 1, 2, 8)),
         capacity_bytes=UNIT_BYTES * (random.randint(2, 8) if tight else 1000),
         weather=_weather(faults, random),
-        pace=_pace(faults, random),
-        slowness=random.choice((2.0, 5.0, 20.0)) if Fault.UNEVEN_WORKERS in faults else 1.0,
-        drains=random.random() < 0.3,
+        pace=_pace(faults, random, is_struck=bool(strikes)),
+        slowness=random.choice((2.0, 5.0, 10.0)) if Fault.UNEVEN_WORKERS in faults else 1.0,
+        drains=random.random() < 0.3 and not strikes,
         interrupted_at_s=random.uniform(0.0, 10.0) if Fault.INTERRUPTION in faults and random.random() < 0.3 else None,
         codec_one_in=50,
+        layers_per_stage=tuple(random.choice((1, 1, 2)) for _ in range(stages)),
+        checkpoint_every=random.choice((0, 1, 1, 2)),
+        poisons=_poisons(faults, random, stages=stages, workers=workers, microbatches=microbatches, steps=steps),
+        strikes=strikes,
+        calm_from_s=CALM_FROM_S if strikes or Fault.DISK in faults else 0.0,
+    )
+
+
+def _faults(random: Random) -> frozenset[Fault]:
+    """Draw a subset: of the weather and of the strikes each as many as it happens, now and then none of one sort."""
+    some, struck = random.choice((0.0, 0.15, 0.35, 0.6)), random.choice((0.0, 0.1, 0.1, 0.2, 0.4))
+    return frozenset(fault for fault in Fault if random.random() < (struck if fault in LASTS_S else some))
+
+
+def _poisons(
+    faults: frozenset[Fault], random: Random, *, stages: int, workers: int, microbatches: int, steps: int
+) -> tuple[Poison, ...]:
+    """Draw microbatches at which so few workers fail that the others can go on."""
+    if Fault.POISON not in faults or workers < 2:
+        return ()
+    return tuple(
+        Poison(
+            step=random.randrange(steps),
+            microbatch=random.randrange(microbatches),
+            stage=random.randrange(stages),
+            num_workers=random.randint(1, min(workers, MAX_FAILED_WORKERS) - 1),
+        )
+        for _ in range(random.choice((1, 1, 2)))
     )
 
 
@@ -170,14 +212,15 @@ def _weather(faults: frozenset[Fault], random: Random) -> Weather:
         straggle_s=random.choice((0.3, 1.0, 6.0)),
         in_order=Fault.REORDERING not in faults,
         payload_factor=random.choice((2.0, 5.0)) if Fault.SLOW_PAYLOADS in faults else 1.0,
-        fair_from_s=random.choice((5.0, 20.0, 40.0)),
+        fair_from_s=random.choice((5.0, 10.0, 10.0, 30.0)),
     )
 
 
-def _pace(faults: frozenset[Fault], random: Random) -> Pace:
+def _pace(faults: frozenset[Fault], random: Random, *, is_struck: bool) -> Pace:
+    """Where something strikes jobs take longer, or it would all be over before."""
     forgetful = Fault.FORGETFUL_WORKERS in faults
     return Pace(
-        forward_s=random.choice((0.005, 0.02)),
+        forward_s=random.choice((0.02, 0.05, 0.1) if is_struck else (0.005, 0.02)),
         jitter=random.choice((0.1, 1.0)),
         keep=random.choice((0.0, 0.5, 1.0)) if forgetful else 1.0,
         evict=random.choice((0.1, 0.5, 1.0)) if forgetful else 0.0,

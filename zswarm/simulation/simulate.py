@@ -40,7 +40,7 @@ def run(schedule: Schedule, *, listener: Listener | None = None) -> Report:
         num_events=swarm.num_events,
         virtual_s=swarm.now_s,
         counters=swarm.counters,
-        records=tuple(swarm.records),
+        records=tuple(swarm.disk.records),
         violation=violation,
     )
 

@@ -1,40 +1,27 @@
 """A worker's compute thread with symbols for tensors: tasks one after the other, each takes its time.
 
 It does what `stages.compute` does and as blindly: it adds to the accumulator whatever it is told to add,
-and applies what it is told to apply. Whether that was right is what the invariants look at. What no
+and applies and adopts what it is told to. Whether that was right is what the invariants look at. What no
 correct machine can ask for (a gradient that does not belong to the input, chunks of two rounds in one
-sum) is a Violation here.
+sum, a state that is of two versions) is a Violation here.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from random import Random
 from typing import assert_never
 
 from stages import tasks
-from zswarm.ids import JobKind, JobStatus, Purpose, Round, Stage
-from zswarm.messages import Key, Load, Parcel
-from zswarm.simulation.symbols import (
-    Activation,
-    Contribution,
-    Gradient,
-    Part,
-    Share,
-    fingerprint,
-    initial_version,
-    is_finite,
-    load,
-    loss_sum,
-    next_version,
-    square_norm,
-)
+from zswarm.ids import JobKind, JobStatus, Purpose, Stage
+from zswarm.messages import Key, Load
+from zswarm.simulation.poison import Poisons
+from zswarm.simulation.rounds import Rounds
+from zswarm.simulation.states import STATE_BYTES, Imports, content_of, range_of
+from zswarm.simulation.symbols import Activation, Contribution, Gradient, initial_version, load, loss_sum, next_version
 from zswarm.simulation.violation import require
-
-PART_BYTES = 64
-STATE_BYTES = 40
-STATE_RANGE_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +38,37 @@ class Pace:
     """Size of every activation and gradient."""
 
 
-class SymbolicCompute:
-    """See the module. `start` is called when the task before has ended."""
+UNITS = {JobKind.FORWARD: 1.0, JobKind.BACKWARD: 2.0, JobKind.FUSED: 3.0, JobKind.EVALUATE: 1.0}
+"""How long a job takes, in forwards."""
 
-    def __init__(self, pace: Pace, random: Random, *, seed: int) -> None:
+
+class SymbolicCompute:
+    """See the module. `start` is called when the task before has ended.
+
+    The configuration that Build brings is a JSON list, the number of layers of each stage.
+    """
+
+    def __init__(
+        self, pace: Pace, random: Random, *, seed: int, name: str = "worker", poisons: Poisons | None = None
+    ) -> None:
         self.version = 0
         self.accumulator: Counter[Contribution] = Counter()
         self.kept: dict[Key, tuple[Activation, int]] = {}
-        self.assembled: dict[Round, tuple[Contribution, ...]] = {}
-        """The result of the newest round, if it has one: there is room for one."""
-        self.applied: list[tuple[int, int]] = []
+        self.applied: list[tuple[int, int, int]] = []
+        """Each step that was applied since the parameters were made or adopted, with the version before and after."""
+        self.slowdown = 1.0
         self._pace = pace
         self._random = random
         self._seed = seed
+        self._name = name
+        self._poisons = poisons or Poisons(())
         self._stage = Stage(0)
         self._num_stages = 0
-        self._snapshots: dict[Round, Share] = {}
+        self._layers = range(0)
+        self.rounds = Rounds(Stage(0), seed=seed)
+        self.copy: int | None = None
+        """The version that Apply has kept for a checkpoint."""
+        self._imports = Imports()
 
     def start(self, task: tasks.Task) -> list[tuple[float, tasks.Outcome]]:
         """Begin a task: its outcomes and how many seconds from now each comes, the last at the task's end."""
@@ -80,42 +82,56 @@ class SymbolicCompute:
         pace = self._pace
         units = 0.1
         if isinstance(task, tasks.Run):
-            units = {JobKind.FORWARD: 1.0, JobKind.BACKWARD: 2.0, JobKind.FUSED: 3.0, JobKind.EVALUATE: 1.0}[task.kind]
-        elif isinstance(task, (tasks.Build, tasks.Apply)):
+            units = UNITS[task.kind]
+        elif isinstance(task, (tasks.Build, tasks.Apply, tasks.Adopt)):
             units = 1.0
-        return pace.forward_s * units * (1.0 + pace.jitter * self._random.expovariate(1.0))
+        return pace.forward_s * units * self.slowdown * (1.0 + pace.jitter * self._random.expovariate(1.0))
 
     def _carry_out(self, task: tasks.Task, took_s: float) -> list[tasks.Outcome]:
         match task:
-            case tasks.Build():
-                return [self._build(task)]
             case tasks.Run():
                 return self._run(task, took_s)
+            case tasks.Build():
+                return [self._build(task)]
             case tasks.Snapshot():
-                return [self._snapshot(task)]
+                return [self.rounds.snapshot(task, self.accumulator.elements())]
             case tasks.Sum():
-                return [self._sum(task)]
+                return [self.rounds.sum(task)]
             case tasks.Assemble():
-                return [self._assemble(task)]
+                return [self.rounds.assemble(task)]
             case tasks.Discard():
-                self._snapshots.pop(task.round, None)
-                self.assembled.pop(task.round, None)
+                self.rounds.discard(task.round)
                 return []
+            case tasks.Reset():
+                self._clear()
+                return [tasks.WasReset()]
             case tasks.Apply():
                 return [self._apply(task)]
             case tasks.Export():
                 return [self._export(task)]
+            case tasks.Import():
+                self._imports.put(task)
+                return []
+            case tasks.Adopt():
+                return [self._adopt()]
             case _:
                 assert_never(task)
-
-    def _build(self, task: tasks.Build) -> tasks.Built:
-        self._stage, self._num_stages = task.stage, task.num_stages
-        self.version = initial_version(self._seed, task.stage)
-        return tasks.Built(num_parameters=100, first_layer=task.stage, num_layers=1, parameter_digest=self.version)
 
     # -- jobs ----------------------------------------------------------------------------------------
 
     def _run(self, task: tasks.Run, took_s: float) -> list[tasks.Outcome]:
+        if not self._poisons.raises(self._name, self._stage, task.key):
+            return self._compute(task, took_s)
+        failed = tasks.Failed(layer=f"layer {self._layers[0]}", text="it is poisoned", lease=task.lease)
+        if self._random.random() < 0.5:
+            return [*self._compute(task, took_s)[:-1], failed]
+        if task.accumulate:
+            # Raised in the middle: what has been added until then stays in the accumulator.
+            _, step, _, microbatch, _ = task.key
+            self.accumulator[Contribution(step, microbatch, (), ())] += 1
+        return [failed]
+
+    def _compute(self, task: tasks.Run, took_s: float) -> list[tasks.Outcome]:
         if task.kind is JobKind.BACKWARD:
             return self._backward(task, took_s)
         assert task.x is not None, "only a backward may come without its input"
@@ -173,7 +189,7 @@ class SymbolicCompute:
         way_back = (*way_back, self.version)
         if task.accumulate:
             self.accumulator[Contribution(x.step, x.microbatch, path, way_back)] += 1
-        if self._stage == 0:
+        if self._stage == 0 or not task.emit:
             return []
         dx = Gradient(x.step, x.microbatch, path, way_back)
         return [tasks.Emitted(lease=task.lease, dx=load(dx, self._pace.unit_bytes))]
@@ -199,91 +215,56 @@ class SymbolicCompute:
             compute_s=took_s,
         )
 
-    # -- rounds --------------------------------------------------------------------------------------
+    # -- parameters ----------------------------------------------------------------------------------
 
-    def _num_chunks(self, shard: int, num_shards: int) -> int:
-        return 1 + (shard + num_shards + self._stage) % 3
-
-    def _parts(self, round_: Round, shard: int, num_shards: int, shares: tuple[Share, ...]) -> tuple[Load, ...]:
-        num_chunks = self._num_chunks(shard, num_shards)
-        return tuple(
-            load(Part(round_, shard, num_shards, chunk, num_chunks, shares), PART_BYTES) for chunk in range(num_chunks)
-        )
-
-    def _snapshot(self, task: tasks.Snapshot) -> tasks.Snapshotted:
-        contributions = tuple(sorted(self.accumulator.elements()))
-        share = Share(contributions, fingerprint(contributions))
-        self._snapshots[task.round] = share
-        shards = tuple(self._parts(task.round, shard, task.num_shards, (share,)) for shard in range(task.num_shards))
-        return tasks.Snapshotted(round=task.round, shards=shards)
-
-    def _sum(self, task: tasks.Sum) -> tasks.Summed:
-        num_shards = len(task.contributions)
-        shares: list[Share] = []
-        for chunks in task.contributions:
-            shares += self._check_parts(task.round, task.shard, num_shards, chunks)
-        require(
-            len(shares) == num_shards,
-            "I1",
-            f"{num_shards} participants send {len(shares)} shares of shard {task.shard}",
-        )
-        return tasks.Summed(
-            round=task.round, shard=task.shard, chunks=self._parts(task.round, task.shard, num_shards, tuple(shares))
-        )
-
-    def _assemble(self, task: tasks.Assemble) -> tasks.Assembled:
-        num_shards = len(task.shards)
-        sums = [self._check_parts(task.round, shard, num_shards, chunks) for shard, chunks in enumerate(task.shards)]
-        require(
-            all(shares == sums[0] for shares in sums), "I3", f"the shards of round {task.round} are of different sums"
-        )
-        contributions = tuple(sorted(c for share in sums[0] for c in share.contributions))
-        self.assembled = {task.round: contributions}
-        finite = is_finite(self._seed, self._stage, contributions)
-        return tasks.Assembled(
-            round=task.round,
-            digest=fingerprint([share.digest for share in sums[0]]),
-            finite=finite,
-            square_norm=square_norm(self._stage, contributions) if finite else 0.0,
-        )
-
-    def _check_parts(self, round_: Round, shard: int, num_shards: int, chunks: tuple[Load, ...]) -> tuple[Share, ...]:
-        """Return the shares that the chunks of one shard hold, after checking that they belong together."""
-        parts = [chunk.frames[0] for chunk in chunks]
-        expected = self._num_chunks(shard, num_shards)
-        require(
-            len(parts) == expected
-            and all(
-                isinstance(part, Part)
-                and part[:5] == (round_, shard, num_shards, place, expected)
-                and part.shares == parts[0].shares
-                for place, part in enumerate(parts)
-            ),
-            "I3",
-            f"shard {shard} of {num_shards} of round {round_} was put together from {parts}",
-        )
-        shares: tuple[Share, ...] = parts[0].shares
-        return shares
-
-    def _apply(self, task: tasks.Apply) -> tasks.Applied:
-        contributions = self.assembled.get(task.round)
-        require(contributions is not None, "I4", f"round {task.round} is applied and was never assembled")
-        assert contributions is not None
-        self.version = next_version(self.version, contributions, task.scale, task.lr, apply=task.apply)
-        self.applied.append((task.step, self.version))
+    def _clear(self) -> None:
         self.accumulator.clear()
         self.kept.clear()
-        self._snapshots.clear()
-        self.assembled.clear()
+        self.rounds.clear()
+
+    def _build(self, task: tasks.Build) -> tasks.Built:
+        split = json.loads(task.configuration)
+        first = sum(split[: task.stage])
+        self._stage, self._num_stages = task.stage, task.num_stages
+        self._layers = range(first, first + split[task.stage])
+        self.rounds = Rounds(task.stage, seed=self._seed)
+        self._clear()
+        self.copy, self._imports = None, Imports()
+        self.version = initial_version(self._seed, task.stage)
+        self.applied = []
+        return tasks.Built(
+            num_parameters=100, first_layer=first, num_layers=len(self._layers), parameter_digest=self.version
+        )
+
+    def _apply(self, task: tasks.Apply) -> tasks.Applied:
+        contributions = self.rounds.assembled.get(task.round)
+        require(contributions is not None, "I4", f"round {task.round} is applied and was never assembled")
+        assert contributions is not None
+        before = self.version
+        self.version = next_version(before, contributions, task.scale, task.lr, apply=task.apply)
+        self.applied.append((task.step, before, self.version))
+        self._clear()
+        if task.snapshot:
+            self.copy = self.version
         return tasks.Applied(step=task.step, parameter_digest=self.version)
 
+    def _adopt(self) -> tasks.Adopted:
+        self.version = self._imports.adopt(self._layers)
+        self.applied = []
+        self._clear()
+        return tasks.Adopted(parameter_digest=self.version)
+
     def _export(self, task: tasks.Export) -> tasks.Exported:
-        content = (self.version.to_bytes(8, "little") * STATE_BYTES)[:STATE_BYTES]
-        chunk = content[task.offset_bytes : task.offset_bytes + STATE_RANGE_BYTES]
+        version = self.version
+        if task.from_snapshot:
+            require(self.copy is not None, "I3", f"{self._name} exports a copy that it has not kept")
+            assert self.copy is not None
+            version = self.copy
+        require(task.layer in self._layers, "I3", f"{self._name} exports layer {task.layer}, not one of its own")
         return tasks.Exported(
             part=task.part,
             layer=task.layer,
             offset_bytes=task.offset_bytes,
-            total_bytes=len(content),
-            load=Load(parcel=Parcel(tensors=(), size_bytes=len(chunk), crc=0), frames=(chunk,)),
+            total_bytes=STATE_BYTES,
+            load=range_of(content_of(version, task.part, task.layer), task.offset_bytes),
         )

@@ -11,6 +11,10 @@ class Violation(Exception):
         self.rule = rule
         self.text = text
 
+    def __reduce__(self) -> tuple[type[Violation], tuple[str, str]]:
+        """Let it go from one process to another."""
+        return Violation, (self.rule, self.text)
+
 
 def require(condition: object, rule: str, text: str) -> None:
     """Raise Violation unless `condition` holds."""

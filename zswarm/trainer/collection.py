@@ -1,13 +1,18 @@
-"""Fetching the final parameters from the workers, layer by layer, one worker per stage.
+"""Fetching the state of one step from the workers, layer by layer, for a checkpoint.
 
-Each Pull asks for the range that is missing; it is repeated until its State comes. A State that is not
-the one asked for is a duplicate.
+    per stage    layer 0: parameters, optimizer; layer 1: parameters, optimizer; ...
+
+While training goes on, each stage's part comes from the one worker that was asked to keep a copy of that
+step; if it leaves, there is no checkpoint of it. Of the last step any worker will do. Each Pull asks for the
+range that is missing; it is repeated until its State comes. A State that is not the one asked for is a
+duplicate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zswarm import limits
 from zswarm.ids import Branch, Role, Session, Stage, StatePart, Step
 from zswarm.machine import Send
 from zswarm.membership import Header
@@ -16,12 +21,14 @@ from zswarm.patience import patience
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import Store
 
+PARTS = tuple(StatePart)
+
 
 @dataclass(slots=True)
 class Cursor:
-    """How far one stage has been fetched."""
+    """How far one stage has been fetched: `file` counts layers and, within each, parts."""
 
-    layer: int
+    file: int
     end: int
     donor: Session | None = None
     offset_bytes: int = 0
@@ -30,47 +37,89 @@ class Cursor:
     num_beats: int = 0
     """Calls of `ask` since then."""
 
+    @property
+    def layer(self) -> int:
+        """The layer that is being fetched."""
+        return self.file // len(PARTS)
+
+    @property
+    def part(self) -> StatePart:
+        """The part of it."""
+        return PARTS[self.file % len(PARTS)]
+
 
 class Collection:
-    """See the module."""
+    """See the module. `donors` are the workers that keep a copy; None where everybody's present state is it."""
 
     def __init__(
-        self, roster: Roster, header: Header, *, version: tuple[Branch, Step], layers_per_stage: tuple[int, ...]
+        self,
+        roster: Roster,
+        header: Header,
+        *,
+        version: tuple[Branch, Step],
+        layers_per_stage: tuple[int, ...],
+        donors: dict[Stage, Session] | None,
     ) -> None:
         self._roster = roster
         self._header = header
-        self._version = version
+        self.version = version
+        self._donors = donors
         self._cursors: dict[Stage, Cursor] = {}
         first = 0
         for stage, count in enumerate(layers_per_stage):
-            self._cursors[Stage(stage)] = Cursor(first, first + count)
+            self._cursors[Stage(stage)] = Cursor(first * len(PARTS), (first + count) * len(PARTS))
             first += count
 
     @property
     def is_complete(self) -> bool:
-        """Has every layer been fetched?"""
-        return all(cursor.layer >= cursor.end for cursor in self._cursors.values())
+        """Has everything been fetched?"""
+        return all(cursor.file >= cursor.end for cursor in self._cursors.values())
+
+    @property
+    def lost_donor(self) -> Session | None:
+        """Return a worker whose copy is still needed and that has left, or does not give it."""
+        for stage, session in (self._donors or {}).items():
+            cursor = self._cursors[stage]
+            is_gone = session not in self._roster.records or cursor.num_asked > limits.MAX_ASKED
+            if cursor.file < cursor.end and is_gone:
+                return session
+        return None
 
     def ask(self) -> list[Send]:
-        """Ask for what is missing, of stages whose workers hold the final parameters; to be called every heartbeat."""
+        """Ask for what is missing, of those who hold it by now; to be called every heartbeat."""
         sends = []
         for stage, cursor in self._cursors.items():
-            donor = next((w for w in self._roster.of(Role.WORKER, stage) if w.version == self._version), None)
+            donor = self._donor(stage, cursor)
             cursor.num_beats += 1
-            is_due = cursor.num_asked == 0 or cursor.num_beats > patience(1, cursor.num_asked)
-            if donor is not None and cursor.layer < cursor.end and is_due:
-                cursor.donor = donor.session
+            if donor is None or cursor.file >= cursor.end:
+                continue
+            if donor.session != cursor.donor:
+                cursor.donor, cursor.offset_bytes, cursor.num_asked = donor.session, 0, 0
+            if cursor.num_asked == 0 or cursor.num_beats > patience(1, cursor.num_asked):
                 sends.append(self._pull(donor, cursor))
         return sends
 
+    def _donor(self, stage: Stage, cursor: Cursor) -> Record | None:
+        able = [
+            w
+            for w in self._roster.of(Role.WORKER, stage)
+            if (w.is_ready and w.version == self.version)
+            or (self._donors is not None and w.is_ready and w.version > self.version)
+        ]
+        wanted = cursor.donor if self._donors is None else self._donors.get(stage)
+        for worker in able:
+            if worker.session == wanted:
+                return worker
+        return able[0] if able and self._donors is None else None
+
     def _pull(self, donor: Record, cursor: Cursor) -> Send:
-        branch, step = self._version
+        branch, step = self.version
         cursor.num_asked, cursor.num_beats = cursor.num_asked + 1, 0
         message = Pull(
             **self._header,
             branch=branch,
             step=step,
-            part=StatePart.PARAMETERS,
+            part=cursor.part,
             layer=cursor.layer,
             offset_bytes=cursor.offset_bytes,
         )
@@ -80,15 +129,23 @@ class Collection:
         """Take a range and ask for the next."""
         donor = self._roster.records.get(message.session)
         cursor = self._cursors.get(donor.stage) if donor is not None else None
-        if donor is None or cursor is None or message.session != cursor.donor:
+        if donor is None or cursor is None or message.session != cursor.donor or cursor.file >= cursor.end:
             return []
-        if (message.layer, message.offset_bytes) != (cursor.layer, cursor.offset_bytes):
+        if (message.branch, message.step) != self.version:
+            return []
+        if (message.part, message.layer, message.offset_bytes) != (cursor.part, cursor.layer, cursor.offset_bytes):
             return []
         store = Store(
-            layer=message.layer, offset_bytes=message.offset_bytes, total_bytes=message.total_bytes, load=load
+            branch=message.branch,
+            step=message.step,
+            part=message.part,
+            layer=message.layer,
+            offset_bytes=message.offset_bytes,
+            total_bytes=message.total_bytes,
+            load=load,
         )
         cursor.offset_bytes += message.parcel.size_bytes
         cursor.num_asked = 0
         if cursor.offset_bytes >= message.total_bytes:
-            cursor.layer, cursor.offset_bytes = cursor.layer + 1, 0
-        return [store] if cursor.layer >= cursor.end else [store, self._pull(donor, cursor)]
+            cursor.file, cursor.offset_bytes = cursor.file + 1, 0
+        return [store] if cursor.file >= cursor.end else [store, self._pull(donor, cursor)]

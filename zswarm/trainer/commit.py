@@ -8,26 +8,28 @@ When every stage is PREPARED the step commits: the decision is made durable firs
 workers, and repeated to each until it reports the next step. What is owned by whom is derived from the
 newest reports each time, never patched event by event. An optimizer step is taken once, by all stages,
 or by none: `apply` is false everywhere if one stage's gradient is not finite.
+
+A participant that is given up before all have prepared makes its round void: what it had counted is done
+again by others. Once all have prepared, its contribution is in the result that the others hold, and stays.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zswarm import ledger
+from zswarm.clipping import clip_scale
 from zswarm.errors import RunFailed
 from zswarm.ids import Branch, Role, Round, Session, Stage, Step
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Abort, Commit, Prepare, Prepared
+from zswarm.trainer.recovery import Recovered
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import Append, CoordinatorSettings
-
-NORM_EPSILON = 1e-6
-"""As in `torch.nn.utils.clip_grad_norm_`, so that clipping equals that of a plain loop."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,9 +79,32 @@ class Committer:
         self._num_rounds = 0
         self._commits: dict[Stage, Commit] = {}
         """Of the step before this one, for whoever has not applied it."""
-        self.members: frozenset[Session] = frozenset()
-        """The workers that took part in the last commit."""
-        self.num_aborted = 0
+        self.donors: dict[Stage, Session] = {}
+        """Who was asked to keep a copy of the present step's state for a checkpoint."""
+        if settings.recovered is not None:
+            self._take_up(settings.recovered)
+
+    def _take_up(self, recovered: Recovered) -> None:
+        self.branch, self.step = recovered.branch, recovered.step
+        last = recovered.commit
+        if last is None:
+            return
+        for stage, (number, digest) in last.rounds.items():
+            self._commits[stage] = Commit(
+                **self._header,
+                branch=self.branch,
+                step=last.step,
+                round=number,
+                digest=digest,
+                scale=last.scale,
+                lr=last.lr,
+                apply=last.apply,
+            )
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the pipeline."""
+        return self._settings.num_stages
 
     @property
     def version(self) -> tuple[Branch, Step]:
@@ -90,9 +115,31 @@ class Committer:
         """Return the bitmap of microbatches that some worker of the stage has counted in this step."""
         union = 0
         for worker in self._roster.of(Role.WORKER, stage):
-            if worker.version == self.version:
+            if worker.is_ready and worker.version == self.version:
                 union |= worker.ledger
         return union
+
+    def covered(self, stage: Stage) -> int:
+        """Return the bitmap of microbatches whose gradient is certain: counted, or in the round that is open."""
+        return self._full if stage in self._rounds else self.owned(stage)
+
+    def awaits_commit(self, worker: Record) -> bool:
+        """Does a worker hold the result of the last commit, which it has not applied yet?"""
+        commit = self._commits.get(worker.stage)
+        return (
+            commit is not None
+            and worker.is_ready
+            and worker.version == (commit.branch, commit.step)
+            and (worker.prepared == commit.round)
+        )
+
+    def is_conflict(self, worker: Record) -> bool:
+        """Has a worker counted what another one has counted too? A bug, if it ever has."""
+        return worker.version == self.version and any(
+            other.ledger & worker.ledger
+            for other in self._roster.of(Role.WORKER, worker.stage)
+            if other is not worker and other.version == self.version
+        )
 
     def consider(self) -> list[Send | Append]:
         """Open the rounds of stages that have counted everything."""
@@ -104,13 +151,13 @@ class Committer:
         return commands
 
     def _open(self, stage: Stage) -> list[Send | Append]:
-        workers = [w for w in self._roster.of(Role.WORKER, stage) if w.is_ready]
+        workers = [
+            w
+            for w in self._roster.of(Role.WORKER, stage)
+            if (w.is_ready and w.version == self.version) or self.awaits_commit(w)
+        ]
         ledgers = {w.session: w.ledger if w.version == self.version else 0 for w in workers}
-        if sum(bitmap.bit_count() for bitmap in ledgers.values()) != self._settings.num_microbatches:
-            raise RunFailed(
-                f"step {self.step}, stage {stage}: a microbatch was counted by two workers "
-                f"({ {s: list(ledger.members(b)) for s, b in ledgers.items()} }); the step is not committed"
-            )
+        assert sum(bitmap.bit_count() for bitmap in ledgers.values()) == self._settings.num_microbatches
         self._num_rounds += 1
         number = Round((int(self._header["generation"]) << 32) + self._num_rounds)
         opened = self._rounds[stage] = OpenRound(round=number, stage=stage, ledgers=ledgers)
@@ -131,12 +178,12 @@ class Committer:
     def reported(self, worker: Record) -> list[Send | Append]:
         """A worker's report is new: does it contradict its round, does it need to be told something again?"""
         opened = self._rounds.get(worker.stage)
-        if worker.version < self.version and (commit := self._commits.get(worker.stage)) is not None:
-            return [Send(peer=worker.peer, message=commit)] if worker.version[1] == commit.step else []
+        if self.awaits_commit(worker):
+            return [Send(peer=worker.peer, message=self._commit_for(worker))]
         if opened is None or worker.session not in opened.ledgers or worker.version != self.version:
             return []
-        if worker.ledger != opened.ledgers[worker.session]:
-            return self._abort(opened, f"worker {worker.node} reports another ledger")
+        if worker.ledger != opened.ledgers[worker.session] and not opened.is_prepared:
+            return self._abort(opened, f"{worker.node} reports another ledger")
         if worker.session not in opened.prepared and opened.asked_at[worker.session] != worker.version:
             return [self._prepare(opened, worker)]
         return []
@@ -164,13 +211,23 @@ class Committer:
             if worker.session in opened.ledgers and worker.session not in opened.prepared
         ]
 
+    def given_up(self, worker: Record) -> list[Send | Append]:
+        """A worker has left the roster: its round is void, unless all of it have prepared."""
+        opened = self._rounds.get(worker.stage)
+        if opened is None or worker.session not in opened.ledgers or opened.is_prepared:
+            return []
+        return self._abort(opened, f"{worker.node} took part in it and is gone")
+
+    def roll_back(self, step: Step) -> None:
+        """Begin a new branch at a step; every round is void."""
+        self.branch, self.step = Branch(self.branch + 1), step
+        self._rounds, self._commits, self.donors = {}, {}, {}
+
     def _abort(self, opened: OpenRound, reason: str) -> list[Send | Append]:
         del self._rounds[opened.stage]
-        self.num_aborted += 1
         record = {"event": "abort", "step": self.step, "stage": opened.stage, "round": opened.round, "reason": reason}
         message = Abort(**self._header, branch=self.branch, step=self.step, round=opened.round)
-        participants = [w for w in self._roster.of(Role.WORKER, opened.stage) if w.session in opened.ledgers]
-        return [Append(record=record), *(Send(peer=worker.peer, message=message) for worker in participants)]
+        return [Append(record=record), *(Send(peer=w.peer, message=message) for w in self._participants([opened]))]
 
     def prepared(self, message: Prepared) -> list[Send | Append]:
         """A participant holds the result of its stage's round."""
@@ -185,36 +242,46 @@ class Committer:
         if opened.prepared and opened.result.digest != message.digest:
             return self._abort(opened, f"session {message.session} holds another result")
         opened.prepared[message.session] = message
+        self._roster.records[message.session].prepared = message.round
         return []
 
     # -- the decision --------------------------------------------------------------------------------
 
-    def decide(self) -> tuple[Decision, list[Send | Append]] | None:
-        """Commit the step if every stage is prepared: the decision, and what makes it true."""
+    def decide(self, *, with_snapshot: bool = False) -> tuple[Decision, list[Send | Append]] | None:
+        """Commit the step if every stage is prepared: the decision, and what makes it true.
+
+        With `with_snapshot` one live participant of each stage is asked to keep a copy of the new state.
+        """
         rounds = [self._rounds.get(Stage(stage)) for stage in range(self._settings.num_stages)]
         ready = [opened for opened in rounds if opened is not None and opened.is_prepared]
         if len(ready) < len(rounds):
             return None
         decision = self._decision(ready)
         self._commits = {opened.stage: self._commit(opened, decision) for opened in ready}
+        participants = list(self._participants(ready))
+        self.donors = {worker.stage: worker.session for worker in reversed(participants)} if with_snapshot else {}
         append = Append(record=self._record(ready, decision), durable=True)
         self.step = Step(self.step + 1)
         self._rounds = {}
-        self.members = frozenset(session for opened in ready for session in opened.ledgers)
-        sends = [Send(peer=worker.peer, message=self._commits[worker.stage]) for worker in self._participants(ready)]
+        sends = [Send(peer=worker.peer, message=self._commit_for(worker)) for worker in participants]
         return decision, [append, *sends]
 
     def _participants(self, rounds: list[OpenRound]) -> Iterator[Record]:
+        """Those that are still there."""
+        records = self._roster.records
         for opened in rounds:
-            yield from (self._roster.records[session] for session in opened.ledgers)
+            yield from (records[session] for session in opened.ledgers if session in records)
+
+    def _commit_for(self, worker: Record) -> Commit:
+        commit = self._commits[worker.stage]
+        return replace(commit, snapshot=True) if self.donors.get(worker.stage) == worker.session else commit
 
     def _decision(self, rounds: list[OpenRound]) -> Decision:
         settings = self._settings
         apply = all(opened.result.finite for opened in rounds)
-        norm = math.sqrt(sum(opened.result.square_norm for opened in rounds)) if apply else math.nan
-        scale = 1.0
-        if apply and settings.grad_clip > 0:
-            scale = min(1.0, settings.grad_clip / (norm + NORM_EPSILON))
+        scale, norm = 1.0, math.nan
+        if apply:
+            scale, norm = clip_scale([opened.result.square_norm for opened in rounds], settings.grad_clip)
         losses = [math.nan if p.loss_sum is None else p.loss_sum for p in rounds[-1].prepared.values()]
         return Decision(
             step=self.step,
@@ -246,6 +313,7 @@ class Committer:
             "lr": decision.lr,
             "scale": decision.scale,
             "apply": decision.apply,
+            "snapshot": bool(self.donors),
             "grad_norm": decision.grad_norm if decision.apply else None,
             "stages": [
                 {

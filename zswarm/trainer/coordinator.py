@@ -3,81 +3,101 @@
 Theory of operation.
 
     GATHERING --enough workers and brokers--> TRAINING --last commit, last evaluation--> COLLECTING
-        |                                        |                                           |
-        +------- failure, interruption ----------+------------------ parameters here --------+--> CLOSING --> out
+        |                                     ^  |  ^                                     |   |
+        |            a stage is lost: go back +--+  +----- a stage is lost: go back ------+   |
+        |                                        |                                            |
+        +------- failure, interruption ----------+---------------- the model is safe ---------+--> CLOSING --> out
 
-It issues sessions and views (`roster`), lets microbatches in (`admission`), derives from the workers'
-reports what has been counted where and decides each optimizer step once for all stages (`commit`), and
-fetches the final parameters (`collection`). It holds no parameters and is off the data path but for
-token ids and losses. As the producer of stage 0 it has an outbox like any worker.
+It issues sessions and views (`roster`, `reception`), gives up who is silent, gone, stuck or cut off
+(`judgement`), lets microbatches in, and once more where they got lost (`supply`), derives from the workers'
+reports what has been counted where and decides each optimizer step once for all stages (`commit`), tells
+workers where their state is and goes back to a checkpoint where nobody has it (`restores`), and takes
+checkpoints (`archive`). It holds no parameters and is off the data path but for token ids and losses.
 
-Repeated until true: Welcome to every Register, View to whoever has an older one, Prepare, Commit, Pull,
-Attach, Stop. Ignored on purpose: sessions that it has not issued.
+Repeated until true: Welcome to every Register, View to whoever has an older one, Fence to whatever a session
+says that is not in the roster, Void, Restore, Prepare, Commit, Pull, Attach, Stop. What it must not forget is
+in the log before anybody is told: sessions, commits, rollbacks, and that a generation has begun.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
+from typing import TypeVar
 
-from zswarm import ledger, limits
+from zswarm import limits
 from zswarm.errors import RunFailed
 from zswarm.ids import (
     TRAINER,
-    Attempt,
-    Direction,
-    Purpose,
-    RejectCode,
+    Microbatch,
+    NodeId,
     Role,
+    Session,
     Stage,
+    Step,
 )
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Header
 from zswarm.messages import (
     Ack,
-    Attach,
     BrokerHeartbeat,
     Credit,
     Evaluated,
     Failure,
-    Forward,
-    HeartbeatAck,
+    Fence,
     Load,
     Message,
     Nack,
     Prepared,
+    Pull,
     Register,
-    Reject,
     State,
     Stop,
-    View,
-    Welcome,
     WorkerHeartbeat,
-    key_fields,
 )
 from zswarm.outbox import Outbox
 from zswarm.trainer.admission import Admission
-from zswarm.trainer.collection import Collection
+from zswarm.trainer.archive import Archive
 from zswarm.trainer.commit import Committer
+from zswarm.trainer.judgement import Judge
+from zswarm.trainer.reception import Reception, join_record
+from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import (
     Append,
     CoordinatorSettings,
     EvaluationDone,
+    Forsake,
     Interrupted,
+    Read,
     Sample,
     Sampled,
+    Seal,
+    Sealed,
     StepDone,
     Store,
+    Unreachable,
+    WasRead,
 )
-from zswarm.wiring import Random, make_wiring
+from zswarm.trainer.supply import Supply
+from zswarm.wiring import Random
 
-Event = Received | Tick | Sampled | Interrupted
-Command = Send | Sample | Append | Store | StepDone | EvaluationDone | Exit
+Event = Received | Tick | Sampled | Interrupted | Unreachable | Sealed | WasRead
+Command = Send | Sample | Append | Store | Seal | Forsake | Read | StepDone | EvaluationDone | Exit
 
+PING_HEARTBEATS = 0.5
+"""Between two messages to everybody, so that a lost connection is noticed; every other time the rest is repeated."""
+ALERT_HEARTBEATS = 8.0
+"""How long every report is looked at after a loss: until what it has cost is noticed, voided and on its way."""
 STOP_HEARTBEATS = 0.25
 """Between two repetitions of Stop while the run is closing."""
 CLOSING_HEARTBEATS = 1.0
 """How long the end waits for processes to say that they have stopped."""
+
+
+SIGNS_OF_LIFE = (WorkerHeartbeat, BrokerHeartbeat, Failure, Stop)
+"""What comes over the link that the trainer answers on: who is heard only as a broker of stage 0 may never hear it."""
+Heartbeat = TypeVar("Heartbeat", WorkerHeartbeat, BrokerHeartbeat)
 
 
 class Phase(Enum):
@@ -98,21 +118,42 @@ class Coordinator:
         self.phase = Phase.GATHERING
         self.roster = Roster(num_stages=settings.num_stages, first_session=settings.first_session)
         self.committer = Committer(settings, self.roster, self._header)
-        self.admission = Admission(settings)
-        self.outbox = Outbox(
-            wiring=make_wiring(settings.wiring, random), resend_s=limits.RESEND_HEARTBEATS * settings.heartbeat_s
-        )
-        self._collection: Collection | None = None
+        self.reception = Reception(settings, self.roster, self.committer, self._header)
+        self.supply = Supply(settings, self.roster, self.committer, self._header, random=random)
+        self.judge = Judge(self.roster, num_stages=settings.num_stages, heartbeat_s=settings.heartbeat_s)
+        self.archive = Archive(settings, self.roster, self._header)
+        self.restorer = Restorer(self.roster, self.committer, self._header, heartbeat_s=settings.heartbeat_s)
+        self._failures: dict[tuple[Stage, Microbatch], dict[Session, NodeId]] = {}
+        """Of this step: the sessions that have failed at a microbatch, each of which ended with that, and their nodes."""
+        self._is_stirred = True
+        """Something has happened that may leave a worker without its state or a microbatch without anybody."""
+        self._alert_until_s = float("-inf")
+        """After a loss every report is looked at, not only every heartbeat."""
+        self._has_begun = False
+        self._num_beats = 0
         self._beat_at_s = float("-inf")
         self._exit: Exit | None = None
         self._close_at_s = float("inf")
+
+    @property
+    def admission(self) -> Admission:
+        """What is in the pipeline."""
+        return self.supply.admission
+
+    @property
+    def outbox(self) -> Outbox:
+        """What is on its way to stage 0."""
+        return self.supply.outbox
 
     # -- the machine's interface ---------------------------------------------------------------------
 
     def next_deadline_s(self) -> float:
         """Return when something is to be repeated."""
-        resend_at_s = self.outbox.next_deadline_s() if self._exit is None else None
-        return min(self._beat_at_s, self._close_at_s, resend_at_s if resend_at_s is not None else float("inf"))
+        if self._exit is not None:
+            return min(self._beat_at_s, self._close_at_s)
+        resend_at_s = self.outbox.next_deadline_s()
+        resend_at_s = float("inf") if resend_at_s is None else resend_at_s
+        return min(self._beat_at_s, self.judge.next_deadline_s(), resend_at_s)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""
@@ -122,22 +163,64 @@ class Coordinator:
             return self._close(Exit(code=1, text=str(error)), now)
 
     def _handle(self, event: Event, now: float) -> list[Command]:
-        commands: list[Command] = []
+        commands = self._begin(now) if not self._has_begun else []
+        if now >= self._beat_at_s:
+            self._excuse_own_silence(now)
         match event:
             case Received():
                 commands += self._received(event, now)
             case Sampled():
-                commands += self._sampled(event, now)
+                # Nothing is decided between several of them: they are of one moment.
+                return [*commands, *self.supply.sampled(event, now)]
             case Interrupted():
                 commands += self._close(Exit(code=130, text="interrupted"), now)
-            case Tick():
+            case Unreachable():
+                self._unreachable(event, now)
+            case Sealed() if self._exit is None:
+                commands += self.archive.sealed(event)
+            case WasRead() if self._exit is None:
+                commands += self.archive.was_read(event)
+            case _:
                 pass
         if now >= self._beat_at_s:
             commands += self._beat(now)
         if self._exit is not None:
             return commands + self._leave_if_alone(now)
+        commands += self._judge(now)
         commands += self.outbox.resend_due(now)
         return commands + self._advance(now)
+
+    def _begin(self, now: float) -> list[Command]:
+        """Write down that this generation has begun, before it says a word."""
+        self._has_begun = True
+        settings, recovered = self._settings, self._settings.recovered
+        if recovered is not None:
+            for member in recovered.members:
+                self.roster.take_over(member, now)
+            self.supply.take_up()
+            if self.committer.version > (0, 0):
+                self.phase = Phase.TRAINING
+            self.roster.note_loss(now)
+            self._alert(now)
+        start = {
+            "event": "start",
+            "run": f"{settings.run:016x}",
+            "generation": settings.generation,
+            "stages": settings.num_stages,
+            "split": list(settings.layers_per_stage),
+            "workers": [settings.workers_per_stage] * settings.num_stages,
+            "brokers": [settings.brokers_per_stage] * settings.num_stages,
+            "steps": settings.steps,
+            "num_microbatches": settings.num_microbatches,
+        }
+        records = [Append(record=start, durable=True)]
+        if (found := settings.checkpoint) is not None and (recovered is None or recovered.checkpoint != found):
+            # It was complete before the log could say so.
+            record = {"event": "checkpoint", "branch": found[0], "step": found[1]}
+            records.append(Append(record=record, durable=True))
+        # Whoever an earlier generation knew is told at once: up to a heartbeat may pass before it speaks by itself.
+        views = [self.reception.view(record) for record in self.roster.records.values()]
+        return [*records, *views, *self.supply.adopt_brokers(now)]
 
     def _advance(self, now: float) -> list[Command]:
         """Do whatever has become possible."""
@@ -147,33 +230,25 @@ class Coordinator:
             workers=settings.workers_per_stage, brokers=settings.brokers_per_stage
         ):
             self.phase = Phase.TRAINING
-            commands.append(Append(record=self._start_record(), durable=True))
         if self.phase is Phase.TRAINING:
             commands += self.committer.consider()
-            commands += self._commit(now)
-            commands += self.admission.admit(step=self.committer.step, window=self._window())
+            commands += self._commit()
+            if self._is_stirred or now < self._alert_until_s:
+                commands += self.supply.look(now)
+            commands += [*self.supply.replay(), *self.supply.admit(now)]
             if self.committer.step == settings.steps and self.admission.is_evaluated(self.committer.step):
-                commands += self._collect()
-        if self._collection is not None and self._collection.is_complete:
-            commands += self._close(Exit(code=0, text="all steps are done"), now)
+                self.phase = Phase.COLLECTING
+                commands += self.archive.begin(self.committer.version, None)
+        if self.phase is Phase.COLLECTING and self.archive.newest == self.committer.version:
+            return commands + self._close(Exit(code=0, text="all steps are done"), now)
+        if self._is_stirred or now < self._alert_until_s:
+            self._is_stirred = False
+            if self.phase is Phase.TRAINING or (self.phase is Phase.COLLECTING and not self.archive.is_sealing):
+                commands += self._keep_state(now)
         return commands
 
-    def _window(self) -> int:
-        return self._settings.window or limits.PREFETCH * sum(1 for _ in self.roster.workers())
-
-    def _start_record(self) -> dict[str, object]:
-        settings = self._settings
-        return {
-            "event": "start",
-            "run": f"{settings.run:016x}",
-            "generation": settings.generation,
-            "stages": settings.num_stages,
-            "split": list(settings.layers_per_stage),
-            "workers": [len(self.roster.of(Role.WORKER, Stage(s))) for s in range(settings.num_stages)],
-            "brokers": [len(self.roster.of(Role.BROKER, Stage(s))) for s in range(settings.num_stages)],
-            "steps": settings.steps,
-            "num_microbatches": settings.num_microbatches,
-        }
+    def _alert(self, now: float) -> None:
+        self._alert_until_s = now + ALERT_HEARTBEATS * self._settings.heartbeat_s
 
     # -- messages ------------------------------------------------------------------------------------
 
@@ -181,156 +256,102 @@ class Coordinator:
         message = event.message
         if isinstance(message, Register):
             return self._register(message, event, now)
-        record = self.roster.records.get(message.session)
-        if record is None or message.run != self._settings.run:
+        if message.run != self._settings.run:
             return []
-        record.heard_at_s = now
-        if record.refusal:
-            reject = Reject(**self._header, code=RejectCode.NOT_NEEDED, text=record.refusal)
-            return [Send(peer=event.peer, message=reject)]
+        record = self.roster.records.get(message.session)
+        if record is None:
+            return [Send(peer=event.peer, message=Fence(**self._header, fenced=message.session))]
+        if isinstance(message, SIGNS_OF_LIFE):
+            record.heard_at_s, record.is_silent = now, False
         match message:
             case WorkerHeartbeat():
-                record.peer = event.peer
-                return self._heartbeat(record, message)
+                record.peer, record.gone_at_s = event.peer, None
+                return self._heartbeat(record, self._of_this_generation(message), now)
             case BrokerHeartbeat():
-                record.peer, record.sent_bytes = event.peer, max(record.sent_bytes, message.sent_bytes)
-                return [*self._answer(record, message.view)]
+                record.peer, record.gone_at_s = event.peer, None
+                message = self._of_this_generation(message)
+                record.note(message, now)
+                return self._answer(record, message.view)
             case Prepared() if self._exit is None:
                 return [*self.committer.prepared(message)]
-            case Evaluated():
-                return self._evaluated(message, event)
+            case Evaluated() if self._exit is None:
+                return [*self.supply.evaluated(message, event.peer, now)]
             case Ack():
                 return [*self.outbox.acknowledge(message, now)]
             case Nack():
                 return [*self.outbox.refuse(message, now)]
             case Credit():
                 return [*self.outbox.update_room(message.session, message.room, now)]
-            case State() if self._collection is not None:
-                return [*self._collection.received(message, Load(parcel=message.parcel, frames=event.frames))]
-            case Failure():
-                where = f"stage {message.stage}" + (f", {message.layer}" if message.layer else "")
-                raise RunFailed(f"{record.node} ({where}): {message.text}")
+            case State():
+                return [*self.archive.received(message, Load(parcel=message.parcel, frames=event.frames))]
+            case Pull():
+                return [*self.archive.pulled(message, event.peer, self.committer.version)]
+            case Failure() if self._exit is None:
+                return self._failed(record, message)
             case Stop():
                 if self._exit is None:
-                    raise RunFailed(f"{record.node} (stage {record.stage}) has left; what it had counted is lost")
+                    return self._give_up(record.session, "it has left", now)
                 record.has_left = True
                 return []
             case _:
                 return []
 
     def _register(self, message: Register, event: Received, now: float) -> list[Command]:
-        settings = self._settings
-        if (reason := self._refusal(message)) is not None:
-            code, text = reason
-            return [Send(peer=event.peer, message=Reject(**self._header, code=code, text=text))]
+        reject = self.reception.refusal(message, is_over=self._exit is not None)
+        if reject is not None:
+            return [Send(peer=event.peer, message=reject)]
+        if self.roster.is_late_copy(message):
+            return []
+        commands: list[Command] = []
+        before = self.roster.life_of(message.node)
+        if before is not None and before.boot_nonce != message.boot_nonce:
+            commands += self._give_up(before.session, "it has started again", now)
         record, is_new = self.roster.register(message, event.peer, now)
-        welcome = Welcome(
-            **self._header,
-            branch=self.committer.branch,
-            step=self.committer.step,
-            yours=record.session,
-            stage=record.stage,
-            num_stages=settings.num_stages,
-            heartbeat_s=settings.heartbeat_s,
-            unit_bytes=settings.unit_bytes[record.stage],
-            wiring=settings.wiring,
-            size_bytes=len(settings.configuration),
-        )
-        commands: list[Command] = [Send(peer=event.peer, message=welcome, frames=(settings.configuration,))]
         if is_new:
-            join = {
-                "event": "join",
-                "node": record.node,
-                "role": record.role.value,
-                "session": record.session,
-                "stage": record.stage,
-            }
-            commands += [Append(record=join), *self._view_changed(now)]
+            commands.append(Append(record=join_record(record), durable=True))
+        commands.append(self.reception.welcome(record, event.peer))
+        return commands + self._view_changed(now) if is_new else commands
+
+    def _heartbeat(self, record: Record, message: WorkerHeartbeat, now: float) -> list[Command]:
+        commands = self._answer(record, message.view)
+        before = (record.is_ready, record.version) if record.report else None
+        if not record.note(message, now) or self._exit is not None:
+            return commands
+        self._is_stirred |= (record.is_ready, record.version) != before
+        if record.is_ready:
+            self.committer.check_replica(record)
+        if self.committer.is_conflict(record):
+            return commands + self._resolve_conflict(record, now)
+        commands += self.committer.reported(record)
+        if record.stage == 0 and record.version == self.committer.version:
+            self.admission.counted(record.version[1], record.ledger)
         return commands
 
-    def _refusal(self, message: Register) -> tuple[RejectCode, str] | None:
-        if message.run not in (0, self._settings.run):
-            return RejectCode.WRONG_RUN, f"this trainer runs {self._settings.run:016x}, not {message.run:016x}"
-        num_addresses = 1 if message.role is Role.WORKER else 2
-        if len(message.addresses) != num_addresses:
-            return RejectCode.WRONG_RUN, f"a {message.role.value} has {num_addresses} addresses"
-        if (before := self.roster.known(message)) is not None:
-            return (RejectCode.NOT_NEEDED, before.refusal) if before.refusal else None
-        if message.role is Role.WORKER and self.committer.step > 0:
-            text = f"the run is at step {self.committer.step}: workers can join until the first step is committed"
-            return RejectCode.NOT_NEEDED, text
-        if self.phase in (Phase.COLLECTING, Phase.CLOSING):
-            return RejectCode.NOT_NEEDED, "the run is over"
-        if self.roster.is_full(message.role):
-            text = f"the run has all the {message.role.value}s that it can have: {limits.MAX_PARTICIPANTS} per stage"
-            return RejectCode.FULL, text
-        return None
+    def _of_this_generation(self, message: Heartbeat) -> Heartbeat:
+        """A view of an earlier generation is none of ours, whatever its number."""
+        return message if message.generation == self._header["generation"] else replace(message, view=0)
 
-    def _heartbeat(self, record: Record, message: WorkerHeartbeat) -> list[Command]:
-        commands: list[Command] = [*self._answer(record, message.view)]
-        record.sent_bytes = max(record.sent_bytes, message.sent_bytes)
-        if self._exit is None and record.note(message):
-            if record.is_ready:
-                self.committer.check_replica(record)
-            commands += self.committer.reported(record)
-            if record.stage == 0:
-                self.admission.counted(record.version[1], record.ledger)
-        return commands
-
-    def _answer(self, record: Record, view: int) -> list[Send]:
+    def _answer(self, record: Record, view: int) -> list[Command]:
         if self._exit is not None:
             return [Send(peer=record.peer, message=Stop(**self._header))]
-        if view < self.roster.view:
-            return [self._view(record)]
-        return [Send(peer=record.peer, message=HeartbeatAck(**self._header, view=self.roster.view))]
-
-    def _view(self, record: Record) -> Send:
-        message = View(
-            **self._header,
-            branch=self.committer.branch,
-            step=self.committer.step,
-            view=self.roster.view,
-            size_bytes=0,
-        )
-        return Send(peer=record.peer, message=message, frames=self.roster.members())
+        return [self.reception.answer(record, view)]
 
     def _view_changed(self, now: float) -> list[Command]:
         """Tell everybody; adopt the brokers of stage 0."""
-        brokers = self.roster.of(Role.BROKER, Stage(0))
-        self.outbox.set_brokers({b.session: b.addresses[1] for b in brokers})
-        views = [self._view(record) for record in self.roster.records.values() if not record.has_left]
-        return [*views, *self._attach(), *self.outbox.flush(now)]
+        return [*self.reception.views(), *self.supply.adopt_brokers(now)]
 
-    def _attach(self) -> list[Send]:
-        brokers = self.roster.of(Role.BROKER, Stage(0))
-        return [Send(peer=broker.addresses[1], message=Attach(**self._header)) for broker in brokers]
+    # -- steps ---------------------------------------------------------------------------------------
 
-    # -- microbatches --------------------------------------------------------------------------------
-
-    def _sampled(self, event: Sampled, now: float) -> list[Command]:
-        key = (self.committer.branch, event.step, event.purpose, event.microbatch, Attempt(0))
-        message = Forward(**self._header, **key_fields(key), route=(), parcel=event.load.parcel)
-        return [*self.outbox.put_forward(message, event.load.frames, now)]
-
-    def _evaluated(self, message: Evaluated, event: Received) -> list[Command]:
-        ack = Ack(**self._header, **key_fields(message.key), direction=Direction.LOSS, room=None)
-        commands: list[Command] = [Send(peer=event.peer, message=ack)]
-        if self._exit is not None or message.purpose is not Purpose.EVALUATE:
-            return commands
-        done = self.admission.evaluated(message)
-        if done is not None:
-            commands += [Append(record={"event": "evaluation", "step": done.step, "loss": done.loss}), done]
-        return commands
-
-    def _commit(self, now: float) -> list[Command]:
+    def _commit(self) -> list[Command]:
         if not self.admission.is_evaluated(self.committer.step):
             return []
-        decided = self.committer.decide()
+        decided = self.committer.decide(with_snapshot=self.archive.is_due(Step(self.committer.step + 1)))
         if decided is None:
             return []
         decision, commands = decided
-        self.outbox.drop_before(self.committer.branch, self.committer.step)
-        self.admission.counted(decision.step, ledger.full(self._settings.num_microbatches))
+        self.supply.committed(decision.step)
+        self._failures.clear()
+        self._is_stirred = True
         done = StepDone(
             step=decision.step,
             loss=decision.loss,
@@ -339,39 +360,100 @@ class Coordinator:
             num_in_flight=self.admission.num_in_flight,
             workers=tuple(len(self.roster.of(Role.WORKER, Stage(s))) for s in range(self._settings.num_stages)),
         )
-        return [*commands, done, *self._send_away_late(now)]
+        taken: list[Command] = []
+        if self.committer.donors:
+            taken += self.archive.begin(self.committer.version, self.committer.donors)
+        return [*commands, done, *taken]
 
-    def _send_away_late(self, now: float) -> list[Command]:
-        """Workers that came too late for the round just committed cannot get its parameters."""
-        late = [worker for worker in self.roster.workers() if worker.session not in self.committer.members]
+    def _resolve_conflict(self, worker: Record, now: float) -> list[Command]:
+        """Two live workers have counted the same microbatch. The rules make that impossible; this is the second wall."""
+        self.supply.replays.demand(worker.ledger)
+        return self._give_up(worker.session, "it has counted what another worker has counted", now)
+
+    def _failed(self, record: Record, message: Failure) -> list[Command]:
+        where = f"stage {message.stage}" + (f", {message.layer}" if message.layer else "")
+        error = RunFailed(f"{record.node} ({where}): {message.text}")
+        if message.microbatch is None:
+            raise error
+        if record.version != self.committer.version:
+            return []
+        failed = self._failures.setdefault((record.stage, message.microbatch), {})
+        failed[record.session] = record.node
+        num_workers = max(len(self.roster.of(Role.WORKER, record.stage)), self._settings.workers_per_stage)
+        if (
+            len(set(failed.values())) >= min(limits.MAX_FAILED_WORKERS, num_workers)
+            or len(failed) >= limits.MAX_FAILURES
+        ):
+            raise error
+        return []
+
+    # -- coming and going ----------------------------------------------------------------------------
+
+    def _unreachable(self, event: Unreachable, now: float) -> None:
+        for record in self.roster.records.values():
+            if record.peer == event.peer and record.gone_at_s is None:
+                record.gone_at_s = now
+
+    def _judge(self, now: float) -> list[Command]:
         commands: list[Command] = []
-        for worker in late:
-            reason = f"step {self.committer.step - 1} was committed before this worker was ready"
-            self.roster.send_away(worker.session, reason)
-            reject = Reject(**self._header, code=RejectCode.NOT_NEEDED, text=reason)
-            commands += [
-                Append(record={"event": "leave", "node": worker.node, "session": worker.session}),
-                Send(peer=worker.peer, message=reject),
-            ]
-        return commands + self._view_changed(now) if late else []
+        for session, reason in self.judge.verdicts(now):
+            if session in self.roster.records:
+                commands += self._give_up(session, reason, now)
+        return commands
+
+    def _give_up(self, session: Session, reason: str, now: float) -> list[Command]:
+        """Take a process out of the swarm: whatever it has counted and not prepared is void."""
+        record = self.roster.remove(session, now)
+        aborts = self.committer.given_up(record)
+        lost = record.ledger if record.version == self.committer.version else 0
+        leave = {
+            "event": "leave",
+            "node": record.node,
+            "role": record.role.value,
+            "session": session,
+            "stage": record.stage,
+            "reason": reason,
+            "lost": (lost & ~self.committer.covered(record.stage)).bit_count(),
+            "silent_s": round(now - record.heard_at_s, 3),
+        }
+        self._is_stirred = True
+        self._alert(now)
+        fence = Send(peer=record.peer, message=Fence(**self._header, fenced=session))
+        fences = [fence] if not record.is_silent else []
+        return [Append(record=leave, durable=True), *aborts, *fences, *self._view_changed(now)]
+
+    def _keep_state(self, now: float) -> list[Command]:
+        """Tell workers where their state is; go back if nobody has a stage's any more."""
+        checkpoint_step = self.archive.step
+        stage = self.restorer.lost_stage(now, checkpoint_step=checkpoint_step)
+        if stage is not None:
+            return self._roll_back(stage, now)
+        return [*self.restorer.orders(now, checkpoint_step=checkpoint_step)]
+
+    def _roll_back(self, stage: Stage, now: float) -> list[Command]:
+        step = self.archive.step or Step(0)
+        before = self.committer.step
+        abandoned = self.archive.roll_back()
+        self.committer.roll_back(step)
+        record = {
+            "event": "rollback",
+            "branch": self.committer.branch,
+            "step": step,
+            "reason": f"stage {stage} has no worker left that holds its parameters of step {before}",
+        }
+        self.phase = Phase.TRAINING
+        self.supply.roll_back(*self.committer.version)
+        self.restorer.begin()
+        self._failures.clear()
+        orders = self.restorer.orders(now, checkpoint_step=self.archive.step)
+        return [*abandoned, Append(record=record, durable=True), *self._view_changed(now), *orders]
 
     # -- the end -------------------------------------------------------------------------------------
-
-    def _collect(self) -> list[Command]:
-        self.phase = Phase.COLLECTING
-        self._collection = Collection(
-            self.roster,
-            self._header,
-            version=self.committer.version,
-            layers_per_stage=self._settings.layers_per_stage,
-        )
-        return [*self._collection.ask()]
 
     def _close(self, exit_: Exit, now: float) -> list[Command]:
         if self._exit is not None:
             return []
         self.phase = Phase.CLOSING
-        self._collection = None
         self._exit = exit_
         self._close_at_s = now + CLOSING_HEARTBEATS * self._settings.heartbeat_s
         self._beat_at_s = now + STOP_HEARTBEATS * self._settings.heartbeat_s
@@ -391,30 +473,22 @@ class Coordinator:
 
     def _beat(self, now: float) -> list[Command]:
         heartbeat_s = self._settings.heartbeat_s
-        if now - self._beat_at_s > heartbeat_s:
-            self._excuse_silence(now - self._beat_at_s)
         if self._exit is not None:
             self._beat_at_s = now + STOP_HEARTBEATS * heartbeat_s
             return [*self._stop_everybody()]
-        self._beat_at_s = now + heartbeat_s
-        self._expect_life(now)
-        commands: list[Command] = [*self._attach(), *self.committer.repeat()]
-        if self._collection is not None:
-            commands += self._collection.ask()
-        return commands
+        self._beat_at_s = now + PING_HEARTBEATS * heartbeat_s
+        self._num_beats += 1
+        self._is_stirred = True
+        if self._num_beats % 2:
+            return [*self.reception.pings()]
+        repeated = [*self.committer.repeat(), *self.supply.beat(now), *self.archive.beat()]
+        return [*repeated, *self.reception.pings()]
 
-    def _excuse_silence(self, stall_s: float) -> None:
+    def _excuse_own_silence(self, now: float) -> None:
         """We ourselves were not running: nobody else is to blame for what we did not hear."""
-        if stall_s != float("inf"):
-            for record in self.roster.records.values():
-                record.heard_at_s += stall_s
-
-    def _expect_life(self, now: float) -> None:
-        limit_s = self._settings.silence_heartbeats * self._settings.heartbeat_s
-        for record in self.roster.records.values():
-            silent_s = now - record.heard_at_s
-            if not record.has_left and silent_s > limit_s:
-                raise RunFailed(
-                    f"{record.node} (stage {record.stage}) has not been heard of for {silent_s:.0f} s; "
-                    f"the run ends after step {self.committer.step}"
-                )
+        stall_s = now - self._beat_at_s
+        if self._settings.heartbeat_s < stall_s < float("inf"):
+            self.roster.excuse(stall_s)
+            self.supply.excuse(stall_s)
+            self.restorer.excuse(stall_s)
+            self.judge.excuse(stall_s)

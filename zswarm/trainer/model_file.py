@@ -1,46 +1,116 @@
-"""The trained model as one safetensors file, put together from the workers' layers."""
+"""The trained model as one safetensors file, put together from the layers' files without holding them in memory.
+
+    8 bytes   length of the header, little-endian
+    header    JSON: name -> dtype, shape, data_offsets; padded with blanks to a multiple of 8
+    data      the tensors one after the other, no gaps
+
+Empty tensors come first, then those with the widest items, so that each lies where its items can be read in
+place.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from typing import Any, BinaryIO
 
 from zswarm.errors import RunFailed
 from zswarm.trainer.run_folder import replace_whole
-from zswarm.trainer.settings import Store
+
+MAX_HEADER_BYTES = 100_000_000
+"""The library's own bound."""
+COPIED_AT_ONCE_BYTES = 1 << 20
 
 
-class ModelFile:
-    """Collects the layers' ranges; each layer is a safetensors file of its own in memory."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tensor:
+    """One tensor, and where it lies."""
 
-    def __init__(self) -> None:
-        self._layers: dict[int, bytearray] = {}
+    name: str
+    dtype: str
+    shape: list[int]
+    path: Path
+    begin: int
+    """In the file."""
+    size_bytes: int
 
-    def store(self, range_: Store) -> None:
-        """Take one range; ranges of a layer come in their order."""
-        layer = self._layers.setdefault(range_.layer, bytearray())
-        del layer[range_.offset_bytes :]
-        for frame in range_.load.frames:
-            layer += frame
+    @property
+    def item_bytes(self) -> int:
+        """Size of one item, 0 for a tensor without any."""
+        return self.size_bytes // max(1, math.prod(self.shape))
 
-    def write(self, path: Path) -> None:
-        """Write all layers as one file, tensors named `layers.<index>.<parameter>`.
 
-        Raises:
-            RunFailed: a worker sent what is no safetensors file, or the file cannot be written.
+def write_model(path: Path, layers: Sequence[Path]) -> None:
+    """Write all layers as one file, tensors named `layers.<index>.<parameter>`.
 
-        """
-        tensors: dict[str, np.ndarray] = {}
-        for index, buffer in sorted(self._layers.items()):
-            try:
-                parameters = load(bytes(buffer))
-            except SafetensorError as error:
-                raise RunFailed(f"layer {index} came as what is no safetensors file: {error}") from None
-            tensors |= {f"layers.{index}.{name}": tensor for name, tensor in parameters.items()}
+    Raises:
+        RunFailed: a layer's file is none, or the model cannot be written.
+
+    """
+    tensors = []
+    for index, layer in enumerate(layers):
         try:
-            replace_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-        except SafetensorError as error:
-            raise RunFailed(f"{path}: cannot write the model: {error}") from None
+            tensors += _tensors_of(layer, prefix=f"layers.{index}.")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RunFailed(f"{layer}: is no safetensors file: {error}") from None
+    tensors.sort(key=lambda tensor: (tensor.size_bytes > 0, -tensor.item_bytes))
+    replace_whole(path, lambda temporary: _write(temporary, tensors))
+
+
+def _tensors_of(path: Path, *, prefix: str) -> list[_Tensor]:
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size_bytes - 8):
+            raise ValueError(f"a header of {length} bytes in a file of {size_bytes}")
+        header: dict[str, Any] = json.loads(file.read(length))
+    found = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        if not 0 <= begin <= end <= size_bytes - 8 - length:
+            raise ValueError(f"{name} lies outside of the file")
+        if not all(type(size) is int and size >= 0 for size in entry["shape"]):
+            raise ValueError(f"{name} has the shape {entry['shape']}")
+        found.append(
+            _Tensor(
+                name=prefix + name,
+                dtype=entry["dtype"],
+                shape=entry["shape"],
+                path=path,
+                begin=8 + length + begin,
+                size_bytes=end - begin,
+            )
+        )
+    return found
+
+
+def _write(path: Path, tensors: list[_Tensor]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.size_bytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as target:
+        target.write(len(text).to_bytes(8, "little"))
+        target.write(text)
+        for tensor in tensors:
+            with tensor.path.open("rb") as source:
+                source.seek(tensor.begin)
+                _copy(source, target, tensor.size_bytes)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
+    while size_bytes:
+        block = source.read(min(size_bytes, COPIED_AT_ONCE_BYTES))
+        if not block:
+            raise OSError(f"{source.name}: ends too early")
+        target.write(block)
+        size_bytes -= len(block)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from zswarm.config import RunConfig
 
 RECENT_STEPS = 8
@@ -14,10 +15,11 @@ RECENT_STEPS = 8
 
 
 class Pace:
-    """Times and losses of the steps of one run.
+    """Times and losses of the steps of one run, of which this process may have seen the last part only.
 
-    A step's duration is the time between its commit and the one before it. The first step has none: before
-    it came the start and the first evaluation. All times are seconds of one monotonic clock.
+    A step's duration is the time between its commit and the one before it. The first step of this process has none:
+    before it came the start and the first evaluation; nor has the first one after a rollback. All times are seconds of
+    one monotonic clock.
     """
 
     def __init__(self, config: RunConfig, *, now: float) -> None:
@@ -26,13 +28,29 @@ class Pace:
         self._tokens_per_sample = config.sequence_length
         self._steps = config.run.steps
         self._begun_at_s = now
-        self._committed_at_s: list[float] = []
+        self._earlier_wall_s = 0.0
         self._losses: list[float] = []
+        self._durations_s: list[float] = []
+        self._first_at_s: float | None = None
+        self._last_at_s: float | None = None
+
+    def take_up(self, losses: Sequence[float], *, wall_s: float) -> None:
+        """Go on after steps with these losses, which took earlier lives of the trainer so long."""
+        self._losses, self._earlier_wall_s = list(losses), wall_s
 
     def commit(self, loss: float, now: float) -> None:
-        """Note that a step with this mean loss has been committed."""
-        self._committed_at_s.append(now)
+        """Note that the next step, with this mean loss, has been committed."""
+        if self._first_at_s is None:
+            self._first_at_s = now
+        if self._last_at_s is not None:
+            self._durations_s.append(now - self._last_at_s)
+        self._last_at_s = now
         self._losses.append(loss)
+
+    def roll_back(self, step: int) -> None:
+        """Forget the losses of `step` and all later ones: they are committed anew."""
+        del self._losses[step:]
+        self._last_at_s = None
 
     @property
     def num_steps(self) -> int:
@@ -51,8 +69,8 @@ class Pace:
 
     def _typical_s(self, most: int) -> float | None:
         """Return the median duration of the last `most` steps."""
-        durations = [later - earlier for earlier, later in pairwise(self._committed_at_s[-most - 1 :])]
-        return statistics.median(durations) if durations else None
+        durations_s = self._durations_s[-most:]
+        return statistics.median(durations_s) if durations_s else None
 
     def _samples_per_s(self, most: int) -> float | None:
         typical_s = self._typical_s(most)
@@ -69,10 +87,11 @@ class Pace:
     ) -> dict[str, Any]:
         """Return the content of `summary.json`; rates are medians over the steps after the first, None without one.
 
-        `held_out_loss` is that before the first step and that after the last one.
+        `held_out_loss` is that before the first step and that after the last one. Steps, losses and `wall_s` are
+        those of the whole run; rates, `time_to_first_step_s` and `wire_bytes` those of the trainer's last life.
         """
         before, after = held_out_loss
-        samples_per_s = self._samples_per_s(self.num_steps)
+        samples_per_s = self._samples_per_s(len(self._durations_s))
         return {
             "steps": self.num_steps,
             "loss": self._losses,
@@ -80,8 +99,8 @@ class Pace:
             "held_out_loss_before": before,
             "samples_per_s": samples_per_s,
             "tokens_per_s": _times(samples_per_s, self._tokens_per_sample),
-            "wall_s": now - self._begun_at_s,
-            "time_to_first_step_s": self._committed_at_s[0] - self._begun_at_s if self._committed_at_s else None,
+            "wall_s": self._earlier_wall_s + now - self._begun_at_s,
+            "time_to_first_step_s": None if self._first_at_s is None else self._first_at_s - self._begun_at_s,
             "wire_bytes": wire_bytes,
             "stages": stages,
             "workers": workers,

@@ -1,18 +1,24 @@
 """Who is in the swarm: sessions, places, and what each process last said of itself.
 
 A process is known by its node and its boot nonce: the same pair gets the same session again however
-often it asks; a new nonce is a new life. The coordinator alone decides who is in; the view with the
-next number says so to everybody.
+often it asks; a new nonce of the same node is a new life, and the old one is over. The coordinator alone
+decides who is in; the view with the next number says so to everybody. A session that has been given up
+leaves the roster for good: it is never issued again, not by a later generation of the trainer either.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zswarm import ledger, limits
-from zswarm.ids import Address, Branch, NodeId, Peer, Role, Session, Stage, Step
-from zswarm.messages import Member, Register, WorkerHeartbeat
+from zswarm.ids import Address, Attempt, Branch, NodeId, Peer, Role, Round, Session, Stage, Step
+from zswarm.messages import BrokerHeartbeat, Member, Register, WorkerHeartbeat
+from zswarm.trainer.recovery import RecoveredMember
+
+ENDED_LIVES = 64
+"""Lives of one node that are remembered: a late copy of their Register must not end the present one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,79 +27,165 @@ class Record:
 
     session: Session
     node: NodeId
+    boot_nonce: int
     role: Role
     stage: Stage
     addresses: tuple[Address, ...]
     peer: Peer
     heard_at_s: float
+    is_silent: bool = False
+    """It is from the log of an earlier generation and has not spoken to this one."""
+    gone_at_s: float | None = None
+    """Since when the connection that it spoke over is known to be gone."""
     has_left: bool = False
-    refusal: str = ""
-    """Why it was sent away, to be said to it whenever it speaks; empty for everybody else."""
+    """It has said goodbye while the run is closing."""
     is_ready: bool = False
     report: int = 0
+    reported_at_s: float = float("-inf")
+    reported_view: int = 0
     version: tuple[Branch, Step] = (Branch(0), Step(0))
     ledger: int = 0
+    pending: int = 0
+    """Bitmap of microbatches of `version` that it will do something about; a broker's queued and leased ones."""
+    ahead: int = 0
+    """A broker's, of the step after it."""
+    voided: Attempt = Attempt(0)
+    prepared: Round = Round(0)
+    accused: tuple[Session, ...] = ()
+    busy_s: float = 0.0
+    job_s: float = 0.0
     parameter_digest: int = 0
     sent_bytes: int = 0
 
-    def note(self, message: WorkerHeartbeat) -> bool:
-        """Take over what a worker reports; False if a newer report is known."""
+    @property
+    def place(self) -> str:
+        """Say where it works, for people."""
+        return f"{self.node} (stage {self.stage})"
+
+    def note(self, message: WorkerHeartbeat | BrokerHeartbeat, now: float) -> bool:
+        """Take over what it reports; False if a newer report is known."""
+        self.sent_bytes = max(self.sent_bytes, message.sent_bytes)
         if message.report <= self.report:
             return False
-        self.report = message.report
-        self.is_ready = message.ready
+        self.report, self.reported_at_s = message.report, now
+        self.reported_view = message.view
         self.version = (message.branch, message.step)
-        self.ledger = ledger.from_bytes(message.ledger)
-        self.parameter_digest = message.parameter_digest
+        self.voided, self.accused = message.voided, message.accused
+        if isinstance(message, BrokerHeartbeat):
+            self.pending, self.ahead = ledger.from_bytes(message.active), ledger.from_bytes(message.ahead)
+            return True
+        self.is_ready = message.ready
+        self.ledger, self.pending = ledger.from_bytes(message.ledger), ledger.from_bytes(message.pending)
+        self.prepared, self.parameter_digest = message.prepared, message.parameter_digest
+        self.busy_s, self.job_s = message.busy_s, message.job_s
         return True
 
 
 class Roster:
-    """See the module."""
+    """See the module. `records` holds the live ones, sorted by session."""
 
     def __init__(self, *, num_stages: int, first_session: Session) -> None:
         self._num_stages = num_stages
         self._next_session = first_session
-        self._by_life: dict[tuple[NodeId, int], Session] = {}
+        self._by_node: dict[NodeId, Session] = {}
+        self._ended: dict[NodeId, deque[int]] = {}
+        self._places: dict[tuple[Role, Stage], dict[Session, Record]] = {}
         self.records: dict[Session, Record] = {}
         self.view = 1
+        self.lost_view = 0
+        """The view with which the last process left."""
+        self.lost_at_s = float("-inf")
         self._members: tuple[int, tuple[Member, ...]] = (1, ())
+        self._departed_bytes = 0
+        self.num_workers = 0
+        """Lives of workers that have ever joined in this generation."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Everything that all processes, also those that have left, say that they have put on the wire."""
+        return self._departed_bytes + sum(record.sent_bytes for record in self.records.values())
+
+    def take_over(self, member: RecoveredMember, now: float) -> None:
+        """Go on with a session of the log; it is silent until it speaks."""
+        self._add(
+            Record(
+                session=member.session,
+                node=member.node,
+                boot_nonce=member.boot_nonce,
+                role=member.role,
+                stage=member.stage,
+                addresses=member.addresses,
+                peer=member.addresses[0],
+                heard_at_s=now,
+                is_silent=True,
+            )
+        )
 
     def register(self, message: Register, peer: Peer, now: float) -> tuple[Record, bool]:
-        """Return the process's record and whether it is new."""
-        life = (message.node, message.boot_nonce)
-        session = self._by_life.get(life)
-        if session is not None:
-            record = self.records[session]
-            record.peer, record.heard_at_s = peer, now
-            return record, False
+        """Return the record of a process, and whether it is a new one; its node must have no other life here."""
+        known = self.known(message)
+        if known is not None:
+            known.peer, known.heard_at_s, known.gone_at_s = peer, now, None
+            return known, False
         session = self._next_session
         self._next_session = Session(session + 1)
         record = Record(
             session=session,
             node=message.node,
+            boot_nonce=message.boot_nonce,
             role=message.role,
-            stage=self._emptiest_stage(message.role),
+            stage=self._stage_for(message),
             addresses=message.addresses,
             peer=peer,
             heard_at_s=now,
         )
-        self._by_life[life] = session
-        self.records[session] = record
-        self.view += 1
+        self._add(record)
         return record, True
 
-    def known(self, message: Register) -> Record | None:
-        """Return the record of a process that has registered before."""
-        session = self._by_life.get((message.node, message.boot_nonce))
+    def _add(self, record: Record) -> None:
+        self.records[record.session] = record
+        self._by_node[record.node] = record.session
+        self._places.setdefault((record.role, record.stage), {})[record.session] = record
+        self.num_workers += record.role is Role.WORKER
+        self.view += 1
+
+    def life_of(self, node: NodeId) -> Record | None:
+        """Return the live record of a node."""
+        session = self._by_node.get(node)
         return self.records[session] if session is not None else None
 
-    def send_away(self, session: Session, reason: str) -> Record:
+    def known(self, message: Register) -> Record | None:
+        """Return the record of a life that has registered before."""
+        record = self.life_of(message.node)
+        return record if record is not None and record.boot_nonce == message.boot_nonce else None
+
+    def is_late_copy(self, message: Register) -> bool:
+        """Is this the Register of a life that has ended, while its node lives another one?"""
+        return message.boot_nonce in self._ended.get(message.node, ()) and message.node in self._by_node
+
+    def remove(self, session: Session, now: float) -> Record:
         """Take a process out of the swarm for good."""
-        record = self.records[session]
-        record.has_left, record.refusal = True, reason
+        record = self.records.pop(session)
+        del self._by_node[record.node]
+        del self._places[record.role, record.stage][session]
+        self._ended.setdefault(record.node, deque(maxlen=ENDED_LIVES)).append(record.boot_nonce)
+        self._departed_bytes += record.sent_bytes
         self.view += 1
+        self.note_loss(now)
         return record
+
+    def note_loss(self, now: float) -> None:
+        """Something may have been lost: the reports that count are those that know the present view."""
+        self.lost_view, self.lost_at_s = self.view, now
+
+    def _stage_for(self, message: Register) -> Stage:
+        """A new process goes where the fewest are; one that comes back, where it was, unless others are there and
+        nobody elsewhere."""
+        emptiest = self._emptiest_stage(message.role)
+        if message.stage is None or message.stage >= self._num_stages:
+            return emptiest
+        is_needed = self.of(message.role, emptiest) or not self.of(message.role, message.stage)
+        return message.stage if is_needed else emptiest
 
     def _emptiest_stage(self, role: Role) -> Stage:
         counts = [len(self.of(role, Stage(stage))) for stage in range(self._num_stages)]
@@ -106,19 +198,22 @@ class Roster:
 
     def of(self, role: Role, stage: Stage) -> list[Record]:
         """Return the processes of a role in a stage, sorted by session."""
-        return [r for r in self.records.values() if r.role is role and r.stage == stage and not r.has_left]
+        return list(self._places.get((role, stage), {}).values())
 
     def workers(self) -> Iterator[Record]:
         """Yield all workers, sorted by session."""
-        return (r for r in self.records.values() if r.role is Role.WORKER and not r.has_left)
+        return (r for r in self.records.values() if r.role is Role.WORKER)
 
     def has(self, *, workers: int, brokers: int) -> bool:
-        """Does every stage have that many workers, ready to compute, and brokers?"""
-        return all(
-            sum(w.is_ready for w in self.of(Role.WORKER, Stage(stage))) >= workers
-            and len(self.of(Role.BROKER, Stage(stage))) >= brokers
-            for stage in range(self._num_stages)
-        )
+        """Are there that many workers for each stage, ready to compute, and brokers, and no stage without either?
+
+        They need not be dealt evenly: some may have come back to their places after others had filled these.
+        """
+        stages = [Stage(stage) for stage in range(self._num_stages)]
+        ready = [sum(w.is_ready for w in self.of(Role.WORKER, stage)) for stage in stages]
+        present = [len(self.of(Role.BROKER, stage)) for stage in stages]
+        is_enough = sum(ready) >= workers * len(stages) and sum(present) >= brokers * len(stages)
+        return is_enough and min(ready) > 0 and min(present) > 0
 
     def members(self) -> tuple[Member, ...]:
         """Return the view's content, the same object as long as the view is the same."""
@@ -127,7 +222,14 @@ class Roster:
             content = tuple(
                 Member(member=r.session, node=r.node, role=r.role, stage=r.stage, addresses=r.addresses)
                 for r in self.records.values()
-                if not r.has_left
             )
             self._members = (self.view, content)
         return content
+
+    def excuse(self, stall_s: float) -> None:
+        """The trainer itself was not running: nobody else is to blame for what it did not hear meanwhile."""
+        self.lost_at_s += stall_s
+        for record in self.records.values():
+            record.heard_at_s += stall_s
+            if record.gone_at_s is not None:
+                record.gone_at_s += stall_s

@@ -6,36 +6,49 @@ import secrets
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from random import Random
+from time import monotonic, sleep
 from typing import Any
 
 from zswarm import limits
 from zswarm.config import RunConfig
 from zswarm.data import Source
-from zswarm.ids import Address, Generation, Purpose, Role, RunId, Session
+from zswarm.errors import RunFailed
+from zswarm.ids import Address, Generation, Purpose, RunId, Session
 from zswarm.lifeline import Lifeline
 from zswarm.loop import Loop
 from zswarm.machine import Exit
 from zswarm.schedule import learning_rate
+from zswarm.trainer.checkpoint_thread import CheckpointThread, Tidy
+from zswarm.trainer.checkpoints import Checkpoints
 from zswarm.trainer.coordinator import Coordinator
-from zswarm.trainer.model_file import ModelFile
+from zswarm.trainer.model_file import write_model
 from zswarm.trainer.progress import Progress
-from zswarm.trainer.report import Report
+from zswarm.trainer.recovery import Recovered, Version
+from zswarm.trainer.report import GaveUp, Report
 from zswarm.trainer.run_folder import RunFolder
 from zswarm.trainer.samples import pack
 from zswarm.trainer.settings import (
     Append,
     CoordinatorSettings,
     EvaluationDone,
+    Forsake,
     Interrupted,
+    Read,
     Sample,
     Sampled,
+    Seal,
     StepDone,
     Store,
+    Unreachable,
 )
 from zswarm.transport import Switchboard
+
+INTERRUPTED = 130
+"""Exit code of a run that the user has ended."""
+NAP_S = 0.1
+"""While the disk is waited for, how soon an interrupt is noticed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +61,31 @@ class Plan:
     targets_per_sample: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerOptions:
+    """What a trainer needs beside the run file and the plan."""
+
+    open_folder: Callable[[], RunFolder]
+    """Called once the trainer can listen: one that cannot leaves no folder behind."""
+    progress: Progress
+    source: Source
+    begun_s: float
+    """When the user's command began, or a later life of the trainer, on the monotonic clock."""
+    listen: Address
+    workers_per_stage: int
+    brokers_per_stage: int
+
+
 def coordinator_settings(
-    config: RunConfig, plan: Plan, *, workers_per_stage: int, brokers_per_stage: int
+    config: RunConfig, plan: Plan, options: TrainerOptions, *, recovered: Recovered | None
 ) -> CoordinatorSettings:
-    """Return what the coordinator of a new run is told; workers get the split that was worked out once."""
+    """Return what the coordinator is told, but for the checkpoint; workers get the split that was worked out once."""
     pipeline = config.pipeline.model_copy(update={"split": plan.layers_per_stage})
     configuration = config.model_copy(update={"pipeline": pipeline}).canonical_json()
     return CoordinatorSettings(
-        run=RunId(secrets.randbits(63) or 1),
-        generation=Generation(1),
-        first_session=Session(1),
+        run=recovered.run if recovered is not None else RunId(secrets.randbits(63) or 1),
+        generation=recovered.generation if recovered is not None else Generation(1),
+        first_session=recovered.next_session if recovered is not None else Session(1),
         layers_per_stage=plan.layers_per_stage,
         steps=config.run.steps,
         num_microbatches=config.num_microbatches,
@@ -69,62 +97,109 @@ def coordinator_settings(
         window=config.pipeline.window or 0,
         unit_bytes=plan.unit_bytes,
         configuration=configuration,
-        workers_per_stage=workers_per_stage,
-        brokers_per_stage=brokers_per_stage,
+        workers_per_stage=options.workers_per_stage,
+        brokers_per_stage=options.brokers_per_stage,
         heartbeat_s=limits.HEARTBEAT_S,
+        checkpoint_every=config.checkpoint.every,
+        recovered=recovered,
     )
+
+
+class Interruption:
+    """The user's wish that the run ends: set by a signal, read by the loop."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """Wake a loop with `wake`, which a signal handler may call."""
+        self._wake = wake
+        self._is_taken = False
+        self.is_set = False
+
+    def set(self) -> None:
+        """Say so."""
+        self.is_set = True
+        self._wake()
+
+    def take(self) -> list[Interrupted]:
+        """Return the event, once."""
+        if not self.is_set or self._is_taken:
+            return []
+        self._is_taken = True
+        return [Interrupted()]
+
+    def wait(self, duration_s: float) -> bool:
+        """Sleep; False as soon as the user has asked for the end."""
+        until_s = monotonic() + duration_s
+        while not self.is_set and (left_s := until_s - monotonic()) > 0:
+            sleep(min(NAP_S, left_s))
+        return not self.is_set
 
 
 class TrainerService:
     """Carries out what the coordinator decides; `run` returns how the run ended."""
 
-    def __init__(self, settings: CoordinatorSettings, *, source: Source, folder: RunFolder, report: Report) -> None:
+    def __init__(
+        self,
+        settings: CoordinatorSettings,
+        *,
+        source: Source,
+        report: Report,
+        disk: CheckpointThread,
+        interruption: Interruption,
+    ) -> None:
         self._source = source
-        self._model_path = folder.model_path
         self._report = report
-        self._model = ModelFile()
+        self._disk = disk
+        self._interruption = interruption
         self._num_stages = settings.num_stages
-        self._interrupted = False
-        self.coordinator = Coordinator(settings, random=Random(settings.run).random)
+        self.coordinator = Coordinator(settings, random=Random(settings.run + settings.generation).random)
 
     def run(self, switchboard: Switchboard, lifeline: Lifeline | None = None) -> Exit:
         """Serve on a switchboard whose coordinator socket is bound, until the run has ended."""
         if lifeline is not None:
             lifeline.watch(switchboard)
-        loop = Loop(self.coordinator, switchboard, perform=self._perform, collect=self._interruptions)
-        with _interruptible(partial(self._interrupt, switchboard.waker())):
+        loop = Loop(
+            self.coordinator,
+            switchboard,
+            perform=self._perform,
+            collect=lambda: [*self._disk.events(), *self._interruption.take()],
+            on_unreachable=lambda peer: Unreachable(peer=peer),
+        )
+        try:
             end = loop.run()
-            records = self.coordinator.roster.records.values()
-            self._report.write_summary(
-                wire_bytes=switchboard.sent_bytes + sum(record.sent_bytes for record in records),
-                stages=self._num_stages,
-                workers=sum(record.role is Role.WORKER for record in records),
-            )
-            if end.code == 0:
-                self._model.write(self._model_path)
+        except GaveUp as error:
+            # Nobody has been told of what is not in the log, and whoever takes the run up again reads the log.
+            return Exit(code=INTERRUPTED, text=str(error))
+        roster = self.coordinator.roster
+        self._report.write_summary(
+            wire_bytes=switchboard.sent_bytes + roster.sent_bytes,
+            stages=self._num_stages,
+            workers=roster.num_workers,
+        )
         return end
 
-    def _interrupt(self, wake: Callable[[], None]) -> None:
-        self._interrupted = True
-        wake()
-
-    def _interruptions(self) -> Iterable[Interrupted]:
-        interrupted, self._interrupted = self._interrupted, False
-        return [Interrupted()] if interrupted else []
-
-    def _perform(self, command: Sample | Append | Store | StepDone | EvaluationDone) -> Iterable[Any]:
+    def _perform(
+        self, command: Sample | Append | Store | Seal | Forsake | Read | StepDone | EvaluationDone
+    ) -> Iterable[Any]:
         match command:
             case Sample():
                 return [self._sample(command)]
             case Append():
                 self._report.event(command.record, durable=command.durable)
-            case Store():
-                self._model.store(command)
+                self._tidy_after(command.record)
+            case Store() | Seal() | Forsake() | Read():
+                self._disk.submit(command)
             case StepDone():
                 self._report.step_done(command)
             case EvaluationDone():
                 self._report.evaluation_done(command)
         return ()
+
+    def _tidy_after(self, record: dict[str, Any]) -> None:
+        """Checkpoints are removed only when the log says that there is a newer one, or that the run goes back."""
+        if record["event"] == "checkpoint" and not record.get("problem"):
+            self._disk.submit(Tidy())
+        elif record["event"] == "rollback":
+            self._disk.submit(Tidy(back_to=(record["branch"], record["step"])))
 
     def _sample(self, command: Sample) -> Sampled:
         if command.purpose is Purpose.TRAIN:
@@ -146,31 +221,73 @@ def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerOptions:
-    """What a trainer needs beside the run file and the plan."""
-
-    folder: RunFolder
-    progress: Progress
-    source: Source
-    begun_s: float
-    """When the user's command began, on the monotonic clock."""
-    listen: Address
-    workers_per_stage: int
-    brokers_per_stage: int
-
-
 def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, lifeline: Lifeline | None = None) -> Exit:
-    """Train from the first step to the last."""
-    report = Report(config, folder=options.folder, progress=options.progress, begun_s=options.begun_s)
-    settings = coordinator_settings(
-        config,
-        plan,
-        workers_per_stage=options.workers_per_stage,
-        brokers_per_stage=options.brokers_per_stage,
-    )
+    """Train from the first step, or from where the run folder ends, to the last.
+
+    Raises:
+        UserError: the address or the run folder cannot be used.
+        RunFailed: the summary or the model cannot be written.
+
+    """
     with Switchboard() as switchboard:
         switchboard.bind("coordinator", options.listen)
-        service = TrainerService(settings, source=options.source, folder=options.folder, report=report)
-        with options.progress:
-            return service.run(switchboard, lifeline)
+        interruption = Interruption(switchboard.waker())
+        with options.open_folder() as folder, _interruptible(interruption.set):
+            recovered = _of_split(folder.recover(), plan.layers_per_stage)
+            settings = coordinator_settings(config, plan, options, recovered=recovered)
+            checkpoints = Checkpoints(
+                folder.checkpoints_path,
+                run=settings.run,
+                num_layers=sum(plan.layers_per_stage),
+                keep=config.checkpoint.keep,
+            )
+            if recovered is not None and recovered.is_done(config.run.steps):
+                end = Exit(code=0, text="all steps are done")
+            else:
+                report = Report(config, folder=folder, progress=options.progress, begun_s=options.begun_s)
+                report.wait = interruption.wait
+                if recovered is not None:
+                    settings = replace(settings, checkpoint=_usable_checkpoint(checkpoints, recovered))
+                with options.progress, CheckpointThread(checkpoints, wake=switchboard.waker()) as disk:
+                    _take_up(report, settings)
+                    service = TrainerService(
+                        settings, source=options.source, report=report, disk=disk, interruption=interruption
+                    )
+                    end = service.run(switchboard, lifeline)
+            if end.code == 0:
+                _write_model(folder, checkpoints, config.run.steps)
+            return end
+
+
+def _of_split(recovered: Recovered | None, layers_per_stage: tuple[int, ...]) -> Recovered | None:
+    """Return what can be gone on with: if layers are dealt to stages anew, nobody has what his stage needs."""
+    if recovered is None or recovered.split == layers_per_stage:
+        return recovered
+    return replace(recovered, members=(), commit=None)
+
+
+def _usable_checkpoint(checkpoints: Checkpoints, recovered: Recovered) -> Version | None:
+    """Return the newest checkpoint of the run's present history.
+
+    Its hashes are computed now if it is certain to be gone back to, because nobody is left.
+    """
+    return checkpoints.newest(recovered.is_void, with_hashes=not recovered.members)
+
+
+def _take_up(report: Report, settings: CoordinatorSettings) -> None:
+    """Tell the user where a run goes on that was cut short."""
+    found, checkpoint = settings.recovered, settings.checkpoint
+    if found is None:
+        return
+    report.take_up(found)
+    behind = f"the newest checkpoint is of step {checkpoint[1]}" if checkpoint is not None else "there is no checkpoint"
+    known = f"; {len(found.members)} processes were part of it" if found.members else ""
+    report.say(f"going on at step {found.step}; {behind}{known}")
+
+
+def _write_model(folder: RunFolder, checkpoints: Checkpoints, steps: int) -> None:
+    """Put the trained model together from the checkpoint after the last step."""
+    last = checkpoints.newest(lambda version: version[1] != steps, with_hashes=False)
+    if last is None:
+        raise RunFailed(f"{folder.checkpoints_path}: there is no checkpoint of step {steps} to make the model from")
+    write_model(folder.model_path, checkpoints.parameter_files(last))

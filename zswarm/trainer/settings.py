@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zswarm.ids import Generation, Microbatch, Purpose, RunId, Session, Step
-from zswarm.messages import Load
+from zswarm.ids import Branch, Generation, Microbatch, Peer, Purpose, RunId, Session, StatePart, Step
+from zswarm.messages import Load, Pull
+from zswarm.trainer.recovery import Recovered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,12 @@ class CoordinatorSettings:
     """The run begins when every stage has this many workers and `brokers_per_stage` brokers."""
     brokers_per_stage: int
     heartbeat_s: float
-    silence_heartbeats: int = 30
-    """A process silent for this many heartbeats ends the run."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints; 0 for one at the end only."""
+    recovered: Recovered | None = None
+    """What the log of an earlier generation says; None for a new run."""
+    checkpoint: tuple[Branch, Step] | None = None
+    """The newest complete checkpoint on the disk."""
 
     @property
     def num_stages(self) -> int:
@@ -83,13 +88,69 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
-    """A range of a layer's final parameters has come."""
+class Unreachable:
+    """The connection behind a link is gone: what is sent to it reaches nobody."""
 
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """A range of a layer's state for the checkpoint of (branch, step); those of one file come in order, and one at
+    offset 0 begins the file anew."""
+
+    branch: Branch
+    step: Step
+    part: StatePart
     layer: int
     offset_bytes: int
     total_bytes: int
     load: Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """Every range of this checkpoint has been given to Store: make it durable. Answered by Sealed, later."""
+
+    branch: Branch
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """A checkpoint is complete and durable, or with a `problem` it is not, and an earlier one stays the newest."""
+
+    branch: Branch
+    step: Step
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forsake:
+    """Drop what was stored of a checkpoint that will not be completed."""
+
+    branch: Branch
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """Read a range of the checkpoint of `step` (of whichever branch made it). Answered by WasRead, at once or later."""
+
+    peer: Peer
+    pull: Pull
+    checkpoint: tuple[Branch, Step]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WasRead:
+    """A range of a checkpoint, at most `STATE_RANGE_BYTES`; None if it cannot be read, with the `problem`."""
+
+    peer: Peer
+    pull: Pull
+    total_bytes: int
+    load: Load | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ names our listening socket, then the routing id that ZeroMQ gave the connection.
 Sending never blocks and never fails loudly: a message that cannot be handed over now is lost, and the
 machines count on nothing else. One exception keeps start-up fast: the last few messages to an address
 that has never been reached wait for the connection, because a lost first Register would cost a whole
-heartbeat. Once a connection has been up, nothing waits for its return.
+heartbeat. Once a connection has been up, nothing waits for its return. A link that turns out to be dead is
+remembered until somebody asks: who had dialled in has closed, or has been cut off.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import socket as posix
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import zmq
 
@@ -33,7 +34,7 @@ from zswarm.logs import get_log
 from zswarm.machine import Received
 from zswarm.messages import Message, Reject
 from zswarm.transport.addresses import cannot_listen, checked_address, refuse_if_taken
-from zswarm.transport.connections import Connections
+from zswarm.transport.connections import MAX_REMEMBERED, Connections
 from zswarm.transport.counters import Counters
 from zswarm.transport.options import set_options
 from zswarm.wire import VersionMismatch, decode_untrusted, encode
@@ -46,6 +47,9 @@ MAX_LISTENERS = 256
 GREETING_MESSAGES = 8
 """Messages that wait for the first connection to an address; of more, the newest."""
 COMPLAINT_INTERVAL_S = 60.0
+NOW = int(zmq.NOBLOCK)
+NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+"""Plain numbers: a flag of an enum makes a new member each time that it is combined."""
 
 
 class Switchboard:
@@ -67,6 +71,8 @@ class Switchboard:
         self._greetings: dict[Address, deque[list[Buffer]]] = {}
         self._origins: dict[zmq.Socket[bytes], bytes | Address] = {}
         self._connections = Connections()
+        self._unreachable: dict[Link, None] = {}
+        """Links found dead, in the order in which they were."""
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._bell, self._clapper = posix.socketpair()
         self._bell.setblocking(False)
@@ -162,7 +168,7 @@ class Switchboard:
         parts = encode(message, frames, sequence=connection.sequence)
         connection.sequence += 1
         if isinstance(peer, bytes):
-            return self._hand_over(self._listeners[peer[0]], peer[1:], parts)
+            return self._answer(peer, parts)
         if peer not in self._dialled:
             try:
                 self.dial(peer)
@@ -172,7 +178,7 @@ class Switchboard:
                 return False
         greeting = self._greetings.get(peer)
         if greeting is None:
-            return self._hand_over(self._dialled[peer], None, parts)
+            return self._hand_over(self._dialled[peer], parts)
         if len(greeting) == GREETING_MESSAGES:
             greeting.popleft()
             self.counters.num_lost += 1
@@ -186,7 +192,7 @@ class Switchboard:
         """
         taken: list[Received] = []
         for source, events in self._poller.poll(max(0, math.ceil(timeout_s * 1000))):
-            # A callback may have hung up or stopped watching what is next in this list.
+            # A callback may have hung up on what is next in this list.
             if source in self._callbacks:
                 self._callbacks[source]()
             elif source in self._origins:
@@ -196,22 +202,46 @@ class Switchboard:
                     self._take_turn(source, taken)
         return taken
 
-    def _hand_over(self, socket: zmq.Socket[bytes], routing_id: bytes | None, parts: list[Buffer]) -> bool:
+    def take_unreachable(self) -> list[Link]:
+        """Return the links that sending has found dead since this was last asked, each once.
+
+        A dead link stays dead: whoever had dialled comes back with another one.
+        """
+        if not self._unreachable:
+            return []
+        links, self._unreachable = list(self._unreachable), {}
+        return links
+
+    def _answer(self, link: Link, parts: list[Buffer]) -> bool:
+        """Hand a message over to a connection that somebody else dialled."""
+        socket = self._listeners[link[0]]
         try:
-            if routing_id is not None:
-                socket.send(routing_id, zmq.NOBLOCK | zmq.SNDMORE)
-            if len(parts) == 1:
-                socket.send(parts[0], zmq.NOBLOCK)
-            else:
-                # Received frames are passed on by reference; of others, pyzmq copies the small ones.
-                socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+            socket.send(link[1:], NOW_AND_MORE)
         except zmq.ZMQError as error:
-            if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
-                raise
-            self.counters.num_lost += 1
-            return False
+            if error.errno == errno.EHOSTUNREACH and len(self._unreachable) < MAX_REMEMBERED:
+                self._unreachable[link] = None
+            return self._is_lost(error)
+        return self._hand_over(socket, parts)
+
+    def _is_lost(self, error: zmq.ZMQError) -> bool:
+        """Count a message that could not be handed over, and return False; raise what is not a loss."""
+        if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
+            raise error
+        self.counters.num_lost += 1
+        return False
+
+    def _hand_over(self, socket: zmq.Socket[bytes], parts: list[Buffer]) -> bool:
+        last = len(parts) - 1
+        size_bytes = 0
+        try:
+            for index, part in enumerate(parts):
+                # Received frames are passed on by reference; of others, pyzmq copies the small ones.
+                socket.send(part, NOW if index == last else NOW_AND_MORE, copy=index == 0)
+                size_bytes += memoryview(part).nbytes
+        except zmq.ZMQError as error:
+            return self._is_lost(error)
         self.counters.num_sent += 1
-        self.counters.sent_bytes += _size_bytes(parts)
+        self.counters.sent_bytes += size_bytes
         return True
 
     def _greet(self, socket: zmq.Socket[bytes]) -> None:
@@ -219,39 +249,43 @@ class Switchboard:
         address = cast("Address", self._origins[socket])
         self._poller.register(socket, zmq.POLLIN)
         for parts in self._greetings.pop(address):
-            self._hand_over(socket, None, parts)
+            self._hand_over(socket, parts)
 
     def _take_turn(self, socket: zmq.Socket[bytes], taken: list[Received]) -> None:
         origin = self._origins[socket]
+        receive = socket.recv
         for _ in range(limits.TURN_MESSAGES):
             try:
-                peer = Link(origin + socket.recv(zmq.NOBLOCK)) if isinstance(origin, bytes) else origin
-                frame = socket.recv(zmq.NOBLOCK, copy=False)
+                peer = Link(origin + receive(NOW)) if isinstance(origin, bytes) else origin
+                frame = receive(NOW, copy=False)
             except zmq.Again:
                 return
-            frames: list[Buffer] = [frame.bytes]
+            head = frame.bytes
+            frames: list[Any] = [head]
+            size_bytes = len(head)
             while frame.more:
-                frame = socket.recv(zmq.NOBLOCK, copy=False)
+                frame = receive(NOW, copy=False)
+                size_bytes += len(frame)
                 if len(frames) <= 1 + limits.MAX_FRAMES:
-                    frames.append(cast("Buffer", frame))
+                    frames.append(frame)
+            self.counters.num_received += 1
+            self.counters.received_bytes += size_bytes
             received = self._opened(peer, frames)
             if received is not None:
                 taken.append(received)
 
     def _opened(self, peer: Peer, frames: list[Buffer]) -> Received | None:
         """Return what a peer says, or None if there is no sense in it."""
-        self.counters.num_received += 1
-        self.counters.received_bytes += _size_bytes(frames)
         try:
-            envelope = decode_untrusted(frames)
+            message, payload, sequence, _ = decode_untrusted(frames)
         except VersionMismatch as mismatch:
             self._complain(peer, str(mismatch))
             return self._disagree(peer, mismatch)
         except RemoteProtocolError as error:
             self.refuse(peer, error)
             return None
-        self.counters.num_gaps += self._connections[peer].num_missing(envelope.sequence)
-        return Received(peer=peer, message=envelope.message, frames=envelope.frames)
+        self.counters.num_gaps += self._connections[peer].num_missing(sequence)
+        return Received(peer=peer, message=message, frames=payload)
 
     def _disagree(self, peer: Peer, mismatch: VersionMismatch) -> Received | None:
         """Tell a peer once that it speaks another version; where we dialled, tell our own machine.
@@ -294,11 +328,6 @@ class Switchboard:
         self._callbacks[fd] = callback
         self._poller.register(fd, zmq.POLLIN)
 
-    def unwatch(self, fd: int) -> None:
-        """Watch `fd` no longer."""
-        del self._callbacks[fd]
-        self._poller.unregister(fd)
-
     def _ring(self) -> None:
         try:
             self._clapper.send(b"\0")
@@ -318,12 +347,3 @@ class Switchboard:
         if address.startswith("tcp://["):
             socket.setsockopt(zmq.IPV6, 1)
         return socket
-
-
-def _size_bytes(frames: Sequence[Buffer]) -> int:
-    """Return the bytes of a multipart whose frames after the first may be buffers of any kind."""
-    head = frames[0]
-    size_bytes = len(head) if type(head) is bytes else memoryview(head).nbytes
-    for frame in frames[1:]:
-        size_bytes += memoryview(frame).nbytes
-    return size_bytes

@@ -21,7 +21,6 @@ the payload frames. The payload's own checksum is left to its consumer (`payload
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +30,7 @@ from zswarm import limits
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
 from zswarm.kinds import KINDS
 from zswarm.messages import Backward, Chunk, Forward, Job, Message, State, View, Welcome
+from zswarm.wire.crc import crc32
 from zswarm.wire.fields import FieldFault, reader, writer
 from zswarm.wire.payload import payload_fault
 
@@ -52,7 +52,9 @@ _HEADER_LIMITS = {
     "max_map_len": 64,
     "max_ext_len": 0,
 }
-_SEEDS = {kind: zlib.crc32(MAGIC + bytes((MAJOR, kind))) for kind in KINDS}
+# One for all messages: making one takes as long as packing with it. It is its own again after an error.
+_pack = msgpack.Packer().pack
+_SEEDS = {kind: crc32(MAGIC + bytes((MAJOR, kind))) for kind in KINDS}
 _KIND_OF: dict[type, int] = {cls: kind for kind, cls in KINDS.items()}
 _CARRIERS: frozenset[type] = frozenset((Welcome, View, Forward, Backward, Job, Chunk, State))
 
@@ -85,7 +87,7 @@ def encode(message: Message, frames: Sequence[Buffer] = (), *, sequence: int = 0
     if kind is None:
         raise LocalProtocolError(f"{cls.__name__} is no kind of message")
     try:
-        header = msgpack.packb(writer(cls)(message))
+        header = _pack(writer(cls)(message))
     except (FieldFault, UnicodeEncodeError) as fault:
         raise LocalProtocolError(str(fault)) from None
     if len(header) > limits.MAX_HEADER_BYTES:
@@ -93,11 +95,11 @@ def encode(message: Message, frames: Sequence[Buffer] = (), *, sequence: int = 0
             f"the header of this {cls.__name__} has {len(header)} bytes, more than {limits.MAX_HEADER_BYTES}"
         )
     if frames or cls in _CARRIERS:
-        fault_text = payload_fault(message, [_size_bytes(frame) for frame in frames])
+        fault_text = payload_fault(message, [memoryview(frame).nbytes for frame in frames])
         if fault_text is not None:
             raise LocalProtocolError(f"{cls.__name__}: {fault_text}")
     flags = (FLAG_PAYLOAD if frames else 0) | (FLAG_RESEND if resend else 0)
-    crc = zlib.crc32(header, _SEEDS[kind])
+    crc = crc32(header, _SEEDS[kind])
     try:
         prelude = PRELUDE.pack(MAGIC, MAJOR, kind, flags, len(header), crc, sequence)
     except struct.error:
@@ -116,9 +118,9 @@ def decode_untrusted(frames: Sequence[Buffer]) -> Envelope:
         message: Message = reader(cls)(msgpack.unpackb(header, **_HEADER_LIMITS))
     except (FieldFault, ValueError) as fault:
         raise RemoteProtocolError(f"{cls.__name__}: {fault}") from None
-    payload = tuple(frames[1:])
+    payload = tuple(frames)[1:]
     if payload or cls in _CARRIERS:
-        fault_text = payload_fault(message, [_size_bytes(frame) for frame in payload])
+        fault_text = payload_fault(message, [memoryview(frame).nbytes for frame in payload])
         if fault_text is not None:
             raise RemoteProtocolError(f"{cls.__name__}: {fault_text}")
     return Envelope(message, payload, sequence, flags)
@@ -143,7 +145,7 @@ def _open_untrusted(frames: Sequence[Buffer]) -> tuple[int, int, int, bytes]:
     if header_bytes != size_bytes - PRELUDE.size or header_bytes > limits.MAX_HEADER_BYTES:
         raise RemoteProtocolError(f"a header of {header_bytes} bytes in a frame of {size_bytes}")
     header = bytes(first)[PRELUDE.size :]
-    if zlib.crc32(header, seed) != crc:
+    if crc32(header, seed) != crc:
         raise RemoteProtocolError("the header's checksum does not match")
     if bool(flags & FLAG_PAYLOAD) != (len(frames) > 1):
         raise RemoteProtocolError(f"{len(frames) - 1} payload frames do not go with flags {flags}")

@@ -10,21 +10,13 @@ others         none                           none
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from zswarm import limits
 from zswarm.kinds import payload_parcels
-from zswarm.messages import (
-    Load,
-    Message,
-    Parcel,
-    State,
-    TensorSpec,
-    View,
-    Welcome,
-)
+from zswarm.messages import Load, Message, Parcel, State, TensorSpec, View, Welcome
+from zswarm.wire.crc import crc32
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -58,7 +50,7 @@ def checksum(frames: Iterable[Buffer]) -> int:
     """Return the CRC-32 over the bytes of all frames in their order."""
     crc = 0
     for frame in frames:
-        crc = zlib.crc32(frame, crc)
+        crc = crc32(frame, crc)
     return crc
 
 
@@ -96,10 +88,11 @@ def payload_fault(message: Message, sizes_bytes: list[int]) -> str | None:
         if message.size_bytes > limits.MAX_VIEW_BYTES and type(message) is View:
             return f"a view of {message.size_bytes} bytes, more than {limits.MAX_VIEW_BYTES}"
         wholes.append(message.size_bytes)
-    if sum(wholes) > limits.MAX_PAYLOAD_BYTES:
-        return f"a payload of {sum(wholes)} bytes, more than {limits.MAX_PAYLOAD_BYTES}"
+    in_all = sum(wholes)
+    if in_all > limits.MAX_PAYLOAD_BYTES:
+        return f"a payload of {in_all} bytes, more than {limits.MAX_PAYLOAD_BYTES}"
     if sizes_bytes != _layout(wholes) or len(sizes_bytes) > limits.MAX_FRAMES:
-        return f"{len(sizes_bytes)} frames of together {sum(sizes_bytes)} bytes do not carry {sum(wholes)} bytes"
+        return f"{len(sizes_bytes)} frames of together {sum(sizes_bytes)} bytes do not carry {in_all} bytes"
     return None
 
 
@@ -107,6 +100,9 @@ def _layout(wholes: list[int]) -> list[int]:
     """Return the sizes of the frames that carry blobs of these sizes."""
     sizes_bytes = []
     for whole in wholes:
+        if 0 < whole <= limits.MAX_FRAME_BYTES:
+            sizes_bytes.append(whole)
+            continue
         num_full, rest = divmod(whole, limits.MAX_FRAME_BYTES)
         sizes_bytes += [limits.MAX_FRAME_BYTES] * num_full
         if rest:
@@ -116,25 +112,21 @@ def _layout(wholes: list[int]) -> list[int]:
 
 def _parcel_fault(parcel: Parcel, *, opaque: bool) -> str | None:
     """Return what is wrong with a parcel, or None; an opaque one may name no tensor at all."""
-    if opaque and not parcel.tensors:
+    tensors = parcel.tensors
+    if opaque and not tensors:
         return None
-    for spec in parcel.tensors:
-        fault = _tensor_fault(spec)
-        if fault is not None:
-            return fault
-    described_bytes = sum([spec.size_bytes for spec in parcel.tensors])
+    described_bytes = 0
+    for spec in tensors:
+        dtype, shape, size_bytes = spec.dtype, spec.shape, spec.size_bytes
+        item_bytes = ITEM_BYTES.get(dtype)
+        if item_bytes is None:
+            return f"dtype {dtype!r} is not one of {', '.join(ITEM_BYTES)}"
+        num_items = math.prod(shape)
+        if spec.codec == IDENTITY_CODEC and num_items * item_bytes != size_bytes:
+            return f"{dtype} {shape} takes {num_items * item_bytes} bytes, not {size_bytes}"
+        if num_items > MAX_ITEMS_PER_BYTE * size_bytes:
+            return f"{size_bytes} bytes cannot hold the {num_items} items of {shape}"
+        described_bytes += size_bytes
     if described_bytes != parcel.size_bytes:
         return f"tensors of {described_bytes} bytes in a parcel of {parcel.size_bytes}"
-    return None
-
-
-def _tensor_fault(spec: TensorSpec) -> str | None:
-    item_bytes = ITEM_BYTES.get(spec.dtype)
-    if item_bytes is None:
-        return f"dtype {spec.dtype!r} is not one of {', '.join(ITEM_BYTES)}"
-    num_items = math.prod(spec.shape)
-    if spec.codec == IDENTITY_CODEC and num_items * item_bytes != spec.size_bytes:
-        return f"{spec.dtype} {spec.shape} takes {num_items * item_bytes} bytes, not {spec.size_bytes}"
-    if num_items > MAX_ITEMS_PER_BYTE * spec.size_bytes:
-        return f"{spec.size_bytes} bytes cannot hold the {num_items} items of {spec.shape}"
     return None

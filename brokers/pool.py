@@ -1,0 +1,62 @@
+"""What a broker makes of its workers: who is silent, and which lease a busy one, with two or more, could leave to an
+idle one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from brokers.backlog import STEAL_FACTOR, may_do
+from brokers.entries import LeaseRecord, Worker
+from zswarm import limits
+from zswarm.ids import JobKind, Session
+
+Pool = Mapping[Session, Worker]
+
+
+def silent(workers: Pool, now: float, after_s: float) -> tuple[Session, ...]:
+    """Return those with leases out that have not been heard from for so long, the longest first, as a heartbeat
+    may name."""
+    found = [worker for worker in workers.values() if worker.leases and now - worker.heard_at_s > after_s]
+    found.sort(key=lambda worker: (worker.heard_at_s, worker.session))
+    return tuple(worker.session for worker in found[: limits.MAX_ACCUSED])
+
+
+def excuse(workers: Pool, now: float, stall_s: float) -> None:
+    """The broker itself was not running: nobody is to blame for what it did not hear meanwhile."""
+    for worker in workers.values():
+        worker.heard_at_s = min(now, worker.heard_at_s + stall_s)
+
+
+def to_ask_back(workers: Pool, busy: list[Worker], idle: Worker) -> LeaseRecord | None:
+    """Return the lease that a busy worker shall leave to this one, which has nothing to do; None if there is none.
+
+    That is the one for which somebody was asked already, or else one of the worker that takes longest for what it
+    has. For each idle worker one is asked for, and each lease for one idle worker.
+    """
+    for owner in busy:
+        for record in owner.leases.values():
+            if record.asked_for == idle.session:
+                return record
+    slowest_first = sorted(busy, key=lambda w: (len(w.leases) * w.job_s, len(w.leases), w.session), reverse=True)
+    for owner in slowest_first:
+        for record in _not_begun(owner):
+            is_asked_for = record.asked_for in workers
+            if not is_asked_for and _is_worth_it(record, owner, idle) and may_do(idle, record.entry, workers):
+                return record
+    return None
+
+
+def _not_begun(owner: Worker) -> Iterator[LeaseRecord]:
+    """Yield the leases, newest first, of which neither order of arrival nor backwards first says that it runs."""
+    leases = list(owner.leases.values())
+    backwards = [record for record in leases if record.kind is JobKind.BACKWARD]
+    for record in reversed(leases):
+        if record is not leases[0] and record not in backwards[:1]:
+            yield record
+
+
+def _is_worth_it(record: LeaseRecord, owner: Worker, idle: Worker) -> bool:
+    """Can the idle worker do it, and need it not compute again what its owner, not much slower, has kept?"""
+    if record.entry.version != idle.version:
+        return False
+    return record.entry.affine != owner.session or owner.job_s > STEAL_FACTOR * idle.job_s

@@ -1,0 +1,89 @@
+"""What a worker tells the brokers of its own and of the next stage about itself.
+
+Repeated once per interval: Attach to both, so that they keep the return address and tell the credit, and Ready to the
+own ones, with the version, the leases that are held, and how many each may have out here. Ready at once
+when one of these changes to the better. Results go to the broker that has leased the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stages.jobs import Jobs
+from stages.participant import StepState
+from zswarm import limits
+from zswarm.ids import Address, Branch, JobStatus, Session, Step
+from zswarm.machine import Send
+from zswarm.membership import Membership
+from zswarm.messages import Attach, Job, Ready, Result
+
+
+class Greetings:
+    """See the module. `slots` says how many leases each broker may have out here."""
+
+    def __init__(self, membership: Membership, state: StepState, jobs: Jobs, slots: Callable[[], int]) -> None:
+        self._me = membership
+        self._state = state
+        self._jobs = jobs
+        self._slots = slots
+        self._own: dict[Session, tuple[Address, ...]] = {}
+        self._next: dict[Session, tuple[Address, ...]] = {}
+        self._told_slots = 0
+        self._told_version: tuple[Branch, Step] | None = None
+
+    def see(self) -> None:
+        """Learn from the view who the brokers of both stages are."""
+        self._own, self._next = self._me.brokers(self._me.stage), self._me.brokers(self._me.stage + 1)
+
+    def slots(self) -> int:
+        """Return how many leases each broker may have, which it is told with this message."""
+        self._told_slots = self._slots()
+        return self._told_slots
+
+    def greet(self) -> list[Send]:
+        """Tell everybody concerned who we are."""
+        attach = Attach(**self._me.header())
+        both = (*self._own.values(), *self._next.values())
+        return [*(Send(peer=work, message=attach) for _, work in both), *self.ready()]
+
+    def news(self) -> list[Send]:
+        """Tell of another version, or that there is room again."""
+        if self._state.version != self._told_version or self._slots() > self._told_slots:
+            return self.ready()
+        return []
+
+    def ready(self) -> list[Send]:
+        """Tell the own brokers what we hold."""
+        slots = self.slots()
+        self._told_version = self._state.version
+        return [
+            Send(
+                peer=addresses[0],
+                message=Ready(
+                    **self._me.header(),
+                    branch=self._state.branch,
+                    step=self._state.step,
+                    slots=slots,
+                    held=self._jobs.of(broker)[: limits.MAX_LEASES_PER_WORKER],
+                ),
+            )
+            for broker, addresses in self._own.items()
+        ]
+
+    def refusal(self, job: Job, status: JobStatus) -> Result:
+        """Return the end of a job that is not begun; the step is our own, which is why a job may be refused."""
+        return Result(
+            **self._me.header(),
+            branch=self._state.branch,
+            step=self._state.step,
+            lease=job.lease,
+            status=status,
+            kept=False,
+            compute_s=0.0,
+            slots=self.slots(),
+        )
+
+    def tell(self, broker: Session, result: Result) -> list[Send]:
+        """Send a result to the broker that waits for it; one that no view names asks again."""
+        addresses = self._own.get(broker)
+        return [Send(peer=addresses[0], message=result)] if addresses is not None else []

@@ -1,0 +1,151 @@
+"""How a worker comes by the parameters of its stage, and which ones it holds.
+
+    NONE --Welcome: Build--> BUILDING --Built--> READY (a new run) or OUTDATED (the swarm is further)
+                                 ^                 |        |
+                                 +- Restore, step 0+--------+-- Restore --> LOADING --Adopt--> ADOPTING --Adopted--> READY
+
+READY means that the parameters are those of `StepState.version`; only Apply moves them on (`participant.py`). A
+new life of the process changes none of this, unless it is given another stage; only a load that is not
+complete is given up. While BUILDING and ADOPTING every Restore is ignored: it is repeated. What is held is given to
+whoever asks (`donor.py`).
+"""
+
+from __future__ import annotations
+
+from stages.donor import Donor
+from stages.loader import Loader
+from stages.participant import StepState
+from stages.tasks import Adopted, Applied, Build, Built, Exported, Task
+from zswarm import limits
+from zswarm.ids import Branch, Peer, RunId, Stage, Step
+from zswarm.machine import Send
+from zswarm.membership import Membership
+from zswarm.messages import Commit, Load, Pull, Restore, State
+
+Cut = tuple[RunId, Stage, int]
+"""Run, stage and number of stages: what layers these are."""
+
+
+class Parameters:
+    """See the module. Methods return the Sends and tasks that follow."""
+
+    def __init__(self, membership: Membership, state: StepState) -> None:
+        self._me = membership
+        self._state = state
+        self.is_built = False
+        """The stage's layers exist."""
+        self.is_ready = False
+        """The parameters are those of the state's version."""
+        self.digest = 0
+        self.layers = range(0)
+        self._cut: Cut | None = None
+        self._configuration = b""
+        self._num_builds = 0
+        """In work; the outcome of the last one counts."""
+        self._fresh: tuple[Branch, Step] | None = None
+        """The version that fresh parameters are of; None if they are of no use."""
+        self._loader: Loader | None = None
+        self._donor = Donor(membership)
+
+    # -- fresh ones ----------------------------------------------------------------------------------
+
+    def welcomed(self, configuration: bytes) -> list[Task]:
+        """Build the stage, unless it is the one that exists."""
+        me = self._me
+        self._configuration = configuration
+        cut = (me.run, me.stage, me.num_stages)
+        if cut == self._cut:
+            return []
+        self._cut = cut
+        self._state.become((me.branch, Step(0)) if me.step == 0 else (Branch(0), Step(0)))
+        return [self._build(self._state.version if me.step == 0 else None)]
+
+    def _build(self, fresh: tuple[Branch, Step] | None) -> Build:
+        assert self._cut is not None
+        _, stage, num_stages = self._cut
+        self.is_built = self.is_ready = False
+        self._loader = self._donor.kept_version = None
+        self._fresh = fresh
+        self._num_builds += 1
+        return Build(stage=stage, num_stages=num_stages, configuration=self._configuration)
+
+    def built(self, outcome: Built) -> None:
+        """The layers exist, with fresh parameters."""
+        self._num_builds -= 1
+        if self._num_builds:
+            return
+        self.is_built = True
+        self.digest = outcome.parameter_digest
+        self.layers = range(outcome.first_layer, outcome.first_layer + outcome.num_layers)
+        if self._fresh is not None:
+            self._state.become(self._fresh)
+            self.is_ready = True
+
+    # -- those of somebody else ----------------------------------------------------------------------
+
+    def wants(self, message: Restore) -> bool:
+        """Is this news? Not what is held or on its way already, nor anything older."""
+        if not self.is_built or (self._loader is not None and self._loader.is_adopting):
+            return False
+        version = (message.branch, message.step)
+        if self._loader is not None:
+            order = self._loader.order
+            is_same = (message.donor, message.address) == (order.donor, order.address)
+            return version > self._loader.version or (version == self._loader.version and not is_same)
+        return version > self._state.version if self.is_ready else True
+
+    def restore(self, message: Restore, now: float) -> list[Send | Task]:
+        """Begin to get another version; what the worker has counted must be void already."""
+        self.is_ready = False
+        if message.step == 0:
+            return [self._build((message.branch, message.step))]
+        resend_s = limits.RESEND_HEARTBEATS * self._me.heartbeat_s
+        self._loader = Loader(self._me, message, layers=self.layers, resend_s=resend_s)
+        return self._loader.start(now)
+
+    def received(self, message: State, load: Load, now: float) -> list[Send | Task]:
+        """Take what has been asked for."""
+        return self._loader.received(message, load, now) if self._loader is not None else []
+
+    def adopted(self, outcome: Adopted) -> None:
+        """What was loaded is in place; ignored if the stage is another one by now."""
+        if self._loader is None or not self._loader.is_adopting:
+            return
+        self._state.become(self._loader.version)
+        self._loader = None
+        self.is_ready, self.digest = True, outcome.parameter_digest
+
+    def stop_loading(self) -> None:
+        """Give up a load that is not complete."""
+        if self._loader is not None and not self._loader.is_adopting:
+            self._loader = None
+
+    def resend_due(self, now: float) -> list[Send | Task]:
+        """Ask again for what has not come in time."""
+        return self._loader.resend_due(now) if self._loader is not None else []
+
+    def next_deadline_s(self) -> float | None:
+        """Return when `resend_due` has something to do."""
+        return self._loader.next_deadline_s() if self._loader is not None else None
+
+    # -- commits, and giving -------------------------------------------------------------------------
+
+    def will_move(self, commit: Commit) -> None:
+        """Apply is on its way to the compute thread, and with it another copy in place of the one that is kept."""
+        if commit.snapshot:
+            self._donor.kept_version = None
+
+    def moved(self, outcome: Applied, commit: Commit) -> None:
+        """The parameters, and the state's version, are those after this commit."""
+        self.digest = outcome.parameter_digest
+        if commit.snapshot:
+            self._donor.kept_version = self._state.version
+
+    def pull(self, message: Pull, peer: Peer, *, is_applying: bool) -> list[Send | Task]:
+        """Give a range of what is held, if it is that."""
+        present = self._state.version if self.is_ready and not is_applying else None
+        return self._donor.pull(message, peer, layers=self.layers, present=present)
+
+    def exported(self, outcome: Exported) -> list[Send | Task]:
+        """Send a range to whoever asked for it."""
+        return self._donor.exported(outcome)

@@ -1,0 +1,134 @@
+"""When a worker reports to the coordinator, and whom it accuses of silence.
+
+Once per interval, and at once when something changes that the coordinator decides from; before the first view
+that is nothing. A failure that ends the run is repeated in place of the reports. A process that was not running
+itself, frozen or without its turn, has heard nobody meanwhile: until the limit has passed once more it accuses
+nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from stages.parameters import Parameters
+from stages.participant import Participant, StepState
+from stages.work import Work
+from zswarm import ledger, limits
+from zswarm.ids import Microbatch, Session
+from zswarm.machine import Send
+from zswarm.membership import Membership
+from zswarm.messages import Failure, WorkerHeartbeat
+from zswarm.outbox import Outbox
+
+
+class Reports:
+    """See the module."""
+
+    def __init__(
+        self, membership: Membership, state: StepState, *, parameters: Parameters, work: Work, participant: Participant
+    ) -> None:
+        self._me = membership
+        self._state = state
+        self._parameters = parameters
+        self._work = work
+        self._participant = participant
+        self.number = 0
+        """Of the newest report."""
+        self.num_losses = 0
+        """Views that lacked somebody who was in the one before."""
+        self.next_at_s = float("-inf")
+        self._told: Hashable = None
+        self._fair_from_s = float("-inf")
+        self._fatal: tuple[str, str] | None = None
+
+    def woke(self, now: float) -> bool:
+        """Was this process not running for more than a heartbeat? Then nobody is blamed for the silence."""
+        if now - self.next_at_s <= self._me.heartbeat_s or self.next_at_s == float("-inf"):
+            return False
+        self._fair_from_s = now + limits.SILENCE_HEARTBEATS * self._me.heartbeat_s
+        return True
+
+    def is_due(self, now: float) -> bool:
+        """Has the interval passed? Begins the next one."""
+        if now < self.next_at_s:
+            return False
+        self.next_at_s = now + self._me.heartbeat_s
+        return True
+
+    def due(self, outbox: Outbox, now: float, *, is_beat: bool) -> list[Send]:
+        """Say what is to be said now."""
+        if self.is_fatal:
+            return [Send(peer=self._me.coordinator, message=self.failure())] if is_beat else []
+        if is_beat:
+            return [self.report(outbox, now), *self._participant.send_prepared()]
+        has_news = self._me.view > 0 and self._news() != self._told
+        return [self.report(outbox, now)] if has_news else []
+
+    def _news(self) -> Hashable:
+        state = self._state
+        version, is_ready, voided = state.version, self._parameters.is_ready, self._work.voided
+        trainer = (self._me.generation, self._me.session)
+        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses)
+
+    def report(self, outbox: Outbox, now: float) -> Send:
+        """Tell everything that the coordinator decides from."""
+        me, state, work, participant = self._me, self._state, self._work, self._participant
+        self._told = self._news()
+        self.number += 1
+        message = WorkerHeartbeat(
+            **me.header(),
+            branch=state.branch,
+            step=state.step,
+            stage=me.stage,
+            view=me.view,
+            report=self.number,
+            ready=self._parameters.is_ready,
+            ledger=ledger.to_bytes(state.ledger),
+            pending=ledger.to_bytes(work.pending() | outbox.pending_ledger(*state.version)),
+            voided=work.voided,
+            prepared=participant.prepared_round,
+            accused=self._accused(outbox, now),
+            busy_s=work.device.busy_s(now),
+            job_s=work.device.job_s,
+            num_jobs=work.device.num_jobs,
+            parameter_digest=self._parameters.digest,
+        )
+        return Send(peer=me.coordinator, message=message)
+
+    def _accused(self, outbox: Outbox, now: float) -> tuple[Session, ...]:
+        """Name those that owe an answer and are silent."""
+        if now < self._fair_from_s:
+            return ()
+        limit_s = limits.SILENCE_HEARTBEATS * self._me.heartbeat_s
+        silent = (*outbox.silent(now, limit_s), *self._participant.silent(now, limit_s))
+        members = {member.member for member in self._me.members}
+        return tuple(sorted(members.intersection(silent))[: limits.MAX_ACCUSED])
+
+    @property
+    def is_fatal(self) -> bool:
+        """Has something failed without which the run cannot go on?"""
+        return self._fatal is not None
+
+    def fail(self, layer: str, text: str) -> None:
+        """Something has failed that is no job's: from here on every report says this."""
+        self._fatal = (layer, text)
+
+    def failure(self) -> Failure:
+        """Return what ends the run."""
+        assert self._fatal is not None
+        return self.failed(*self._fatal)
+
+    def failed(self, layer: str, text: str, microbatch: Microbatch | None = None) -> Failure:
+        """Return what says that a layer raised."""
+        return Failure(
+            **self._me.header(),
+            stage=self._me.stage,
+            layer=_sendable(layer),
+            text=_sendable(text),
+            microbatch=microbatch,
+        )
+
+
+def _sendable(text: str) -> str:
+    """Return what of a text fits a header that has two of them; a path may hold what is no character."""
+    return text.encode(errors="replace")[: limits.MAX_TEXT_CHARS].decode(errors="ignore")

@@ -1,0 +1,51 @@
+"""Which attempts of which microbatches are void at a worker.
+
+    Void --> floors are raised at once --> no job in work is below them --> `newest` says so
+
+What is below its floor is not begun, not sent and not taken again in that step. Only a job that has begun
+is waited for: it may still be counted, and then the ledger that is reported with `newest` says so. A Void of a step
+that is over asks for nothing; one of a step that is yet to come is kept until then.
+"""
+
+from __future__ import annotations
+
+from zswarm import ledger
+from zswarm.ids import Attempt, Branch, Microbatch, Purpose, Step
+from zswarm.messages import Key, Void
+
+Version = tuple[Branch, Step]
+
+
+class Voids:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._floors: dict[Version, dict[Microbatch, Attempt]] = {}
+        self._asked = Attempt(0)
+        self.newest = Attempt(0)
+        """The newest Void that has been carried out in this life, of whichever step; 0 for none."""
+
+    def note(self, message: Void, present: Version) -> None:
+        """Raise the floors; those of steps before the present one are of no use any more."""
+        self._asked = max(self._asked, message.attempt)
+        floors = self._floors.setdefault((message.branch, message.step), {})
+        for microbatch in ledger.members(ledger.from_bytes(message.ledger)):
+            floors[microbatch] = max(floors.get(microbatch, message.attempt), message.attempt)
+        self._floors = {version: floors for version, floors in self._floors.items() if version >= present}
+
+    def covers(self, key: Key) -> bool:
+        """Is this attempt void? What is evaluated is counted nowhere, and never void."""
+        branch, step, purpose, microbatch, attempt = key
+        floors = self._floors.get((branch, step))
+        if floors is None or purpose is not Purpose.TRAIN:
+            return False
+        return attempt < floors.get(microbatch, Attempt(0))
+
+    def settle(self, running: Key | None) -> None:
+        """Every Void so far is carried out, unless the job in work is one of those that are void."""
+        if running is None or not self.covers(running):
+            self.newest = self._asked
+
+    def begin_new_life(self) -> None:
+        """Nothing has been asked of this life yet; what is void stays so."""
+        self._asked = self.newest = Attempt(0)

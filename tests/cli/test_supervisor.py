@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from zswarm.cli.family import CRASHED, Ended
+from zswarm.cli.supervisor import MAX_SHORT_LIVES, Fate, Restarts, fate
+from zswarm.machine import REFUSED
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "expected"),
+    [
+        ("worker-3", -signal.SIGKILL, Fate.AGAIN),
+        ("worker-3", -signal.SIGSEGV, Fate.AGAIN),
+        ("worker-3", CRASHED, Fate.AGAIN),
+        ("worker-3", 1, Fate.AGAIN),
+        ("worker-3", 0, Fate.GONE),
+        ("broker-0", REFUSED, Fate.GONE),
+        ("broker-0", 2, Fate.OVER),
+        ("trainer", -signal.SIGKILL, Fate.AGAIN),
+        ("trainer", CRASHED, Fate.AGAIN),
+        ("trainer", 0, Fate.OVER),
+        ("trainer", 1, Fate.OVER),
+        ("trainer", 2, Fate.OVER),
+        ("trainer", 130, Fate.OVER),
+    ],
+)
+def test_what_follows_from_the_end_of_a_child(name, code, expected):
+    assert fate(Ended(name=name, code=code)) is expected
+
+
+def pauses(ages):
+    """Return the pauses after lives of these lengths, up to the one that is the last."""
+    restarts, now, found = Restarts(), 100.0, []
+    restarts.started("worker-3", now)
+    for age in ages:
+        now += age
+        if not restarts.died("worker-3", now):
+            return [*found, None]
+        found.append(round(restarts.next_s() - now, 3))
+        assert restarts.due(restarts.next_s() - 0.01) == []
+        now = restarts.next_s()
+        assert restarts.due(now) == ["worker-3"]
+        restarts.started("worker-3", now)
+        assert restarts.due(now) == []
+    return found
+
+
+def test_pauses_grow_while_lives_are_short():
+    assert pauses([30.0, 30.0, 30.0]) == [0.2, 0.2, 0.2]
+    assert pauses([1.0, 9.0, 1.0, 30.0, 1.0]) == [0.2, 0.4, 0.8, 0.2, 0.2]
+
+
+def test_a_child_that_keeps_dying_young_is_left_at_that():
+    assert pauses([1.0] * 9) == [0.2, 0.4, 0.8, 1.6, None]
+    assert MAX_SHORT_LIVES == 5
+
+
+def test_every_child_has_pauses_of_its_own():
+    restarts = Restarts()
+    for name in ("worker-0", "worker-1"):
+        restarts.started(name, 0.0)
+        assert restarts.died(name, 1.0)
+    restarts.started("worker-1", 1.2)
+    assert restarts.died("worker-1", 2.0)
+    assert restarts.due(1.2) == ["worker-0"]
+    assert (restarts.num_lives("worker-0"), restarts.num_lives("worker-1"), restarts.num_lives("x")) == (1, 2, 0)
+
+
+PROGRAM = """
+import os, signal, sys
+from zswarm.cli.family import Family
+from zswarm.cli.supervisor import Supervisor
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+def trainer(num_lives):
+    TRAINER
+
+def worker(num_lives):
+    say("worker", num_lives)
+    if num_lives < WORKER_LIVES:
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+def note(processes):
+    say("processes", *sorted(processes))
+
+with Family() as family:
+    family.fork("broker-0", signal.pause)
+    bodies = {"broker-0": None, "trainer": trainer, "worker-0": worker}
+    sys.exit(Supervisor(family, bodies, note=note).run())
+"""
+
+
+def program(*, trainer, worker_lives):
+    return [sys.executable, "-c", PROGRAM.replace("TRAINER", trainer).replace("WORKER_LIVES", str(worker_lives))]
+
+
+def test_who_is_killed_lives_again_and_the_trainers_end_is_the_end():
+    trainer = "os.kill(os.getpid(), signal.SIGKILL) if num_lives == 0 else sys.stdin.readline(); return 0"
+    with subprocess.Popen(
+        program(trainer=trainer, worker_lives=2),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        told = []
+        while "worker 2\n" not in told:
+            told.append(process.stdout.readline())
+            assert told[-1]
+        out, errors = process.communicate("the end\n", timeout=60)
+    told = "".join([*told, out]).splitlines()
+    assert process.returncode == 0
+    assert [line for line in told if line.startswith("worker")] == ["worker 0", "worker 1", "worker 2"]
+    assert "processes broker-0 trainer worker-0" in told
+    assert errors.count("zswarm: worker-0 was killed by SIGKILL and is started again\n") == 2
+    assert errors.count("zswarm: trainer was killed by SIGKILL and is started again\n") == 1
+
+
+def test_an_interrupt_while_the_trainer_is_dead_ends_at_once():
+    with subprocess.Popen(
+        program(trainer="return 70", worker_lives=0), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while "trainer" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "zswarm: interrupted" in errors
+
+
+def test_a_child_that_cannot_live_ends_the_run():
+    result = subprocess.run(
+        program(trainer="return 70", worker_lives=0), capture_output=True, check=False, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert "trainer ended with exit code 70, 5 times in a row within 10 s: the run ends here" in result.stderr
+    assert "worker-0" not in result.stderr
+
+
+def test_who_is_killed_by_others_is_started_again_however_often() -> None:
+    """`zswarm chaos --roles trainer` ended the run: its fifth kill within ten seconds each passed for a crash."""
+    restarts = Restarts()
+    for life in range(4 * MAX_SHORT_LIVES):
+        restarts.started("trainer", 10.0 * life)
+        assert restarts.died("trainer", 10.0 * life + 1.0, was_killed=True)

@@ -1,0 +1,165 @@
+"""Schedules in which much goes wrong at once: small swarms, late and repeated messages, and everybody dies or freezes.
+
+What a mutant breaks may need three coincidences; here they are more frequent than among the schedules that are
+meant to find what nobody has thought of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+from zswarm.simulation.faults import HOOKS, LASTS_S, Fault, Strike
+from zswarm.simulation.network import Weather
+from zswarm.simulation.poison import Poison
+from zswarm.simulation.schedule import Schedule
+from zswarm.simulation.symbolic import Pace
+
+STRUCK = (
+    *(Fault.KILL_WORKER, Fault.KILL_WORKER, Fault.KILL_BROKER, Fault.KILL_TRAINER, Fault.KILL_TRAINER),
+    *(Fault.FREEZE, Fault.FREEZE, Fault.PARTITION, Fault.RESET, Fault.WIPE_STAGE, Fault.HANG),
+)
+CALM_FROM_S = 9.0
+STEPS = 3
+
+
+def storm(seed: int) -> Schedule:
+    """Draw one."""
+    random = Random(f"storm {seed}")
+    strikes = []
+    for _ in range(random.randint(2, 6)):
+        fault = random.choice(STRUCK)
+        low_s, high_s = LASTS_S[fault]
+        strikes.append(
+            Strike(
+                fault=fault,
+                at_s=round(random.uniform(0.8, 5.0), 3),
+                lasts_s=round(random.uniform(low_s, min(4.5, high_s)), 3),
+                salt=random.getrandbits(32),
+                hook=random.choice(HOOKS[fault]) if fault in HOOKS and random.random() < 0.5 else "",
+            )
+        )
+    stages, workers, microbatches = random.choice((1, 2, 2, 3)), random.choice((1, 2, 2, 3)), random.choice((2, 4, 6))
+    poison = Poison(
+        step=random.randrange(STEPS),
+        microbatch=random.randrange(microbatches),
+        stage=random.randrange(stages),
+        num_workers=1,
+    )
+    return Schedule(
+        seed=seed,
+        faults=frozenset({strike.fault for strike in strikes} | {Fault.DISK, Fault.STRAGGLING, Fault.DUPLICATION}),
+        num_stages=stages,
+        brokers_per_stage=random.choice((1, 2, 2)),
+        workers_per_stage=workers,
+        late_brokers=0,
+        late_workers=0,
+        num_microbatches=microbatches,
+        steps=STEPS,
+        num_held_out=0,
+        grad_clip=1.0,
+        wiring="uniform",
+        window=0,
+        capacity_bytes=random.choice((6000, 100_000)),
+        weather=Weather(
+            latency_high_s=0.1,
+            jitter=1.0,
+            loss=random.choice((0.0, 0.05, 0.2)),
+            duplication=0.3,
+            straggling=random.choice((0.05, 0.2)),
+            straggle_s=random.choice((0.5, 2.0, 6.0)),
+            in_order=False,
+            fair_from_s=CALM_FROM_S,
+        ),
+        pace=Pace(forward_s=random.choice((0.05, 0.1, 0.2)), jitter=1.0, keep=0.5, evict=0.2),
+        slowness=random.choice((1.0, 3.0)),
+        drains=False,
+        interrupted_at_s=None,
+        codec_one_in=50,
+        layers_per_stage=(),
+        checkpoint_every=random.choice((0, 1)),
+        poisons=(poison,) if workers > 1 else (),
+        strikes=tuple(strikes),
+        calm_from_s=CALM_FROM_S,
+    )
+
+
+CALM = replace(
+    storm(0),
+    faults=frozenset(),
+    strikes=(),
+    poisons=(),
+    num_stages=2,
+    brokers_per_stage=2,
+    workers_per_stage=2,
+    num_microbatches=6,
+    capacity_bytes=100_000,
+    weather=Weather(),
+    pace=Pace(forward_s=0.1),
+    slowness=1.0,
+    checkpoint_every=1,
+)
+
+
+def _strike(fault: Fault, at_s: float, lasts_s: float, salt: int, hook: str = "") -> Strike:
+    return Strike(fault=fault, at_s=at_s, lasts_s=lasts_s, salt=salt, hook=hook)
+
+
+def _forwards_sent_on(seed: int) -> Schedule:
+    """Workers die between sending a forward on and telling their broker that it is done."""
+    strikes = tuple(_strike(Fault.KILL_WORKER, 1.2 + 0.4 * turn, 0.5, seed, "after Forward") for turn in range(3))
+    return replace(CALM, seed=seed, strikes=strikes)
+
+
+def _leave_forgotten(seed: int) -> Schedule:
+    """The trainer's machine loses power right after everybody has heard that a frozen worker was given up."""
+    strikes = (
+        _strike(Fault.FREEZE, 3.0, 5.0, seed, "on Job"),
+        _strike(Fault.KILL_TRAINER, 6.0 + 0.03 * (seed % 20), 0.1, seed, "after sends"),
+    )
+    pace, faults = Pace(forward_s=0.3), frozenset({Fault.DISK})
+    return replace(CALM, seed=seed, faults=faults, num_microbatches=16, pace=pace, calm_from_s=14.0, strikes=strikes)
+
+
+def _pull_lost(seed: int) -> Schedule:
+    """Nobody but the checkpoint has a stage's state, and a message in fifteen is lost."""
+    return replace(
+        CALM,
+        seed=seed,
+        brokers_per_stage=1,
+        workers_per_stage=1,
+        num_microbatches=3,
+        steps=6,
+        layers_per_stage=(2, 2),
+        pace=Pace(forward_s=0.2),
+        weather=Weather(loss=0.06, fair_from_s=14.0),
+        calm_from_s=14.0,
+        strikes=(_strike(Fault.WIPE_STAGE, 7.0 + 0.2 * (seed % 15), 0.3, seed),),
+    )
+
+
+def _jobs_come_late(seed: int) -> Schedule:
+    """Workers begin new lives all the time, and every other message comes once more, late."""
+    poisons = tuple(
+        Poison(step=step, microbatch=microbatch, stage=1, num_workers=1)
+        for step in range(STEPS)
+        for microbatch in range(0, 12, 3)
+    )
+    return replace(
+        CALM,
+        seed=seed,
+        workers_per_stage=3,
+        num_microbatches=12,
+        weather=Weather(duplication=0.5, straggle_s=1.5, in_order=False, fair_from_s=30.0),
+        poisons=poisons,
+    )
+
+
+AIMED: dict[str, Callable[[int], Schedule]] = {
+    "forward-sent-on-again": _forwards_sent_on,
+    "leave-not-durable": _leave_forgotten,
+    "pulls-once": _pull_lost,
+    "job-of-an-old-life": _jobs_come_late,
+}
+"""Mutant -> schedules that come often to the moment that shows it."""

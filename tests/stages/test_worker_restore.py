@@ -1,0 +1,353 @@
+"""How a worker comes by parameters that it does not hold, and gives away those that it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stages.tasks import (
+    Adopt,
+    Adopted,
+    Apply,
+    Build,
+    Emitted,
+    Export,
+    Exported,
+    Failed,
+    Import,
+    Reset,
+    Run,
+    Snapshot,
+    WasReset,
+)
+from tests.letters import SIZE_BYTES, commit, credit, fence, load, of_type, prepare, pull, restore, state, view, welcome
+from tests.stages.one_worker import AFTER, CONFIGURATION, ME, MEMBERS, B, F, Fixture
+from zswarm.ids import TRAINER, JobStatus, Link, StatePart
+from zswarm.messages import Backward, Failure, Forward, Prepared, Pull, Ready, Result, State, WorkerHeartbeat
+
+DONOR, OTHER_DONOR = 22, 23
+P, O = StatePart.PARAMETERS, StatePart.OPTIMIZER  # noqa: E741 - the two parts of a layer's state
+FILES = [(4, P), (4, O), (5, P), (5, O)]
+"""Of the fixture's two layers, in the order in which they are asked for."""
+TOTAL_BYTES = 150
+"""Of each file: a full range and a half one."""
+
+
+@pytest.fixture
+def worker():
+    return Fixture()
+
+
+def asked(commands: list[Any]) -> list[tuple[int, StatePart, int]]:
+    return [(message.layer, message.part, message.offset_bytes) for message in of_type(commands, Pull)]
+
+
+def give(worker: Fixture, layer: int, part: StatePart, offset_bytes: int, *, donor: int = DONOR, **of: Any):
+    """Answer a Pull; returns what follows."""
+    size_bytes = min(SIZE_BYTES, TOTAL_BYTES - offset_bytes)
+    message = state(donor, layer, offset_bytes, TOTAL_BYTES, size_bytes, part=part, **of)
+    return worker.get(message, frames=((layer, part, offset_bytes),))
+
+
+def give_all(worker: Fixture, **of: Any) -> list[Any]:
+    """Answer every Pull; returns all that followed."""
+    commands = []
+    for layer, part in FILES:
+        for offset_bytes in range(0, TOTAL_BYTES, SIZE_BYTES):
+            commands += give(worker, layer, part, offset_bytes, **of)
+    return commands
+
+
+def adopted(worker: Fixture) -> list[Any]:
+    return worker.do(Adopted(parameter_digest=9))
+
+
+def reported(commands: list[Any]) -> WorkerHeartbeat:
+    (heartbeat,) = of_type(commands, WorkerHeartbeat)
+    return heartbeat
+
+
+# -- Restore -----------------------------------------------------------------------------------------
+
+
+def test_the_way_to_another_version(worker):
+    commands = worker.get(restore(DONOR, step=3))
+    assert of_type(commands, Reset)
+    assert [(send.peer, send.message.step) for send in commands if type(getattr(send, "message", 0)) is Pull] == [
+        ("sim://worker-22", 3)
+    ]
+    heartbeat = reported(commands)
+    assert (heartbeat.ready, heartbeat.step) == (False, 0)
+    worker.do(WasReset())
+    commands = give_all(worker, step=3)
+    imports = of_type(commands, Import)
+    ranges = [(layer, part, offset) for layer, part in FILES for offset in (0, SIZE_BYTES)]
+    assert [(task.layer, task.part, task.offset_bytes) for task in imports] == ranges
+    assert [task.load.frames for task in imports] == [((layer, part, offset),) for layer, part, offset in ranges]
+    assert {task.total_bytes for task in imports} == {TOTAL_BYTES}
+    assert asked(commands) == ranges[1:]
+    assert [task for task in commands if isinstance(task, Import | Adopt)] == [*imports, Adopt()]
+    commands = adopted(worker)
+    heartbeat = reported(commands)
+    assert (heartbeat.ready, heartbeat.step, heartbeat.parameter_digest) == (True, 3, 9)
+    assert {ready.step for ready in of_type(commands, Ready)} == {3}
+    assert of_type(worker.get_job(1, F, 0, step=3), Run)
+
+
+def test_what_was_counted_held_and_sent_is_void(worker):
+    worker.work(1, B, 0)
+    worker.work(2, F, 1)
+    (run,) = of_type(worker.get_job(3, B, 2), Run)
+    worker.get_job(4, F, 3)
+    commands = worker.get(restore(DONOR, step=3))
+    assert [(r.lease, r.status, r.slots) for r in of_type(commands, Result)] == [
+        (3, JobStatus.WRONG_STEP, 0),
+        (4, JobStatus.WRONG_STEP, 0),
+    ]
+    assert worker.machine.state.ledger == 0
+    assert of_type(worker.get(credit(AFTER, SIZE_BYTES)), Forward) == []
+    assert of_type(worker.do(Emitted(lease=run.lease, dx=load("dx"))), Backward) == []
+    worker.ran(run)
+    assert worker.machine.state.ledger == 0
+
+
+def test_meanwhile_it_takes_no_jobs_and_no_rounds_and_gives_nothing(worker):
+    worker.reduce(1)
+    worker.get(restore(DONOR, step=3))
+    worker.do(WasReset())
+    for step in (0, 3):
+        (result,) = of_type(worker.get_job(1, F, 0, step=step), Result)
+        assert (result.status, result.slots) == (JobStatus.WRONG_STEP, 0)
+        assert of_type(worker.get(prepare(2, (ME,), step=step)), Snapshot) == []
+        assert of_type(worker.get(pull(4, step=step), peer=Link(b"x")), Export) == []
+    assert of_type(worker.get(commit(1)), Apply) == []
+    commands = worker.tick(1.0)
+    assert of_type(commands, Prepared) == []
+    assert {ready.slots for ready in of_type(commands, Ready)} == {0}
+
+
+def test_nothing_begins_before_the_reset_has_ended(worker):
+    worker.get_job(1, B, 0)
+    worker.get(restore(DONOR, step=3))
+    give_all(worker, step=3)
+    adopted(worker)
+    (refused,) = of_type(worker.get_job(2, F, 0, step=3), Result)
+    worker.do(WasReset())
+    assert of_type(worker.get_job(3, F, 0, step=3), Run)
+    (again,) = of_type(worker.get_job(2, F, 0, step=3), Result)
+    assert (refused.status, again.status) == (JobStatus.WRONG_STEP, JobStatus.WRONG_STEP)
+
+
+def test_a_late_copy_of_what_was_held_before_the_restore_is_refused_again(worker):
+    """Of a step that is to come: by then another worker may have it."""
+    assert of_type(worker.get_job(1, B, 0, step=3), Run) == []
+    (first,) = of_type(worker.get(restore(DONOR, step=3)), Result)
+    worker.do(WasReset())
+    give_all(worker, step=3)
+    adopted(worker)
+    (again,) = of_type(worker.get_job(1, B, 0, step=3), Result)
+    assert (first.status, again.status) == (JobStatus.WRONG_STEP, JobStatus.WRONG_STEP)
+    assert worker.machine.jobs.held == {}
+
+
+def test_it_is_a_level_not_an_edge(worker):
+    """The same one again asks for nothing again; it would never end."""
+    worker.get(restore(DONOR, step=3))
+    give(worker, 4, P, 0, step=3)
+    assert worker.get(restore(DONOR, step=3)) == []
+    assert asked(give(worker, 4, P, SIZE_BYTES, step=3)) == [(4, O, 0)]
+
+
+@pytest.mark.parametrize(
+    ("donor", "step", "address"),
+    [(OTHER_DONOR, 3, "sim://worker-23"), (DONOR, 4, "sim://worker-22"), (TRAINER, 4, "sim://trainer")],
+)
+def test_another_donor_or_version_begins_anew(worker, donor, step, address):
+    """The trainer is where it has always been, whatever the message says."""
+    worker.get(restore(DONOR, step=3))
+    give(worker, 4, P, 0, step=3)
+    commands = worker.get(restore(donor, step=step))
+    (send,) = [command for command in commands if type(getattr(command, "message", 0)) is Pull]
+    assert (send.peer, send.message.step, send.message.offset_bytes) == (address, step, 0)
+    assert give(worker, 4, P, SIZE_BYTES, step=3) == [], "of the donor before"
+    assert len(of_type(give_all(worker, donor=donor, step=step), Adopt)) == 1
+    assert reported(adopted(worker)).step == step
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_an_older_version_is_not_begun(worker, step):
+    worker.get(restore(DONOR, step=3))
+    assert worker.get(restore(OTHER_DONOR, step=step)) == []
+    assert len(of_type(give_all(worker, step=3), Adopt)) == 1
+
+
+def test_whoever_is_ready_there_says_so(worker):
+    worker.step()
+    worker.get_job(1, F, 0, step=1)
+    assert (reported(worker.get(restore(DONOR, step=1))).ready, len(worker.machine.jobs.held)) == (True, 1)
+    assert worker.get(restore(DONOR)) == [], "an older one is late"
+
+
+def test_the_older_branch_is_left_for_an_earlier_step(worker):
+    for _ in range(3):
+        worker.step()
+    worker.get(restore(TRAINER, step=2, branch=1))
+    worker.do(WasReset())
+    give_all(worker, donor=TRAINER, step=2, branch=1)
+    heartbeat = reported(adopted(worker))
+    assert (heartbeat.branch, heartbeat.step, heartbeat.ready) == (1, 2, True)
+
+
+def test_step_0_is_built_again(worker):
+    worker.step(snapshot=True)
+    commands = worker.get(restore(TRAINER, step=0, branch=1))
+    assert of_type(commands, Build) == [Build(stage=1, num_stages=3, configuration=b"".join(CONFIGURATION))]
+    assert of_type(commands, Pull) == []
+    worker.do(WasReset())
+    assert worker.get(restore(TRAINER, step=0, branch=1)) == [], "it is being built"
+    heartbeat = reported(worker.build())
+    assert (heartbeat.branch, heartbeat.step, heartbeat.ready) == (1, 0, True)
+    assert of_type(worker.get(pull(4, step=1), peer=Link(b"x")), Export) == [], "the copy went with the old layers"
+
+
+def test_a_newcomer_is_not_ready_before_it_has_the_swarms_state():
+    worker = Fixture(built=False, step=5)
+    assert worker.get(restore(DONOR, step=5)) == [], "there are no layers yet"
+    assert of_type(worker.build(), Ready)[0].slots == 0
+    heartbeat = reported(worker.tick(1.0))
+    assert (heartbeat.ready, heartbeat.step) == (False, 0)
+    worker.get(restore(DONOR, step=6))
+    worker.do(WasReset())
+    give_all(worker, step=6)
+    assert (reported(adopted(worker)).ready, worker.machine.state.step) == (True, 6)
+
+
+def test_what_is_asked_for_is_asked_again(worker):
+    worker.get(restore(DONOR, step=3))
+    assert asked(worker.tick(1.0)) == [(4, P, 0)]
+    assert asked(worker.tick(2.0)) == []
+    assert asked(worker.tick(3.0)) == [(4, P, 0)]
+    assert asked(give(worker, 4, P, 0, step=3)) == [(4, P, SIZE_BYTES)]
+    assert asked(worker.tick(4.0)) == [(4, P, SIZE_BYTES)]
+    give_all(worker, step=3)
+    for now_s in (5.0, 6.0, 30.0):
+        assert asked(worker.tick(now_s)) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"donor": OTHER_DONOR},
+        {"step": 2},
+        {"branch": 1},
+        {"layer": 5},
+        {"part": O},
+        {"offset_bytes": SIZE_BYTES},
+    ],
+    ids=str,
+)
+def test_what_was_not_asked_for_is_not_taken(worker, answer):
+    worker.get(restore(DONOR, step=3))
+    asked_for: dict[str, Any] = {"layer": 4, "part": P, "offset_bytes": 0, "donor": DONOR, "step": 3}
+    assert give(worker, **(asked_for | answer)) == []
+    assert len(give(worker, **asked_for)) == 2
+
+
+def test_while_a_commit_is_applied_a_restore_is_ignored(worker):
+    worker.reduce(1)
+    worker.get(commit(1))
+    assert worker.get(restore(DONOR, step=3)) == []
+    worker.applied(0)
+    assert asked(worker.get(restore(DONOR, step=3))) == [(4, P, 0)]
+
+
+def test_while_adopting_a_restore_is_ignored(worker):
+    worker.get(restore(DONOR, step=3))
+    give_all(worker, step=3)
+    assert worker.get(restore(DONOR, step=4)) == []
+    assert reported(adopted(worker)).step == 3
+
+
+def test_a_fence_stops_a_load_but_not_an_adoption(worker):
+    worker.get(restore(DONOR, step=3))
+    give(worker, 4, P, 0, step=3)
+    worker.get(fence(ME))
+    worker.do(WasReset())
+    worker.get(welcome(61, stage=1, step=3, nonce=2), frames=CONFIGURATION)
+    assert reported(worker.get(view(2, step=3), frames=MEMBERS)).ready is False
+    assert give(worker, 4, P, SIZE_BYTES, step=3) == []
+    assert asked(worker.get(restore(DONOR, step=3))) == [(4, P, 0)]
+    worker.do(WasReset())
+    give_all(worker, step=3)
+    worker.get(fence(61))
+    adopted(worker)
+    worker.do(WasReset())
+    worker.get(welcome(62, stage=1, step=3, nonce=3), frames=CONFIGURATION)
+    heartbeat = reported(worker.get(view(3, step=3), frames=MEMBERS))
+    assert (heartbeat.ready, heartbeat.step) == (True, 3)
+
+
+def test_a_state_that_does_not_fit_ends_the_run(worker):
+    worker.get(restore(DONOR, step=3))
+    give_all(worker, step=3)
+    (failure,) = of_type(worker.do(Failed(layer="layer 4", text="no such tensor")), Failure)
+    assert failure.microbatch is None
+    assert of_type(worker.tick(1.0), Failure)
+
+
+def test_an_adoption_of_nothing_is_ignored(worker):
+    assert adopted(worker) == []
+    assert worker.machine.state.version == (0, 0)
+
+
+# -- giving ------------------------------------------------------------------------------------------
+
+
+def exported(worker: Fixture, task: Export):
+    return worker.do(
+        Exported(part=task.part, layer=task.layer, offset_bytes=task.offset_bytes, total_bytes=9, load=load("file"))
+    )
+
+
+def test_the_copy_for_a_checkpoint_is_given_while_training_goes_on(worker):
+    link = Link(b"trainer")
+    worker.step(snapshot=True)
+    (now,) = worker.get(pull(4, step=1, part=O), peer=link)
+    assert (now.from_snapshot, now.part) == (False, O)
+    worker.step()
+    worker.step()
+    (kept,) = worker.get(pull(5, step=1), peer=link)
+    (present,) = worker.get(pull(5, step=3), peer=link)
+    assert (kept.from_snapshot, present.from_snapshot) == (True, False)
+    assert worker.get(pull(5, step=2), peer=link) == []
+    for task, step in ((now, 1), (kept, 1), (present, 3)):
+        (message,) = of_type(exported(worker, task), State)
+        assert (message.step, message.part, message.layer) == (step, task.part, task.layer)
+
+
+def test_a_copy_is_of_no_use_once_another_is_being_made(worker):
+    """The task would come after Apply, and take a range of the new copy for one of the old."""
+    link = Link(b"trainer")
+    worker.step(snapshot=True)
+    worker.step()
+    worker.reduce(3)
+    assert of_type(worker.get(commit(3, step=2, snapshot=True)), Apply)[0].snapshot
+    for step in (1, 2, 3):
+        assert worker.get(pull(4, step=step), peer=link) == []
+    worker.applied(2)
+    worker.step()
+    assert worker.get(pull(4, step=1), peer=link) == []
+    assert [task.from_snapshot for task in worker.get(pull(4, step=3), peer=link)] == [True]
+
+
+def test_the_copy_outlives_a_life_and_a_restore(worker):
+    worker.step(snapshot=True)
+    worker.get(fence(ME))
+    worker.do(WasReset())
+    worker.get(welcome(61, stage=1, step=1, nonce=2), frames=CONFIGURATION)
+    worker.get(restore(DONOR, step=7))
+    (task,) = worker.get(pull(4, step=1), peer=Link(b"trainer"))
+    assert task.from_snapshot
+    (message,) = of_type(exported(worker, task), State)
+    assert message.session == 61

@@ -1,0 +1,219 @@
+"""Verdicts at their bounds: a heartbeat is 2 s here, so that a bound in heartbeats is not one in seconds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.letters import heartbeat, register
+from zswarm import limits
+from zswarm.ids import Address, Role
+from zswarm.trainer.judgement import Judge
+from zswarm.trainer.roster import Roster
+
+HEARTBEAT_S = 2.0
+SILENCE_S = limits.SILENCE_HEARTBEATS * HEARTBEAT_S
+GONE_S = limits.GONE_HEARTBEATS * HEARTBEAT_S
+LEAST_STUCK_S = limits.STUCK_HEARTBEATS * HEARTBEAT_S
+EMPTY_S = limits.EMPTY_STAGE_HEARTBEATS * HEARTBEAT_S
+TINY_S = 1e-6
+
+
+class Fixture:
+    """Workers 1, 3 of stage 0, worker 2 of stage 1, brokers 4, 5 of stage 0 and 1; all of them heard of at 0 s."""
+
+    def __init__(self) -> None:
+        self.roster = Roster(num_stages=2, first_session=1)
+        for node, role, stage in (
+            ("w0", Role.WORKER, 0),
+            ("w1", Role.WORKER, 1),
+            ("w2", Role.WORKER, 0),
+            ("b0", Role.BROKER, 0),
+            ("b1", Role.BROKER, 1),
+        ):
+            self.roster.register(register(node, role=role, stage=stage), Address(f"sim://{node}"), 0.0)
+        self.judge = Judge(self.roster, num_stages=2, heartbeat_s=HEARTBEAT_S)
+        self.num_reports = 0
+
+    def report(self, session, now=0.0, **of):
+        self.num_reports += 1
+        self.roster.records[session].note(heartbeat(session, self.num_reports, **of), now)
+
+    def accuse(self, now=0.0, **whom):
+        """`w0=(4, 5)`: that process names sessions 4 and 5."""
+        for node, accused in whom.items():
+            record = self.roster.life_of(node)
+            self.num_reports += 1
+            record.report, record.reported_at_s, record.accused = self.num_reports, now, accused
+
+    def hear_all(self, now):
+        for record in self.roster.records.values():
+            record.heard_at_s = now
+
+    def verdicts(self, now):
+        return dict(self.judge.verdicts(now))
+
+
+@pytest.fixture
+def swarm():
+    return Fixture()
+
+
+def test_nobody_is_given_up_who_speaks(swarm):
+    assert swarm.verdicts(0.0) == {}
+    assert swarm.judge.next_deadline_s() == float("inf")
+
+
+def test_silence(swarm):
+    swarm.roster.records[1].heard_at_s = 1.0
+    assert swarm.verdicts(SILENCE_S) == {}
+    assert set(swarm.verdicts(SILENCE_S + TINY_S)) == {2, 3, 4, 5}
+    assert swarm.verdicts(SILENCE_S + 0.5)[4] == "silent for 6.5 s"
+    assert 1 in swarm.verdicts(SILENCE_S + 1.0 + TINY_S)
+
+
+def test_a_lost_connection(swarm):
+    """Looked at when it is time, not only with the next heartbeat."""
+    swarm.roster.records[2].gone_at_s = 3.0
+    swarm.roster.records[5].gone_at_s = 3.5
+    assert swarm.judge.next_deadline_s() == 3.0 + GONE_S
+    assert swarm.verdicts(3.0 + GONE_S - TINY_S) == {}
+    assert swarm.verdicts(3.0 + GONE_S) == {2: "its connection was lost"}
+    swarm.roster.records[2].gone_at_s = None
+    assert swarm.judge.next_deadline_s() == 3.5 + GONE_S
+
+
+@pytest.mark.parametrize(
+    ("others_s", "most_s"),
+    [
+        (0.0, limits.STUCK_FIRST_S),
+        (0.001, LEAST_STUCK_S),
+        (10.0, limits.STUCK_JOBS * 10.0),
+    ],
+    ids=["no job has ever ended", "short jobs", "long jobs"],
+)
+def test_a_worker_that_is_stuck(swarm, others_s, most_s):
+    """Measured against the slowest of its stage; other stages have other jobs."""
+    swarm.report(3, job_s=others_s)
+    swarm.report(2, job_s=1000.0)
+    swarm.report(1, busy_s=most_s, job_s=others_s / 2)
+    assert swarm.verdicts(0.0) == {}
+    swarm.report(1, busy_s=most_s + 0.01, job_s=others_s / 2)
+    assert list(swarm.verdicts(0.0)) == [1]
+    assert swarm.verdicts(0.0)[1].startswith(f"stuck: busy with one task for {most_s:.1f} s")
+
+
+def test_who_builds_or_loads_has_longer(swarm):
+    """How long that takes says nothing of how long a job takes."""
+    swarm.report(3, job_s=0.1)
+    swarm.report(1, busy_s=limits.STUCK_FIRST_S, ready=False)
+    assert swarm.verdicts(0.0) == {}
+    swarm.report(1, busy_s=limits.STUCK_FIRST_S + 1.0, ready=False)
+    assert list(swarm.verdicts(0.0)) == [1]
+
+
+def test_a_session_is_named_once_however_many_reasons_there_are(swarm):
+    record = swarm.roster.records[1]
+    record.gone_at_s = 0.0
+    reasons = [reason for session, reason in swarm.judge.verdicts(SILENCE_S + 1.0) if session == 1]
+    assert reasons == ["silent for 7.0 s"]
+
+
+# -- accusations -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accusations", "verdict"),
+    [
+        ({"w0": (4,)}, 4),
+        ({"b0": (1,)}, 1),
+        ({"w0": (4,), "w1": (4,)}, 4),
+        ({"w0": (4, 5)}, 1),
+        ({"b0": (1,), "b1": (1,), "w0": (4,)}, 1),
+        ({"w0": (4,), "w1": (5,)}, 5),
+        ({"w0": (99,)}, None),
+        ({"w0": ()}, None),
+    ],
+    ids=[
+        "of equals the accused",
+        "whichever role it has",
+        "whom two accuse",
+        "who accuses two",
+        "part of the most pairs",
+        "of equal pairs the youngest accused",
+        "one that has left",
+        "nobody",
+    ],
+)
+def test_which_end_of_a_pair_goes(swarm, accusations, verdict):
+    swarm.accuse(now=1.0, **accusations)
+    assert list(swarm.verdicts(1.0)) == ([] if verdict is None else [verdict])
+
+
+def test_the_reason_names_the_other_end(swarm):
+    swarm.accuse(now=1.0, w1=(4,))
+    assert swarm.verdicts(1.0) == {4: "cut off: it and w1 (stage 1) do not reach each other"}
+
+
+def test_after_a_verdict_only_fresh_reports_accuse(swarm):
+    """What was said before blames others for whom has just been given up; who waits for a new one waits as long."""
+    swarm.accuse(now=1.0, w0=(4,), w1=(5,))
+    assert list(swarm.verdicts(1.0)) == [5]
+    swarm.roster.remove(5, 1.0)
+    swarm.hear_all(100.0)
+    assert swarm.verdicts(1.0) == {}, "one at a time"
+    swarm.accuse(now=1.0 + SILENCE_S, w0=(4,))
+    assert swarm.verdicts(1.0 + SILENCE_S) == {}, "that much may be left over from before"
+    swarm.accuse(now=1.0 + SILENCE_S + TINY_S, w0=(4,))
+    assert list(swarm.verdicts(1.0 + SILENCE_S + TINY_S)) == [4]
+
+
+def test_an_own_stall_is_excused(swarm):
+    """The trainer had not been running: it would have given up everybody whose connection broke or who was silent."""
+    swarm.roster.records[2].gone_at_s = 0.0
+    swarm.roster.excuse(100.0)
+    assert swarm.verdicts(100.0 + GONE_S - TINY_S) == {}
+    assert list(swarm.verdicts(100.0 + GONE_S)) == [2]
+    assert len(swarm.verdicts(100.0 + SILENCE_S + TINY_S)) == 5
+
+
+# -- needed elsewhere --------------------------------------------------------------------------------
+
+
+def test_a_stage_that_has_had_nobody_for_long_gets_somebody_of_the_stage_that_has_most(swarm):
+    """Whoever is given up begins a new life, and goes where the fewest are: nobody moves otherwise."""
+    swarm.roster.remove(2, 0.0)
+    assert swarm.verdicts(1.0) == {}
+    swarm.hear_all(1.0 + EMPTY_S)
+    assert swarm.verdicts(1.0 + EMPTY_S - TINY_S) == {}
+    assert swarm.verdicts(1.0 + EMPTY_S) == {3: "stage 1 has no worker left: it is needed there"}
+    swarm.hear_all(1.0 + 2 * EMPTY_S)
+    assert swarm.verdicts(1.0 + 2 * EMPTY_S - TINY_S) == {}, "one at a time"
+
+
+def test_the_last_one_of_a_stage_stays(swarm):
+    """There would be as many stages without anybody as before. Workers are no brokers."""
+    swarm.roster.remove(5, 0.0)
+    swarm.verdicts(0.0)
+    swarm.hear_all(10 * EMPTY_S)
+    assert swarm.verdicts(10 * EMPTY_S) == {}
+
+
+def test_a_stage_that_gets_somebody_in_time_needs_nobody(swarm):
+    swarm.roster.remove(2, 0.0)
+    swarm.verdicts(0.0)
+    swarm.roster.register(register("w9", stage=1), Address("sim://w9"), 1.0)
+    swarm.verdicts(1.0)
+    swarm.roster.remove(6, 2.0)
+    swarm.verdicts(2.0)
+    swarm.hear_all(EMPTY_S + 2.0)
+    assert swarm.verdicts(EMPTY_S + 2.0 - TINY_S) == {}
+    assert list(swarm.verdicts(EMPTY_S + 2.0)) == [3]
+
+
+def test_an_own_stall_does_not_make_anybody_needed(swarm):
+    swarm.roster.remove(2, 0.0)
+    swarm.verdicts(0.0)
+    swarm.judge.excuse(100.0)
+    swarm.hear_all(100.0 + EMPTY_S)
+    assert swarm.verdicts(100.0 + EMPTY_S - TINY_S) == {}
+    assert list(swarm.verdicts(100.0 + EMPTY_S)) == [3]

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import pytest
+
+from zswarm.audit import Audit
+from zswarm.json_lines import Line
+
+MICROBATCHES, STEPS = 4, 3
+
+
+def verdict(log):
+    lines = [Line(number=number, record=record) for number, record in enumerate(log, 1)]
+    return {check.name: check for check in Audit(lines, torn_bytes=0).checks}
+
+
+def failed(log):
+    return {name for name, check in verdict(log).items() if not check.is_passed}
+
+
+class History:
+    """Writes the log of a run with faults, record by record, as its coordinator would."""
+
+    def __init__(self):
+        self.log = []
+        self.workers = {}
+        self.split = [1, 1]
+        self.branch = self.step = self.round = self.generation = 0
+
+    def add(self, event, **fields):
+        self.log.append({"event": event, **fields})
+        return self
+
+    def start(self, *, steps=STEPS, split=None, **changes):
+        self.generation += 1
+        self.split = split or self.split
+        fields = {
+            "run": "000000000000004d",
+            "generation": self.generation,
+            "stages": len(self.split),
+            "split": self.split,
+            "steps": steps,
+            "num_microbatches": MICROBATCHES,
+        }
+        return self.add("start", **fields | changes)
+
+    def join(self, *sessions, stage=0, role="worker"):
+        for session in sessions:
+            self.add("join", node=f"{role}-{session}", role=role, session=session, stage=stage)
+            self.workers.setdefault(stage, []).append(session)
+        return self
+
+    def leave(self, session, stage=0):
+        self.workers[stage].remove(session)
+        return self.add("leave", node=f"worker-{session}", session=session, stage=stage, reason="silent", lost=1)
+
+    def abort(self, stage=0):
+        self.round += 1
+        return self.add("abort", step=self.step, stage=stage, round=self.round, reason="a participant left")
+
+    def replay(self, *microbatches):
+        attempt = (self.generation << 32) + 1
+        return self.add("replay", step=self.step, attempt=attempt, microbatches=list(microbatches))
+
+    def commit(self, times=1, **changes):
+        """The first worker of each stage has counted all."""
+        for _ in range(times):
+            stages = []
+            for stage in range(len(self.split)):
+                self.round += 1
+                counted = {str(self.workers[stage][0]): list(range(MICROBATCHES))}
+                stages.append({"stage": stage, "round": self.round, "digest": 7, "contributions": counted})
+            self.add("commit", **{"branch": self.branch, "step": self.step, "stages": stages} | changes)
+            self.step += 1
+        return self
+
+    def checkpoint(self, **fields):
+        return self.add("checkpoint", **{"branch": self.branch, "step": self.step} | fields)
+
+    def rollback(self, step, **changes):
+        self.branch += 1
+        self.step = step
+        return self.add("rollback", **{"branch": self.branch, "step": step, "reason": "a stage is empty"} | changes)
+
+    def finish(self, code=0, **changes):
+        return self.add("finish", **{"steps": self.step, "code": code, "reason": "over"} | changes)
+
+
+def begun(**options):
+    """Two stages of two workers each."""
+    return History().join(10, 11, stage=0).join(20, 21, stage=1).start(**options)
+
+
+LEGAL = {
+    "a worker leaves, its round is aborted, it comes back as another": begun()
+    .commit()
+    .leave(10)
+    .abort()
+    .join(30)
+    .commit(2)
+    .finish(),
+    "what a worker had counted is lost and done again": begun().commit().leave(11).replay(0, 3).commit(2).finish(),
+    "a broker leaves": begun().join(5, role="broker", stage=1).leave(5, stage=1).commit(3).finish(),
+    "the trainer starts again, and workers go on with their sessions": begun().commit().start().commit(2).finish(),
+    "the trainer starts again twice before the first step": begun().start().start().commit(3).finish(),
+    "it starts before anybody has joined": History().start().join(10).join(20, stage=1).commit(3).finish(),
+    "a rollback to the beginning": begun().commit(2).rollback(0).commit(3).finish(),
+    "a rollback before the first step": begun().rollback(0).commit(3).finish(),
+    "a rollback to a checkpoint": begun().commit(2).checkpoint().commit().rollback(2).commit().finish(),
+    "two rollbacks to one checkpoint": begun()
+    .commit(2)
+    .checkpoint()
+    .rollback(2)
+    .rollback(2)
+    .commit()
+    .rollback(2)
+    .commit()
+    .finish(),
+    "a rollback past a checkpoint that the disk has lost": begun()
+    .commit()
+    .checkpoint()
+    .commit()
+    .checkpoint()
+    .rollback(1)
+    .commit()
+    .checkpoint()
+    .rollback(2)
+    .commit()
+    .finish(),
+    "a checkpoint is complete after a rollback to a later one": begun()
+    .commit(2)
+    .checkpoint()
+    .rollback(2)
+    .checkpoint(branch=0, step=1)
+    .rollback(1)
+    .commit(2)
+    .finish(),
+    "a checkpoint fails, for a full disk": begun().commit().checkpoint(problem="no space").commit(2).finish(),
+    "interrupted and resumed": begun().commit().finish(code=130).start().commit(2).finish(),
+    "interrupted and resumed with all workers new": begun()
+    .commit(2)
+    .checkpoint()
+    .finish(code=130)
+    .start()
+    .leave(10)
+    .leave(11)
+    .join(12)
+    .rollback(2)
+    .commit()
+    .finish(),
+    "resumed with more steps": begun().commit(3).finish().start(steps=5).commit(2).finish(),
+    "the last checkpoint comes after the end": begun().commit(3).finish().checkpoint().start(steps=4).commit().finish(),
+    "resumed with another number of stages": begun()
+    .commit(2)
+    .checkpoint()
+    .finish(code=130)
+    .start(split=[1, 1, 1])
+    .join(40, stage=2)
+    .rollback(2)
+    .commit()
+    .finish(),
+    "another split is taken back before anything is committed": begun()
+    .commit(2)
+    .start(split=[2])
+    .start(split=[1, 1])
+    .commit()
+    .finish(),
+}
+
+
+@pytest.mark.parametrize("history", LEGAL.values(), ids=LEGAL)
+def test_a_legal_history_with_faults_passes_and_so_does_all_that_precedes_any_of_its_records(history):
+    assert [str(check) for check in verdict(history.log).values() if not check.is_passed] == []
+    assert "0 to" in str(verdict(history.log)["steps"])
+    begin = next(index for index, record in enumerate(history.log) if record["event"] == "start")
+    for length in range(begin + 1, len(history.log)):
+        assert failed(history.log[:length]) == set(), length
+
+
+def test_what_went_wrong_on_the_way_is_counted():
+    history = begun().commit(2).leave(10).abort().replay(1).rollback(0).commit().start().replay(2).commit(2).finish()
+    checks = verdict(history.log)
+    assert "17 records, 1 restart of the trainer" in str(checks["log"])
+    steps = "3 of 3 committed: 0 to 2, each once, in order, on branches 0 to 1, 1 rollback, 2 steps voided"
+    assert steps in str(checks["steps"])
+    assert "2 in every commit, 11 rounds, none used twice, 1 aborted" in str(checks["stages"])
+    assert "24 contributions = 3 steps x 2 stages x 4 microbatches, each counted exactly once, 2 replays" in str(
+        checks["ledgers"]
+    )
+    assert "3 workers contributed, 4 processes joined, 1 left" in str(checks["sessions"])
+
+
+def with_lost_microbatch(history):
+    """Leave microbatch 3 out of the last commit."""
+    del history.log[-1]["stages"][0]["contributions"]["10"][-1]
+    return history
+
+
+ILLEGAL = {
+    "a voided step was wrong": (
+        with_lost_microbatch(begun().commit()).rollback(0).commit(3).finish(),
+        "ledgers",
+        "line 6, step 0, stage 0: microbatch 3 is missing",
+    ),
+    "a step is committed twice without a rollback": (
+        begun().commit(2).start().commit(step=1),
+        "steps",
+        "line 9, step 1: expected step 2",
+    ),
+    "a step is missing after a restart": (begun().commit().start().commit(step=2), "steps", "expected step 1"),
+    "a rollback does not void its step": (
+        begun().commit(2).rollback(0).commit(step=2),
+        "steps",
+        "line 9, step 2: expected step 0",
+    ),
+    "a rollback goes on with the old branch": (
+        begun().commit().rollback(0).commit(branch=0),
+        "steps",
+        "line 8, step 0: branch 0, it was 1",
+    ),
+    "a rollback skips a branch": (begun().rollback(0, branch=2), "steps", "line 6: rolled back to branch 2 from 0"),
+    "a rollback stays on its branch": (begun().rollback(0, branch=0), "steps", "rolled back to branch 0 from 0"),
+    "a rollback goes forward": (begun().commit().rollback(2), "steps", "line 7: rolled back to step 2 from 1"),
+    "a rollback without a checkpoint": (
+        begun().commit(2).checkpoint().commit().rollback(1),
+        "steps",
+        "line 10: rolled back to step 1, which has no checkpoint",
+    ),
+    "a rollback to a checkpoint that failed": (
+        begun().commit().checkpoint(problem="no space").commit().rollback(1),
+        "steps",
+        "rolled back to step 1, which has no checkpoint",
+    ),
+    "a rollback to a checkpoint that was voided": (
+        begun().commit().checkpoint().rollback(0).commit().rollback(1),
+        "steps",
+        "line 10: rolled back to step 1, which has no checkpoint",
+    ),
+    "a rollback to a checkpoint that was complete too late": (
+        begun().commit().rollback(0).checkpoint(branch=0, step=1).commit().rollback(1),
+        "steps",
+        "rolled back to step 1, which has no checkpoint",
+    ),
+    "a checkpoint comes after the rollback to it": (
+        begun().commit().rollback(1).checkpoint().commit(2).finish(),
+        "steps",
+        "line 7: rolled back to step 1, which has no checkpoint",
+    ),
+    "a checkpoint of a step that is not committed": (
+        begun().commit().checkpoint(step=2),
+        "steps",
+        "line 7: a checkpoint of step 2 on branch 0; the run is at step 1 on branch 0",
+    ),
+    "a checkpoint of a branch to come": (begun().commit().checkpoint(branch=1), "steps", "of step 1 on branch 1"),
+    "a round is used again after a rollback": (
+        begun().commit().rollback(0).add("abort", stage=0, round=1),
+        "stages",
+        "line 8: round 1 of stage 0 was committed in line 6, step 0",
+    ),
+    "a round is aborted and committed after a restart": (
+        begun().abort().start().add("abort", stage=1, round=1),
+        "stages",
+        "line 8: round 1 of stage 1 was aborted in line 6",
+    ),
+    "other stages without a rollback": (
+        begun().commit().start(split=[1, 1, 1]).join(40, stage=2).commit(),
+        "stages",
+        "line 9, step 1: stages of [1, 1, 1] layers, they were [1, 1], and nothing was rolled back",
+    ),
+    "another split without a rollback": (
+        begun().commit().start(split=[2, 1]).commit(),
+        "stages",
+        "line 8, step 1: stages of [2, 1] layers, they were [1, 1]",
+    ),
+    "a stage of the old split": (
+        begun().start(split=[2]).rollback(0).add("commit", branch=1, step=0, stages=begun().commit().log[-1]["stages"]),
+        "stages",
+        "line 8, step 0: stage 1, and the run has 1",
+    ),
+    "a split that is not of these stages": (begun(stages=3), "log", "line 5: 3 stages, and layers for 2"),
+    "a restart with other microbatches": (
+        begun().start(num_microbatches=5),
+        "log",
+        "line 6: started again with num_microbatches 5, it was 4",
+    ),
+    "the generation does not grow": (
+        begun().start().start(generation=2),
+        "log",
+        "line 7: started again with generation 2 after 2",
+    ),
+    "a rollback before the start": (History().rollback(0), "log", "line 1: comes before the start of the run"),
+    "a checkpoint before the start": (History().checkpoint(), "log", "line 1: comes before the start of the run"),
+    "a session comes back": (begun().leave(10).join(10), "sessions", "line 7: session 10 joins a second time"),
+    "a session leaves again after a restart": (
+        begun().leave(10).start().add("leave", session=10),
+        "sessions",
+        "line 8: session 10 leaves and is not there",
+    ),
+    "a session that left before the rollback contributes after it": (
+        begun().add("leave", session=10).rollback(0).commit(),
+        "sessions",
+        "line 8, step 0, stage 0: session 10 had left before this step began",
+    ),
+    "a session that left before the restart contributes to the step after the next": (
+        begun().add("leave", session=10).start().commit(2),
+        "sessions",
+        "line 9, step 1, stage 0: session 10 had left before this step began",
+    ),
+    "rolled back after the end": (begun().commit(3).finish().rollback(0), "end", "rollback after the run has finished"),
+    "committed after the end": (
+        begun().commit().finish(code=130).commit(2),
+        "end",
+        "line 8: commit after the run has finished",
+    ),
+    "an interrupted run counts wrong": (
+        begun().commit().finish(code=130, steps=2).start().commit(2).finish(),
+        "end",
+        "line 7: finished with 2 steps, and 1 are committed",
+    ),
+    "a finish before the last step, and a resumption": (
+        begun().commit().finish().start().commit(2).finish(),
+        "end",
+        "line 7: finished with code 0 after 1 of 3 steps",
+    ),
+    "a voided step is counted as done": (
+        begun().commit(3).rollback(0).finish(steps=3),
+        "end",
+        "finished with 3 steps, and 0 are committed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("history", "name", "says"), ILLEGAL.values(), ids=ILLEGAL)
+def test_an_illegal_history_with_faults_is_told_with_its_place(history, name, says):
+    assert failed(history.log) == {name}
+    assert says in str(verdict(history.log)[name])

@@ -1,0 +1,278 @@
+"""Mutants of the trainer: whom it believes, what it decides, what it writes down before it speaks."""
+
+# A mutant is surgery: it reaches inside.
+# ruff: noqa: SLF001
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from zswarm.ids import Attempt, Generation, Role, Round, Session, Stage
+from zswarm.machine import Send
+from zswarm.messages import Abort, Prepare, Restore
+from zswarm.simulation.surgery import Method, Mutant, Patches, nothing
+from zswarm.trainer import replays
+from zswarm.trainer.admission import Admission
+from zswarm.trainer.archive import Archive
+from zswarm.trainer.commit import Committer, OpenRound
+from zswarm.trainer.coordinator import Coordinator
+from zswarm.trainer.reception import Reception
+from zswarm.trainer.replays import Replays
+from zswarm.trainer.restores import Restorer
+from zswarm.trainer.roster import Record, Roster
+from zswarm.trainer.settings import Append, Sealed
+
+# -- what is repeated until true -----------------------------------------------------------------------
+
+
+def _prepare_once() -> Patches:
+    original: Method = Committer.reported
+
+    def reported(self: Committer, worker: Record) -> list[Any]:
+        return [c for c in original(self, worker) if not isinstance(getattr(c, "message", None), Prepare)]
+
+    return {(Committer, "repeat"): nothing, (Committer, "reported"): reported}
+
+
+def _commit_once() -> Patches:
+    original: Method = Committer.reported
+
+    def reported(self: Committer, worker: Record) -> Any:
+        return [] if worker.version < self.version else original(self, worker)
+
+    return {(Committer, "reported"): reported}
+
+
+def _view_once() -> Patches:
+    def answer(self: Reception, record: Record, _: int) -> Any:
+        return self.ping(record)
+
+    return {(Reception, "answer"): answer}
+
+
+def _restore_once() -> Patches:
+    original: Method = Restorer.orders
+    told: set[tuple[int, object]] = set()
+
+    def orders(self: Restorer, *args: Any, **kwargs: Any) -> list[Send]:
+        sends = []
+        for send in original(self, *args, **kwargs):
+            assert isinstance(send.message, Restore)
+            news = (id(self), (send.peer, send.message.branch, send.message.step))
+            if news not in told:
+                told.add(news)
+                sends.append(send)
+        return sends
+
+    return {(Restorer, "orders"): orders}
+
+
+def _void_once() -> Patches:
+    original: Method = Replays.repeat
+    told: set[tuple[int, int]] = set()
+
+    def repeat(self: Replays) -> Any:
+        wave = (id(self), self.wave.attempt if self.wave is not None else 0)
+        if wave in told:
+            return []
+        told.add(wave)
+        return original(self)
+
+    return {(Replays, "repeat"): repeat}
+
+
+# -- who is in -----------------------------------------------------------------------------------------
+
+
+def _fenced_still_counts() -> Patches:
+    original: Method = Roster.remove
+
+    def remove(self: Roster, session: Session, now: float) -> Record:
+        record = self.records[session]
+        place = self._places[record.role, record.stage]
+        original(self, session, now)
+        if record.role is Role.WORKER:
+            place[session] = record
+        return record
+
+    return {(Roster, "remove"): remove}
+
+
+def _prepared_is_kept() -> Patches:
+    return {(Committer, "given_up"): nothing}
+
+
+def _session_issued_again() -> Patches:
+    original: Method = Roster.__init__
+
+    def init(self: Roster, **kwargs: Any) -> None:
+        original(self, **kwargs | {"first_session": Session(1)})
+
+    return {(Roster, "__init__"): init}
+
+
+def _leave_not_durable() -> Patches:
+    original: Method = Coordinator._give_up
+
+    def give_up(self: Coordinator, *args: Any) -> Any:
+        return [replace(c, durable=False) if isinstance(c, Append) else c for c in original(self, *args)]
+
+    return {(Coordinator, "_give_up"): give_up}
+
+
+# -- what goes in once more ----------------------------------------------------------------------------
+
+
+def _replay_unvoided() -> Patches:
+    original: Method = Replays.take
+
+    def take(self: Replays) -> Any:
+        told = {session: record.voided for session, record in self._roster.records.items()}
+        for record in self._roster.records.values():
+            record.voided = Attempt(2**63)
+        result = original(self)
+        for session, voided in told.items():
+            self._roster.records[session].voided = voided
+        return result
+
+    return {(Replays, "take"): take}
+
+
+def _replay_for_everybody() -> Patches:
+    original: Method = Replays.take
+
+    def take(self: Replays) -> Any:
+        return [replace(each, mask=(1 << len(self._stages)) - 1) for each in original(self)]
+
+    return {(Replays, "take"): take}
+
+
+def _never_lost() -> Patches:
+    def lost(*_: Any) -> int:
+        return 0
+
+    return {(Replays, "_lost"): lost}
+
+
+def _all_anew_after_restart() -> Patches:
+    original: Method = Admission.begin
+
+    def begin(self: Admission, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs | {"is_taken_up": False})
+        self._first_attempt = replays.first_attempt(Generation(self._settings.generation))
+
+    return {(Admission, "begin"): begin}
+
+
+# -- the commit ----------------------------------------------------------------------------------------
+
+
+def _commit_unchecked() -> Patches:
+    original: Method = Committer.owned
+
+    def owned(self: Committer, stage: Stage) -> int:
+        return self._full if original(self, stage) else 0
+
+    def opened(self: Committer, stage: Stage) -> list[Send]:
+        workers = [w for w in self._roster.of(Role.WORKER, stage) if w.is_ready and w.version == self.version]
+        ledgers = {w.session: w.ledger for w in workers}
+        self._num_rounds += 1
+        started = self._rounds[stage] = OpenRound(round=Round(self._num_rounds), stage=stage, ledgers=ledgers)
+        return [self._prepare(started, worker) for worker in workers]
+
+    return {(Committer, "owned"): owned, (Committer, "_open"): opened}
+
+
+def _round_used_again() -> Patches:
+    original: Method = Committer._abort
+
+    def abort(self: Committer, opened: OpenRound, reason: str) -> list[Any]:
+        self._num_rounds = min(self._num_rounds, (opened.round & 0xFFFFFFFF) - 1)
+        return [c for c in original(self, opened, reason) if not isinstance(getattr(c, "message", None), Abort)]
+
+    return {(Committer, "_abort"): abort}
+
+
+def _commit_before_log() -> Patches:
+    original: Method = Committer.decide
+
+    def decide(self: Committer, **kwargs: Any) -> Any:
+        decided = original(self, **kwargs)
+        return (decided[0], [*decided[1][1:], decided[1][0]]) if decided is not None else None
+
+    return {(Committer, "decide"): decide}
+
+
+def _commit_not_durable() -> Patches:
+    original: Method = Committer.decide
+
+    def decide(self: Committer, **kwargs: Any) -> Any:
+        decided = original(self, **kwargs)
+        return (decided[0], [replace(decided[1][0], durable=False), *decided[1][1:]]) if decided is not None else None
+
+    return {(Committer, "decide"): decide}
+
+
+def _each_stage_skips_alone() -> Patches:
+    original: Method = Committer._commit
+
+    def commit(self: Committer, opened: OpenRound, decision: Any) -> Any:
+        return replace(original(self, opened, decision), apply=opened.result.finite)
+
+    return {(Committer, "_commit"): commit}
+
+
+# -- back to a checkpoint ------------------------------------------------------------------------------
+
+
+def _rollback_unlogged() -> Patches:
+    original: Method = Coordinator._roll_back
+
+    def roll_back(self: Coordinator, *args: Any) -> Any:
+        return [c for c in original(self, *args) if not (isinstance(c, Append) and c.record["event"] == "rollback")]
+
+    return {(Coordinator, "_roll_back"): roll_back}
+
+
+def _never_back() -> Patches:
+    def lost_stage(*_: Any, **__: Any) -> None:
+        return None
+
+    return {(Restorer, "lost_stage"): lost_stage}
+
+
+def _failed_checkpoint_is_newest() -> Patches:
+    original: Method = Archive.sealed
+
+    def sealed(self: Archive, event: Sealed) -> Any:
+        return original(self, replace(event, problem=""))
+
+    return {(Archive, "sealed"): sealed}
+
+
+MUTANTS: dict[str, Mutant] = {
+    "prepare-once": Mutant("Prepare is sent once", _prepare_once),
+    "commit-once": Mutant("Commit is sent once", _commit_once),
+    "view-once": Mutant("a view is sent once", _view_once),
+    "restore-once": Mutant("Restore is sent once", _restore_once),
+    "void-once": Mutant("Void is sent once", _void_once),
+    "fenced-still-counts": Mutant("what a session had counted counts when it is void (R3)", _fenced_still_counts),
+    "round-outlives-its-member": Mutant("a round goes on without one of its members (R3)", _prepared_is_kept),
+    "session-issued-again": Mutant("a trainer that takes a run up begins with session 1 (R3)", _session_issued_again),
+    "leave-not-durable": Mutant("others hear first that a session is void, then the disk (R3)", _leave_not_durable),
+    "replay-unvoided": Mutant("a later attempt begins before the earlier ones are void (R9)", _replay_unvoided),
+    "replay-for-everybody": Mutant(
+        "a later attempt is for the stages that have counted, too (R2)", _replay_for_everybody
+    ),
+    "never-lost": Mutant("nothing is ever admitted again", _never_lost),
+    "all-anew-after-restart": Mutant("a trainer that takes a run up admits all of it (R9)", _all_anew_after_restart),
+    "commit-unchecked": Mutant("a round opens without looking at the ledgers", _commit_unchecked),
+    "round-used-again": Mutant("the number of an aborted round is used again (R5)", _round_used_again),
+    "commit-before-log": Mutant("a commit is told before it is in the log (R6)", _commit_before_log),
+    "commit-not-durable": Mutant("a commit is in the log, but not synced (R6)", _commit_not_durable),
+    "each-stage-skips-alone": Mutant("a stage skips a step that the others take", _each_stage_skips_alone),
+    "rollback-unlogged": Mutant("the log does not say that the run has gone back (R6)", _rollback_unlogged),
+    "never-back": Mutant("a run whose stage has lost its parameters waits for them", _never_back),
+    "failed-checkpoint-is-newest": Mutant("a checkpoint counts that is not on the disk", _failed_checkpoint_is_newest),
+}

@@ -1,0 +1,236 @@
+"""Carrying out the strikes of a schedule: whom they hit, what they do, and how it ends.
+
+Everything that a strike has begun is over at `calm_from_s`: the killed have been started again, the frozen have
+thawed, partitions are healed, and hooks that nobody has come to are taken down. Only what hangs goes on hanging: to end
+it is the swarm's own affair.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from random import Random
+from typing import Any
+
+from brokers.machine import BrokerMachine
+from stages.worker import WorkerMachine
+from zswarm.machine import Received, Send
+from zswarm.simulation.faults import AFTER, AFTER_RECORD, AFTER_SENDS, AMID_SENDS, BEFORE_RECORD, ON, Fault, Strike
+from zswarm.simulation.lives import Lives, is_worker
+from zswarm.simulation.network import Network
+from zswarm.simulation.nodes import Node
+from zswarm.simulation.schedule import Schedule
+from zswarm.trainer.settings import Append
+
+Later = Callable[[float, Callable[[], None]], None]
+"""Let something happen at a time."""
+SLOWEST = 40.0
+LEAST_SENDS = 3
+
+
+class Strikes:
+    """See the module."""
+
+    def __init__(self, schedule: Schedule, lives: Lives, network: Network, later: Later) -> None:
+        self.counters: Counter[str] = Counter()
+        self.armed: list[Strike] = []
+        """Those that wait for somebody to come to their hook."""
+        self._calm_from_s = schedule.calm_from_s
+        self._lives = lives
+        self._network = network
+        self._later = later
+        self._cuts: list[tuple[set[tuple[int, int]], float]] = []
+        for strike in schedule.strikes:
+            if strike.hook:
+                later(strike.at_s, partial(self.armed.append, strike))
+            else:
+                later(strike.at_s, partial(self._strike, strike, strike.at_s))
+        if schedule.strikes:
+            later(schedule.calm_from_s, self._calm)
+
+    def _calm(self) -> None:
+        self.armed.clear()
+        self._lives.disk.is_faulty = False
+
+    def _ends_at_s(self, strike: Strike, now_s: float) -> float:
+        return max(now_s, min(now_s + strike.lasts_s, self._calm_from_s))
+
+    # -- hooks ---------------------------------------------------------------------------------------
+
+    def on_event(self, node: Node, event: object, now_s: float) -> bool:
+        """Strike if somebody waits for this event at such a node; True if the node does not get to handle it now."""
+        if not isinstance(event, Received):
+            return False
+        hook = ON + type(event.message).__name__
+        for strike in self.armed:
+            if strike.hook == hook and _is_meant(strike, node):
+                self.armed.remove(strike)
+                self.hit(strike, node, now_s)
+                if node.frozen_at_s is not None:
+                    node.held.append((now_s, event))
+                return True
+        return False
+
+    def on_commands(self, node: Node, commands: list[Any]) -> tuple[int, Strike] | None:
+        """Return after how many of its commands a node is struck, and by what; None for never."""
+        for strike in self.armed:
+            place = self._place(strike, node, commands)
+            if place is not None:
+                self.armed.remove(strike)
+                return place, strike
+        return None
+
+    def _place(self, strike: Strike, node: Node, commands: list[Any]) -> int | None:
+        if not _is_meant(strike, node):
+            return None
+        if strike.hook in (AMID_SENDS, AFTER_SENDS):
+            sends = [place for place, command in enumerate(commands) if type(command) is Send]
+            if len(sends) < LEAST_SENDS:
+                return None
+            return len(commands) if strike.hook == AFTER_SENDS else sends[1 + strike.salt % (len(sends) - 1)]
+        for place, command in enumerate(commands):
+            if isinstance(command, Append) and command.durable:
+                if strike.hook in (BEFORE_RECORD, AFTER_RECORD):
+                    return place + (strike.hook == AFTER_RECORD)
+            elif type(command) is Send and strike.hook == AFTER + type(command.message).__name__:
+                return place + 1
+        return None
+
+    def hit(self, strike: Strike, node: Node, now_s: float) -> None:
+        """Kill or freeze one process."""
+        self.counters[f"{strike.fault.value} at a hook"] += 1
+        if strike.fault is Fault.FREEZE:
+            self._freeze(node, self._ends_at_s(strike, now_s))
+        else:
+            self._kill([node], strike, now_s)
+
+    # -- what they do --------------------------------------------------------------------------------
+
+    def _strike(self, strike: Strike, now_s: float) -> None:
+        random = Random(strike.salt)
+        up = [node for node in self._lives.nodes if node.is_up]
+        brokers = [node for node in up if isinstance(node.machine, BrokerMachine)]
+        workers = [node for node in up if isinstance(node.machine, WorkerMachine)]
+        match strike.fault:
+            case Fault.KILL_TRAINER:
+                self._kill([node for node in up if node.number == 0], strike, now_s)
+            case Fault.KILL_BROKER:
+                self._kill(_one(random, brokers), strike, now_s)
+            case Fault.KILL_WORKER:
+                self._kill(_one(random, workers), strike, now_s)
+            case Fault.KILL_HOST:
+                self._kill([*_one(random, brokers), *_one(random, workers)], strike, now_s)
+            case Fault.WIPE_STAGE:
+                stages = sorted({_stage(node) for node in workers})
+                stage = random.choice(stages) if stages else None
+                self._kill([node for node in workers if _stage(node) == stage], strike, now_s)
+            case Fault.BLACKOUT:
+                self._kill(up, strike, now_s)
+            case Fault.FREEZE:
+                for node in _one(random, up):
+                    self._freeze(node, self._ends_at_s(strike, now_s))
+            case Fault.PARTITION:
+                self._part(random, self._ends_at_s(strike, now_s))
+            case Fault.HANG:
+                self._hang(_one(random, [node for node in workers if _has_worked(node)]))
+            case Fault.SLOW_WORKER:
+                self._slow_down(random, _one(random, workers), self._ends_at_s(strike, now_s))
+            case Fault.RESET:
+                self._reset(random, _one(random, up))
+
+    def _kill(self, nodes: list[Node], strike: Strike, now_s: float) -> None:
+        """Kill them at once, and start each of them again, the last one when the strike is over."""
+        random = Random(strike.salt + 1)
+        ends_at_s = self._ends_at_s(strike, now_s)
+        for place, node in enumerate(nodes):
+            if self._lives.kill(node):
+                self.counters[strike.fault.value] += 1
+                at_s = ends_at_s if place == 0 else random.uniform(now_s, ends_at_s)
+                self._later(at_s, partial(self._lives.start_again, node))
+
+    def _freeze(self, node: Node, until_s: float) -> None:
+        if self._lives.freeze(node):
+            self.counters[Fault.FREEZE.value] += 1
+            self._later(until_s, partial(self._lives.thaw, node, node.life))
+
+    def _hang(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            assert node.thread is not None
+            node.thread.hangs = True
+            self.counters[Fault.HANG.value] += 1
+
+    def _slow_down(self, random: Random, nodes: list[Node], until_s: float) -> None:
+        for node in nodes:
+            assert node.thread is not None
+            node.thread.compute.slowdown = random.uniform(2.0, SLOWEST)
+            self.counters[Fault.SLOW_WORKER.value] += 1
+            self._later(until_s, partial(setattr, node.thread.compute, "slowdown", 1.0))
+
+    def _reset(self, random: Random, nodes: list[Node]) -> None:
+        for node in nodes:
+            self.counters[Fault.RESET.value] += 1
+            everybody = random.random() < 0.5
+            for other in self._lives.nodes:
+                if other is not node and (everybody or random.random() < 0.3):
+                    self._network.reset(node.number, other.number)
+
+    # -- partitions ----------------------------------------------------------------------------------
+
+    def _part(self, random: Random, until_s: float) -> None:
+        """Cut some off from some: one from all, or two groups; one way or both; what is sent is late or lost."""
+        numbers = [node.number for node in self._lives.nodes]
+        some = {random.choice(numbers)} if random.random() < 0.5 else {n for n in numbers if random.random() < 0.4}
+        others = [n for n in numbers if n not in some and (len(some) == 1 or random.random() < 0.8)]
+        way = random.choice(("there", "back", "both", "both"))
+        pairs = {(a, b) for a in some for b in others} if way != "back" else set()
+        pairs |= {(b, a) for a in some for b in others} if way != "there" else set()
+        cut = (pairs, until_s if random.random() < 0.5 else inf)
+        resets = random.random() < 0.3
+        self.counters[Fault.PARTITION.value] += 1
+        self._cuts.append(cut)
+        self._block()
+        self._later(until_s, partial(self._heal, cut, resets=resets))
+
+    def _heal(self, cut: tuple[set[tuple[int, int]], float], *, resets: bool) -> None:
+        self._cuts.remove(cut)
+        self._block()
+        if resets:
+            for one, other in sorted(cut[0]):
+                self._network.reset(one, other)
+
+    def _block(self) -> None:
+        self._network.blocked.clear()
+        for pairs, until_s in self._cuts:
+            for pair in sorted(pairs):
+                self._network.blocked[pair] = max(until_s, self._network.blocked.get(pair, 0.0))
+
+
+def _one(random: Random, nodes: list[Node]) -> list[Node]:
+    """Return one of them, none of none."""
+    return [random.choice(nodes)] if nodes else []
+
+
+def _stage(node: Node) -> int:
+    assert isinstance(node.machine, WorkerMachine)
+    return node.machine.membership.stage
+
+
+def _has_worked(node: Node) -> bool:
+    """A device that has never done a job is given minutes, for which nobody here wants to wait."""
+    assert isinstance(node.machine, WorkerMachine)
+    return node.machine.work.device.num_jobs > 0
+
+
+def _is_meant(strike: Strike, node: Node) -> bool:
+    """May a strike that waits at a hook hit this node?"""
+    match strike.fault:
+        case Fault.KILL_TRAINER:
+            return node.number == 0
+        case Fault.KILL_WORKER:
+            return is_worker(node)
+        case Fault.KILL_BROKER:
+            return node.number > 0 and not is_worker(node)
+        case _:
+            return node.frozen_at_s is None

@@ -1,0 +1,153 @@
+"""Checkpoints: when one is taken, from whom, and which one is the newest that is whole.
+
+    NONE --commit of a step that is due: copies are kept--> COLLECTING --all is here--> SEALING --> NONE
+     ^                                                          |                          |
+     +------------ a copy is lost, or the swarm goes back ------+--- the disk is full -----+
+
+Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all
+steps, is what the run ends with, and is taken from whoever has that state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zswarm.errors import RunFailed
+from zswarm.ids import Branch, Peer, Session, Stage, Step
+from zswarm.machine import Send
+from zswarm.membership import Header
+from zswarm.messages import Load, Pull, State
+from zswarm.trainer.collection import Collection
+from zswarm.trainer.roster import Roster
+from zswarm.trainer.settings import Append, CoordinatorSettings, Forsake, Read, Seal, Sealed, Store, WasRead
+
+Command = Send | Store | Seal | Forsake | Read | Append
+Version = tuple[Branch, Step]
+
+
+class Archive:
+    """See the module. `newest` is the newest checkpoint of this run's present history."""
+
+    def __init__(self, settings: CoordinatorSettings, roster: Roster, header: Header) -> None:
+        self._settings = settings
+        self._roster = roster
+        self._header = header
+        self.newest: Version | None = settings.checkpoint
+        self._collection: Collection | None = None
+        self._sealing: Version | None = None
+
+    @property
+    def step(self) -> Step | None:
+        """Of the newest checkpoint."""
+        return self.newest[1] if self.newest is not None else None
+
+    @property
+    def is_busy(self) -> bool:
+        """Is a checkpoint in work?"""
+        return self._collection is not None or self._sealing is not None
+
+    @property
+    def is_sealing(self) -> bool:
+        """Is everything of a checkpoint here, and on its way to the disk?"""
+        return self._sealing is not None
+
+    def is_due(self, step: Step) -> bool:
+        """Shall copies of the state of `step` be kept?"""
+        every = self._settings.checkpoint_every
+        return every > 0 and step % every == 0 and step < self._settings.steps and not self.is_busy
+
+    def begin(self, version: Version, donors: dict[Stage, Session] | None) -> list[Command]:
+        """Fetch the state of a version from these workers, or with None from any."""
+        if donors is not None and len(donors) < self._settings.num_stages:
+            return []
+        commands = self.abandon("the run has come to its end") if self._collection is not None else []
+        self._collection = Collection(
+            self._roster,
+            self._header,
+            version=version,
+            layers_per_stage=self._settings.layers_per_stage,
+            donors=donors,
+        )
+        return [*commands, *self._collection.ask()]
+
+    def beat(self) -> list[Command]:
+        """Ask again for what is missing; give up what cannot be completed."""
+        collection = self._collection
+        if collection is None:
+            return []
+        if (lost := collection.lost_donor) is not None:
+            return self.abandon(f"session {lost}, which kept a copy for it, is gone, or has none")
+        return [*collection.ask()]
+
+    def received(self, message: State, load: Load) -> list[Command]:
+        """Take a range."""
+        collection = self._collection
+        if collection is None:
+            return []
+        commands: list[Command] = [*collection.received(message, load)]
+        if collection.is_complete:
+            self._collection, self._sealing = None, collection.version
+            branch, step = collection.version
+            commands.append(Seal(branch=branch, step=step))
+        return commands
+
+    def sealed(self, event: Sealed) -> list[Command]:
+        """A checkpoint is on the disk, or cannot be.
+
+        Raises:
+            RunFailed: it was the last one, what the run is for.
+
+        """
+        if (event.branch, event.step) != self._sealing:
+            return []
+        self._sealing = None
+        if not event.problem:
+            self.newest = (event.branch, event.step)
+            return [Append(record={"event": "checkpoint", "branch": event.branch, "step": event.step}, durable=True)]
+        if event.step == self._settings.steps:
+            raise RunFailed(f"all steps are done, and the trained model cannot be written: {event.problem}")
+        return [Append(record=_failed((event.branch, event.step), event.problem))]
+
+    def pulled(self, message: Pull, peer: Peer, version: Version) -> list[Command]:
+        """A worker wants the state of the present version, which is a checkpoint's."""
+        if self.newest is None or (message.branch, message.step) != version or message.step != self.newest[1]:
+            return []
+        return [Read(peer=peer, pull=message, checkpoint=self.newest)]
+
+    def was_read(self, event: WasRead) -> list[Command]:
+        """Answer it.
+
+        Raises:
+            RunFailed: nobody has that state but the disk, and the disk does not give it.
+
+        """
+        if event.load is None:
+            raise RunFailed(f"the checkpoint cannot be read: {event.problem}")
+        pull = event.pull
+        state = State(
+            **self._header,
+            branch=pull.branch,
+            step=pull.step,
+            part=pull.part,
+            layer=pull.layer,
+            offset_bytes=pull.offset_bytes,
+            total_bytes=event.total_bytes,
+            parcel=event.load.parcel,
+        )
+        return [Send(peer=event.peer, message=state, frames=event.load.frames)]
+
+    def roll_back(self) -> list[Command]:
+        """The swarm goes back to the newest checkpoint: what was begun since is of a history that is void."""
+        self._sealing = None
+        return self.abandon("the run has gone back to an earlier step")
+
+    def abandon(self, reason: str) -> list[Command]:
+        """Drop the checkpoint that is in work, if one is; one that is complete is sealed all the same."""
+        if self._collection is None:
+            return []
+        version, self._collection = self._collection.version, None
+        return [Forsake(branch=version[0], step=version[1]), Append(record=_failed(version, reason))]
+
+
+def _failed(version: Version, problem: str) -> dict[str, Any]:
+    return {"event": "checkpoint", "branch": version[0], "step": version[1], "problem": problem}

@@ -1,0 +1,147 @@
+"""The thread that waits for the disk where checkpoints are, so that the trainer's loop never does.
+
+    store, seal, forsake, read, tidy --> bounded queue --> Checkpoints --> events() and wake()
+
+A queue that is full means that the disk is slower than the swarm: the checkpoint is given up, and training
+goes on.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, assert_never
+
+from zswarm import limits
+from zswarm.logs import get_log
+from zswarm.trainer.recovery import Version
+from zswarm.trainer.settings import Forsake, Read, Seal, Sealed, Store, WasRead
+
+QUEUE_LENGTH = 64
+"""Ranges that wait to be written: with STATE_RANGE_BYTES, half a GiB."""
+STOP_TIMEOUT_S = 1.0
+"""How long leaving waits for what the disk is at; the process ends in any case, the thread is a daemon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tidy:
+    """The log says which checkpoint is the newest, or that the run has gone `back_to` a step on a new branch."""
+
+    back_to: Version | None = None
+
+
+Command = Store | Seal | Forsake | Read | Tidy
+Event = Sealed | WasRead
+
+
+class Disk(Protocol):
+    """What the thread calls; see `Checkpoints`."""
+
+    def store(self, command: Store) -> None:
+        """Write a range."""
+
+    def seal(self, version: Version) -> Sealed:
+        """Make a checkpoint durable."""
+
+    def forsake(self, version: Version) -> None:
+        """Remove what was written of one."""
+
+    def read(self, command: Read) -> WasRead:
+        """Read a range."""
+
+    def tidy(self, back_to: Version | None) -> None:
+        """Remove what is no longer of use."""
+
+
+class CheckpointThread:
+    """A context manager around the thread; `wake` is called from it after each event."""
+
+    def __init__(self, disk: Disk, *, wake: Callable[[], None]) -> None:
+        self._disk = disk
+        self._wake = wake
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._events: deque[Event] = deque()
+        self._given_up: Version | None = None
+        self._num_reads = 0
+        """Reads that have not been answered."""
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._commands.put(None)
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def submit(self, command: Command) -> None:
+        """Take a command. Never waits: see above for Store; a Read that comes while many wait is dropped, as if it had
+        been lost on its way, and comes again."""
+        match command:
+            case Store():
+                version = (command.branch, command.step)
+                if version == self._given_up:
+                    return
+                if self._commands.qsize() >= QUEUE_LENGTH:
+                    self._given_up = version
+                    self._commands.put(Forsake(branch=command.branch, step=command.step))
+                    return
+            case Seal() if (command.branch, command.step) == self._given_up:
+                problem = "the disk is too slow, more and more was waiting to be written"
+                self._put(Sealed(branch=command.branch, step=command.step, problem=problem))
+                return
+            case Read():
+                if self._num_reads >= limits.MAX_PULLS:
+                    return
+                self._num_reads += 1
+            case Seal() | Forsake() | Tidy():
+                pass
+            case _:
+                assert_never(command)
+        self._commands.put(command)
+
+    def events(self) -> list[Event]:
+        """Take the answers that have come since the last call, in order."""
+        taken: list[Event] = []
+        while self._events:
+            event = self._events.popleft()
+            self._num_reads -= isinstance(event, WasRead)
+            taken.append(event)
+        return taken
+
+    def _run(self) -> None:
+        while (command := self._commands.get()) is not None:
+            try:
+                self._perform(command)
+            except Exception as error:  # noqa: BLE001 - the top of the thread
+                get_log().error("checkpoint", reason=f"{type(error).__name__}: {error}")
+                self._answer_failure(command, f"this is a bug of zswarm: {type(error).__name__}: {error}")
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Store():
+                self._disk.store(command)
+            case Seal():
+                self._put(self._disk.seal((command.branch, command.step)))
+            case Forsake():
+                self._disk.forsake((command.branch, command.step))
+            case Read():
+                self._put(self._disk.read(command))
+            case Tidy():
+                self._disk.tidy(command.back_to)
+
+    def _answer_failure(self, command: Command, problem: str) -> None:
+        if isinstance(command, Seal):
+            self._put(Sealed(branch=command.branch, step=command.step, problem=problem))
+        elif isinstance(command, Read):
+            self._put(WasRead(peer=command.peer, pull=command.pull, total_bytes=0, load=None, problem=problem))
+
+    def _put(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake()

@@ -1,0 +1,107 @@
+"""Who is to be given up, and why, in words that are told to the user.
+
+    silent       not heard of for SILENCE_HEARTBEATS
+    gone         its connection was lost, and it has not spoken over another one for GONE_HEARTBEATS
+    stuck        busy with one task for far longer than jobs of its stage take
+    cut off      what others wait for: both ends of such a pair live, and one of them goes
+    needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, and its own has several: whoever
+                 begins a new life goes to the stage with the fewest
+
+A judgement costs time if it is wrong, and never correctness: whoever was given up in error begins a new
+life. Those that owe nobody anything need not be judged any other way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from zswarm import limits
+from zswarm.ids import Role, Session, Stage
+from zswarm.trainer.roster import Record, Roster
+
+
+class Judge:
+    """See the module. `verdicts` names each session once."""
+
+    def __init__(self, roster: Roster, *, num_stages: int, heartbeat_s: float) -> None:
+        self._roster = roster
+        self._num_stages = num_stages
+        self._heartbeat_s = heartbeat_s
+        self._accusations_after_s = float("-inf")
+        """Reports that are older than this blame somebody for whom another has been given up."""
+        self._lacking_since_s: dict[tuple[Role, Stage], float] = {}
+
+    def next_deadline_s(self) -> float:
+        """Return when a lost connection becomes a verdict; everything else is looked at with every heartbeat."""
+        gone = (r.gone_at_s for r in self._roster.records.values() if r.gone_at_s is not None)
+        return min(gone, default=float("inf")) + limits.GONE_HEARTBEATS * self._heartbeat_s
+
+    def verdicts(self, now: float) -> Iterator[tuple[Session, str]]:
+        """Yield who is to be given up now."""
+        for record in list(self._roster.records.values()):
+            reason = self._silent(record, now) or self._gone(record, now) or self._stuck(record)
+            if reason:
+                yield record.session, reason
+        if (cut_off := self._cut_off(now)) is not None:
+            yield cut_off
+        for role in Role:
+            if (needed := self._needed_elsewhere(role, now)) is not None:
+                yield needed
+
+    def _silent(self, record: Record, now: float) -> str:
+        silent_s = now - record.heard_at_s
+        return f"silent for {silent_s:.1f} s" if silent_s > limits.SILENCE_HEARTBEATS * self._heartbeat_s else ""
+
+    def _gone(self, record: Record, now: float) -> str:
+        is_gone = record.gone_at_s is not None and now >= record.gone_at_s + limits.GONE_HEARTBEATS * self._heartbeat_s
+        return "its connection was lost" if is_gone else ""
+
+    def _stuck(self, record: Record) -> str:
+        if record.role is not Role.WORKER:
+            return ""
+        job_s = max(w.job_s for w in self._roster.of(Role.WORKER, record.stage))
+        most_s = max(limits.STUCK_HEARTBEATS * self._heartbeat_s, limits.STUCK_JOBS * job_s)
+        if record.busy_s <= (most_s if job_s and record.is_ready else limits.STUCK_FIRST_S):
+            return ""
+        return f"stuck: busy with one task for {record.busy_s:.1f} s, where a job takes " + (
+            f"{job_s:.2g} s" if job_s else "nobody knows how long"
+        )
+
+    def _cut_off(self, now: float) -> tuple[Session, str] | None:
+        """Of all pairs, the process that is part of the most; of equals the accused, of those the youngest."""
+        records = self._roster.records
+        pairs = [
+            (accuser, records[accused])
+            for accuser in records.values()
+            if accuser.reported_at_s > self._accusations_after_s
+            for accused in accuser.accused
+            if accused in records
+        ]
+        if not pairs:
+            return None
+        parts = Counter(record.session for pair in pairs for record in pair)
+        accused = {record.session for _, record in pairs}
+        most = max(parts, key=lambda session: (parts[session], session in accused, session))
+        self._accusations_after_s = now + limits.SILENCE_HEARTBEATS * self._heartbeat_s
+        partner = next(a if b.session == most else b for a, b in pairs if most in (a.session, b.session))
+        return most, f"cut off: it and {partner.place} do not reach each other"
+
+    def _needed_elsewhere(self, role: Role, now: float) -> tuple[Session, str] | None:
+        """The youngest of the stage that has the most, if some stage has had nobody for long."""
+        pools = {Stage(index): self._roster.of(role, Stage(index)) for index in range(self._num_stages)}
+        for stage, pool in pools.items():
+            if pool:
+                self._lacking_since_s.pop((role, stage), None)
+                continue
+            since_s = self._lacking_since_s.setdefault((role, stage), now)
+            richest = max(pools.values(), key=len)
+            if now - since_s >= limits.EMPTY_STAGE_HEARTBEATS * self._heartbeat_s and len(richest) > 1:
+                self._lacking_since_s[role, stage] = now
+                return richest[-1].session, f"stage {stage} has no {role.value} left: it is needed there"
+        return None
+
+    def excuse(self, stall_s: float) -> None:
+        """The trainer itself was not running."""
+        for place in self._lacking_since_s:
+            self._lacking_since_s[place] += stall_s

@@ -1,0 +1,104 @@
+"""What the coordinator says to processes about the swarm itself: Welcome, Reject, View, and that it is there.
+
+Registering has no effect but on the roster: the same life gets the same session however often it asks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zswarm import limits
+from zswarm.ids import Peer, RejectCode, Role
+from zswarm.machine import Send
+from zswarm.membership import Header
+from zswarm.messages import HeartbeatAck, Register, Reject, View, Welcome
+from zswarm.trainer.commit import Committer
+from zswarm.trainer.roster import Record, Roster
+from zswarm.trainer.settings import CoordinatorSettings
+
+
+class Reception:
+    """See the module."""
+
+    def __init__(self, settings: CoordinatorSettings, roster: Roster, committer: Committer, header: Header) -> None:
+        self._settings = settings
+        self._roster = roster
+        self._committer = committer
+        self._header = header
+
+    def refusal(self, message: Register, *, is_over: bool) -> Reject | None:
+        """Return why a process may not take part, None if it may."""
+        code, text = self._reason(message, is_over=is_over)
+        return Reject(**self._header, code=code, text=text) if code is not None else None
+
+    def _reason(self, message: Register, *, is_over: bool) -> tuple[RejectCode | None, str]:
+        run = self._settings.run
+        if message.run not in (0, run):
+            return RejectCode.WRONG_RUN, f"this trainer runs {run:016x}, not {message.run:016x}"
+        num_addresses = 1 if message.role is Role.WORKER else 2
+        if len(message.addresses) != num_addresses:
+            return RejectCode.WRONG_RUN, f"a {message.role.value} has {num_addresses} addresses"
+        if is_over and self._roster.known(message) is None:
+            return RejectCode.NOT_NEEDED, "the run is over"
+        if self._roster.life_of(message.node) is None and self._roster.is_full(message.role):
+            text = f"the run has all the {message.role.value}s that it can have: {limits.MAX_PARTICIPANTS} per stage"
+            return RejectCode.FULL, text
+        return None, ""
+
+    def welcome(self, record: Record, peer: Peer) -> Send:
+        """Tell a process its session, its place and the run."""
+        settings = self._settings
+        welcome = Welcome(
+            **self._header,
+            branch=self._committer.branch,
+            step=self._committer.step,
+            boot_nonce=record.boot_nonce,
+            yours=record.session,
+            stage=record.stage,
+            num_stages=settings.num_stages,
+            heartbeat_s=settings.heartbeat_s,
+            unit_bytes=settings.unit_bytes[record.stage],
+            wiring=settings.wiring,
+            size_bytes=len(settings.configuration),
+        )
+        return Send(peer=peer, message=welcome, frames=(settings.configuration,))
+
+    def answer(self, record: Record, view: int) -> Send:
+        """Answer a heartbeat of somebody who knows the view of that number."""
+        return self.view(record) if view < self._roster.view else self.ping(record)
+
+    def ping(self, record: Record) -> Send:
+        """Say that we are there; if the connection is lost, this is how it shows."""
+        return Send(peer=record.peer, message=HeartbeatAck(**self._header, view=self._roster.view))
+
+    def pings(self) -> list[Send]:
+        """Say so to everybody who has spoken to this generation."""
+        return [self.ping(record) for record in self._roster.records.values() if not record.is_silent]
+
+    def view(self, record: Record) -> Send:
+        """Tell somebody who is in the swarm."""
+        message = View(
+            **self._header,
+            branch=self._committer.branch,
+            step=self._committer.step,
+            view=self._roster.view,
+            size_bytes=0,
+        )
+        return Send(peer=record.peer, message=message, frames=self._roster.members())
+
+    def views(self) -> list[Send]:
+        """Tell everybody who has spoken to this generation."""
+        return [self.view(record) for record in self._roster.records.values() if not record.is_silent]
+
+
+def join_record(record: Record) -> dict[str, Any]:
+    """Return the line of the log that says who has joined: all that a later generation needs to go on with it."""
+    return {
+        "event": "join",
+        "node": record.node,
+        "role": record.role.value,
+        "session": record.session,
+        "stage": record.stage,
+        "boot_nonce": record.boot_nonce,
+        "addresses": list(record.addresses),
+    }

@@ -1,0 +1,123 @@
+"""How workers get the parameters of the present step, and when nobody can give them any more.
+
+A worker that is not ready at the present step, and does not only lack the last Commit, is told where to
+get its stage's state: from a worker of its stage that is ready, from the trainer's checkpoint where that
+is of this step, or, at step 0, from nobody: fresh parameters are made, not given.
+
+    a stage   HELD: somebody is ready, or lacks only the last Commit, or may still be found to (silent since
+              the trainer began), or a source outside the stage has its state
+              EMPTY for EMPTY_STAGE_HEARTBEATS, or at once if nobody ever was there --> roll back
+"""
+
+from __future__ import annotations
+
+from zswarm import limits
+from zswarm.ids import TRAINER, Address, Branch, Role, Session, Stage, Step
+from zswarm.machine import Send
+from zswarm.membership import Header
+from zswarm.messages import Restore
+from zswarm.trainer.commit import Committer
+from zswarm.trainer.roster import Record, Roster
+
+Order = tuple[tuple[Branch, Step], Session]
+"""The version to get, and from whom."""
+
+
+class Restorer:
+    """See the module. `checkpoint_step` is the step of a checkpoint whose state is that of the present step."""
+
+    def __init__(self, roster: Roster, committer: Committer, header: Header, *, heartbeat_s: float) -> None:
+        self._roster = roster
+        self._committer = committer
+        self._header = header
+        self._heartbeat_s = heartbeat_s
+        self._orders: dict[Session, Order] = {}
+        self._told_at_s: dict[Session, float] = {}
+        self._empty_since_s: dict[Stage, float] = {}
+        self._was_held: set[Stage] = set()
+
+    def orders(self, now: float, *, checkpoint_step: Step | None) -> list[Send]:
+        """Tell every worker that needs it where its state is; news at once, the rest once per heartbeat."""
+        version = self._committer.version
+        sends = []
+        for worker in self._roster.workers():
+            if not self._needs_state(worker):
+                self._orders.pop(worker.session, None)
+                continue
+            donor = self._donor(worker, version, checkpoint_step)
+            if donor is None:
+                continue
+            order = (version, donor.session if isinstance(donor, Record) else TRAINER)
+            is_news = self._orders.get(worker.session) != order
+            if is_news or now - self._told_at_s[worker.session] >= self._heartbeat_s:
+                self._orders[worker.session], self._told_at_s[worker.session] = order, now
+                sends.append(Send(peer=worker.peer, message=self._restore(order, donor)))
+        self._forget_departed()
+        return sends
+
+    def _restore(self, order: Order, donor: Record | Session) -> Restore:
+        (branch, step), session = order
+        address = donor.addresses[0] if isinstance(donor, Record) else Address("")
+        return Restore(**self._header, branch=branch, step=step, donor=session, address=address)
+
+    def _forget_departed(self) -> None:
+        for session in [session for session in self._told_at_s if session not in self._roster.records]:
+            self._orders.pop(session, None)
+            del self._told_at_s[session]
+
+    def _needs_state(self, worker: Record) -> bool:
+        """A worker that has never reported is still being built, or is not known yet."""
+        if worker.report == 0 or self._holds(worker) or self._committer.awaits_commit(worker):
+            return False
+        return not worker.is_silent
+
+    def _holds(self, worker: Record) -> bool:
+        return worker.is_ready and worker.version == self._committer.version
+
+    def _donor(
+        self, taker: Record, version: tuple[Branch, Step], checkpoint_step: Step | None
+    ) -> Record | Session | None:
+        if version[1] == 0:
+            return TRAINER
+        able = [w for w in self._roster.of(Role.WORKER, taker.stage) if self._holds(w)]
+        before = self._orders.get(taker.session)
+        if before is not None and before[0] == version:
+            for worker in able:
+                if worker.session == before[1]:
+                    return worker
+        if able:
+            load = [sum(order[1] == worker.session for order in self._orders.values()) for worker in able]
+            return able[load.index(min(load))]
+        return TRAINER if checkpoint_step == version[1] else None
+
+    # -- stages without state ------------------------------------------------------------------------
+
+    def lost_stage(self, now: float, *, checkpoint_step: Step | None) -> Stage | None:
+        """Return a stage whose state nobody has and nobody will have: the swarm must go back."""
+        step = self._committer.step
+        if step in (0, checkpoint_step):
+            self._empty_since_s.clear()
+            return None
+        for index in range(self._committer.num_stages):
+            stage = Stage(index)
+            workers = self._roster.of(Role.WORKER, stage)
+            if any(self._holds(w) or self._committer.awaits_commit(w) or w.is_silent for w in workers):
+                self._empty_since_s.pop(stage, None)
+                self._was_held.add(stage)
+                continue
+            since_s = self._empty_since_s.setdefault(stage, now)
+            patience_s = limits.EMPTY_STAGE_HEARTBEATS * self._heartbeat_s if stage in self._was_held else 0.0
+            if now - since_s >= patience_s:
+                return stage
+        return None
+
+    def begin(self) -> None:
+        """The swarm has gone back: what was said and what was empty is of no account."""
+        self._orders.clear()
+        self._told_at_s.clear()
+        self._empty_since_s.clear()
+
+    def excuse(self, stall_s: float) -> None:
+        """The trainer itself was not running."""
+        for stage in self._empty_since_s:
+            self._empty_since_s[stage] += stall_s
