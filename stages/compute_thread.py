@@ -16,10 +16,10 @@ from typing import Protocol, Self
 
 import torch
 
-from stages.allocator import keep_freed_memory
 from stages.compute import Compute
 from stages.engine import one_line
 from stages.tasks import Failed, Outcome, Task
+from zswarm.allocator import keep_freed_memory
 from zswarm.errors import LocalProtocolError
 
 QUEUE_LENGTH = 256

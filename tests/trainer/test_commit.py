@@ -334,9 +334,7 @@ def test_a_commit_of_an_earlier_generation_is_repeated_by_a_later_one():
         scale=0.5,
         lr=0.25,
         apply=True,
-        snapshot=True,
         rounds={0: (71, 11), 1: (72, 12)},
-        participants=frozenset({A, B}),
     )
     run = Fixture(generation=2, steps=9, recovered=recovered(branch=1, step=5, commit=last))
     assert run.committer.version == (1, 5)

@@ -106,9 +106,7 @@ def test_the_last_commit_is_all_that_a_worker_needs_to_apply_it():
         scale=0.5,
         lr=0.1,
         apply=True,
-        snapshot=True,
         rounds={0: (10, 2**64 - 2), 1: (11, 2**64 - 2)},
-        participants=frozenset({1, 2}),
     )
 
 

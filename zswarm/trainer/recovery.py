@@ -40,10 +40,8 @@ class RecoveredCommit:
     scale: float
     lr: float
     apply: bool
-    snapshot: bool
     rounds: dict[Stage, tuple[Round, int]]
     """The round of each stage and the digest of its result."""
-    participants: frozenset[Session]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +131,6 @@ class _Commit(events.Event):
     scale: float
     lr: float
     apply: Flag
-    snapshot: Flag = False
     stages: list[events.StageCommit]
 
 
@@ -277,9 +274,7 @@ class _Reader:
             scale=commit.scale,
             lr=commit.lr,
             apply=commit.apply,
-            snapshot=commit.snapshot,
             rounds={Stage(s.stage): (Round(s.round), s.digest) for s in commit.stages},
-            participants=frozenset(Session(int(key)) for stage in commit.stages for key in stage.contributions),
         )
         self._losses.append(_number(commit.loss))
         self._step = Step(self._step + 1)
