@@ -66,10 +66,8 @@ class Restorer:
             del self._told_at_s[session]
 
     def _needs_state(self, worker: Record) -> bool:
-        """A worker that has never reported is still being built, or is not known yet."""
-        if worker.report == 0 or self._holds(worker) or self._committer.awaits_commit(worker):
-            return False
-        return not worker.is_silent
+        """Not one that has never reported to this generation: it is still being built, or silent."""
+        return worker.report > 0 and not (self._holds(worker) or self._committer.awaits_commit(worker))
 
     def _holds(self, worker: Record) -> bool:
         return worker.is_ready and worker.version == self._committer.version
