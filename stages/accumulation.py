@@ -39,6 +39,8 @@ class Accumulator(Protocol):
     """Of contributions and of their sums."""
     num_values: int
     """In a contribution."""
+    is_exclusive: bool
+    """Must a microbatch be taken before the backward of another one begins?"""
 
     def take(self) -> None:
         """Count a microbatch: its backward is done, the gradients' buffer is complete."""
@@ -57,6 +59,7 @@ class FloatAccumulator:
     """`float32`: see the module."""
 
     dtype = torch.float32
+    is_exclusive = False
 
     def __init__(self, parameters: FlatParameters) -> None:
         self._parameters = parameters
@@ -84,6 +87,7 @@ class ExactAccumulator:
     """`exact`: see the module. Between two microbatches the gradients' buffer is zero."""
 
     dtype = torch.int64
+    is_exclusive = True
 
     def __init__(self, parameters: FlatParameters, num_microbatches: int) -> None:
         self._parameters = parameters

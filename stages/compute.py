@@ -4,9 +4,10 @@
     Run                          a job, see stages/passes.py
     Snapshot, Sum, Assemble      the arithmetic of the all-reduce, see stages/accumulation.py and shards.py
     Apply                        the optimizer step, then everything of the old step is forgotten
-    Reset                        everything of the step is forgotten
+    Reset                        everything of the step is forgotten, also what is unfinished
     Export, Import, Adopt        the layers' state as files, see stages/state.py
 
+Whatever a job has left unfinished is done when nothing else is to be done, and before any other kind of task.
 Whatever goes wrong here, in a layer, in a peer's contribution to a sum or in a file, becomes Failed.
 """
 
@@ -58,7 +59,7 @@ from stages.tasks import (
 from zswarm import limits
 from zswarm.config import RunConfig
 from zswarm.errors import LocalProtocolError, ZswarmError
-from zswarm.ids import Round
+from zswarm.ids import Lease, Round
 from zswarm.wire import parcelled
 
 
@@ -89,16 +90,22 @@ class Compute:
     def perform(self, task: Task) -> Iterator[Outcome]:
         """Carry out a task and yield what comes of it as soon as it is there."""
         lease = task.lease if isinstance(task, Run) else None
-        try:
-            yield from self._perform(task)
-        except LayerFailed as error:
-            yield Failed(layer=error.layer, text=str(error), lease=lease)
-        except ZswarmError as error:
-            yield Failed(layer="", text=str(error)[: limits.MAX_TEXT_CHARS], lease=lease)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread
-            yield Failed(layer=type(task).__name__, text=one_line(error), lease=lease)
+        return _guarded(self._perform(task), type(task).__name__, lease)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Is there something that `go_on` could do?"""
+        return self._built is not None and self._built.passes.unfinished is not None
+
+    def go_on(self) -> Iterator[Outcome]:
+        """Do a part of what jobs have left unfinished; a job that ends with it yields its outcome."""
+        passes = self._stage.passes
+        return _guarded(passes.go_on(), Run.__name__, passes.unfinished)
 
     def _perform(self, task: Task) -> Iterator[Outcome]:
+        if not isinstance(task, (Run, Reset)):
+            while self.has_unfinished:
+                yield from self.go_on()
         match task:
             case Build():
                 yield self._build(task)
@@ -169,6 +176,7 @@ class Compute:
         """Forget all that was counted, kept and reduced in this step."""
         stage = self._stage
         self._reduced_round = None
+        stage.passes.clear()
         stage.kept.clear()
         stage.engine.clear_gradients()
         stage.accumulator.clear()
@@ -236,3 +244,15 @@ class Compute:
         stage.state.adopt()
         self._clear()
         return Adopted(parameter_digest=digest(stage.engine.parameters.values))
+
+
+def _guarded(outcomes: Iterator[Outcome], name: str, lease: Lease | None) -> Iterator[Outcome]:
+    """Yield the outcomes of a task, or of a part of one; whatever is raised becomes Failed."""
+    try:
+        yield from outcomes
+    except LayerFailed as error:
+        yield Failed(layer=error.layer, text=str(error), lease=lease)
+    except ZswarmError as error:
+        yield Failed(layer="", text=str(error)[: limits.MAX_TEXT_CHARS], lease=lease)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread
+        yield Failed(layer=name, text=one_line(error), lease=lease)

@@ -1,8 +1,10 @@
 """The thread that owns the device: tasks in, outcomes out, a call to wake whoever waits for them.
 
     submit(task) --> bounded queue --> Compute.perform --> outcomes() and wake()
+                     empty ----------> Compute.go_on ----> outcomes() and wake()
 
-A task that has begun is not interrupted; on leaving, the thread stops between two outcomes.
+A task that has begun is not interrupted, but for what `perform` has left unfinished: that is done in small parts
+while no task waits. On leaving, the thread stops between two outcomes.
 """
 
 from __future__ import annotations
@@ -31,8 +33,15 @@ STOP_TIMEOUT_S = 1.0
 class Performer(Protocol):
     """What carries out tasks."""
 
+    @property
+    def has_unfinished(self) -> bool:
+        """Is there something left to go on with?"""
+
     def perform(self, task: Task) -> Iterator[Outcome]:
         """Carry out a task."""
+
+    def go_on(self) -> Iterator[Outcome]:
+        """Do a part of what is unfinished."""
 
 
 class ComputeThread:
@@ -89,13 +98,21 @@ class ComputeThread:
             keep_freed_memory()
             torch.set_num_threads(self._threads)
             compute = self._make()
-            while (task := self._tasks.get()) is not None:
-                for outcome in compute.perform(task):
+            while (outcomes := self._begin(compute)) is not None:
+                for outcome in outcomes:
                     self._put(outcome)
                     if self._is_stopping.is_set():
                         return
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the thread
             self._put(Failed(layer="compute thread", text=one_line(error)))
+
+    def _begin(self, compute: Performer) -> Iterator[Outcome] | None:
+        """Return the outcomes of what is to be done next, which begins as they are asked for; None to end."""
+        try:
+            task = self._tasks.get(block=not compute.has_unfinished)
+        except queue.Empty:
+            return compute.go_on()
+        return compute.perform(task) if task is not None else None
 
     def _put(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

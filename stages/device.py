@@ -1,23 +1,27 @@
 """What the worker's compute thread is at, as far as the machine has to know.
 
     FREE --begin--> RUNNING --Ran--> FREE
-      |                |
+      |                |  --Emitted--> FREE, while the job is unfinished; up to so many are
       +----- reset ----+--> RESETTING --WasReset--> FREE
+
+A job that has emitted its dx leaves the device to the next one, and is finished when nothing is waited for more. A
+stage whose dx has to pass k more stages may have k + 1 such jobs: that is how much of its work the end of a step, where
+the stages before it are waited for, can use up (ZB-H1 of Qi et al., arXiv:2401.10241; a stage early in the
+pipeline holds more graphs instead, so that all need as much memory).
 
 A task that has begun is not recalled: after a reset the outcomes of what was running are of no job any more,
 and the next job waits until the accumulator is known to be empty. If that does not happen because one task takes
 longer than anybody is given for a job, the device hangs.
 
-The thread takes tasks in their order: of those that are not answered the first is in work, since it was given or
-since the one before it was answered.
+The thread is busy while a task is not answered, since that was given or since the last outcome came.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterator
 
 from stages.jobs import HeldJob
-from stages.tasks import Discard, Emitted, Import, Outcome, Ran, Reset, Run, Task
+from stages.tasks import Discard, Emitted, Import, Outcome, Ran, Reset, Run, Task, WasReset
 from zswarm import limits
 from zswarm.ids import Lease
 from zswarm.messages import Key
@@ -32,57 +36,74 @@ class Device:
     """See the module."""
 
     def __init__(self) -> None:
-        self.running: HeldJob | None = None
+        self._running: dict[Lease, HeldJob] = {}
+        """What has not ended."""
+        self._unfinished: set[Lease] = set()
+        """Those of which the dx is out."""
         self.is_resetting = False
         self.num_jobs = 0
         """Done in all."""
         self.job_s = 0.0
         """Moving average of the time that a job takes; 0 before the first."""
         self._lease = Lease(0)
-        self._unanswered: deque[Task] = deque()
+        self._num_unanswered = 0
+        self._num_since_reset = 0
+        """Tasks that were given after the newest Reset."""
         self._since_s = 0.0
-        """When the first of those began."""
+        """When what is in work began."""
+
+    def is_free(self, most_unfinished: int) -> bool:
+        """May a job begin, if so many may be unfinished with it?"""
+        is_occupied = len(self._running) > len(self._unfinished) or len(self._running) >= most_unfinished
+        return not (is_occupied or self.is_resetting)
 
     @property
-    def is_free(self) -> bool:
-        """May a job begin?"""
-        return self.running is None and not self.is_resetting
+    def num_unfinished(self) -> int:
+        """Jobs of which only the dx is out."""
+        return len(self._unfinished)
 
-    @property
-    def running_key(self) -> Key | None:
-        """What is being worked on and may still be counted."""
-        return self.running.job.key if self.running is not None else None
+    def running_keys(self) -> Iterator[Key]:
+        """Yield what is being worked on and may still be counted."""
+        return (held.job.key for held in self._running.values())
 
     def submitted(self, task: Task, now: float) -> None:
         """A task goes to the thread; some are answered by nothing."""
         if not isinstance(task, (Discard, Import)):
-            if not self._unanswered:
+            if not self._num_unanswered:
                 self._since_s = now
-            self._unanswered.append(task)
+            self._num_unanswered += 1
+            self._num_since_reset = 0 if isinstance(task, Reset) else self._num_since_reset + 1
 
     def answered(self, outcome: Outcome, now: float) -> None:
-        """An outcome has come; all but Emitted end their task."""
-        if self._unanswered and not isinstance(outcome, Emitted):
-            self._unanswered.popleft()
-            self._since_s = now
+        """An outcome has come; all but Emitted end their task, and WasReset those that were unfinished."""
+        self._since_s = now
+        if isinstance(outcome, WasReset):
+            self._num_unanswered = self._num_since_reset
+        elif self._num_unanswered and not isinstance(outcome, Emitted):
+            self._num_unanswered -= 1
 
     def begin(self, held: HeldJob, *, accumulate: bool) -> Run:
-        """Do this job; it is free."""
-        held.begun = True
+        """Do this job; the device is free. `accumulate`: it is counted here."""
+        held.begun, held.accumulates = True, accumulate
         job = held.job
-        self.running = held
         self._lease = Lease(self._lease + 1)
+        self._running[self._lease] = held
         return Run(
             lease=self._lease, kind=job.kind, key=job.key, accumulate=accumulate, emit=job.emit, x=held.x, dy=held.dy
         )
 
     def running_of(self, lease: Lease) -> HeldJob | None:
         """Return the job that an outcome is of; None if that job is void or has ended."""
-        return self.running if lease == self._lease else None
+        return self._running.get(lease)
+
+    def emitted(self, lease: Lease) -> None:
+        """What is left of the job may wait."""
+        self._unfinished.add(lease)
 
     def end(self, outcome: Ran) -> None:
         """The job has ended."""
-        self.running = None
+        del self._running[outcome.lease]
+        self._unfinished.discard(outcome.lease)
         self.num_jobs += 1
         share = NEWEST_SHARE if self.job_s else 1.0
         self.job_s += share * (outcome.compute_s - self.job_s)
@@ -91,7 +112,7 @@ class Device:
         """Forget what is counted and what is in work; nothing has begun since an earlier reset that still lasts."""
         if self.is_resetting:
             return []
-        self.running, self.is_resetting = None, True
+        self._running, self._unfinished, self.is_resetting = {}, set(), True
         return [Reset()]
 
     def was_reset(self) -> None:
@@ -100,11 +121,11 @@ class Device:
 
     def busy_s(self, now: float) -> float:
         """Return how long the task in work has taken; 0 if there is none."""
-        return now - self._since_s if self._unanswered else 0.0
+        return now - self._since_s if self._num_unanswered else 0.0
 
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one."""
-        if not self.is_resetting or not self._unanswered:
+        if not self.is_resetting or not self._num_unanswered:
             return None
         if not self.num_jobs:
             return self._since_s + limits.STUCK_FIRST_S

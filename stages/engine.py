@@ -4,7 +4,7 @@
     forward_graph  x -> Graph(x, y)                            autograd's graph, for a backward later
     backward       Graph, dy -> dx                             y's gradient in, x's gradient out
     backward_loss  Graph, labels -> loss, dx                   the last stage: forward, loss and backward in one
-    finish         the weights' gradients that backward left   call it once dx has been handed out
+    rest           the weights' gradients that backward left   take it before the next backward, iterate once dx is out
 
 Gradients add up in `parameters.gradients`. They are those of the loss sum divided by the targets of a
 whole step, a number fixed beforehand, so who computes what does not change their scale.
@@ -16,7 +16,7 @@ elsewhere, gives the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -141,9 +141,9 @@ class StageEngine:
         with torch.no_grad():
             return float(self._loss_of(y, labels))
 
-    def finish(self) -> None:
-        """Do what the last backward has put off."""
-        self._deferred.run()
+    def rest(self) -> Iterator[None]:
+        """Take over what the last backward has put off; iterating does it, part by part."""
+        return self._deferred.rest()
 
     def clear_gradients(self) -> None:
         """Begin a step."""

@@ -27,6 +27,8 @@ class HeldJob:
     x: Load | None
     dy: Load | None
     begun: bool = False
+    accumulates: bool = False
+    """It has begun, and will be counted."""
 
     @property
     def id(self) -> JobId:

@@ -4,14 +4,14 @@
     here:       g -> dx of the last layer -> dx of the one before -> ... -> dx leaves       then dW, db of all
 
 The stage before waits for dx alone, so a pipeline's backward takes half as long, as in zero-bubble
-schedules (Qi et al., arXiv:2401.10241). The deferred products are added straight onto the parameters'
-gradients, without a temporary of their own. Only modules whose type is exactly `nn.Linear` are changed;
+schedules (Qi et al., arXiv:2401.10241); other jobs may even come first. The deferred products are added straight
+onto the parameters' gradients, without a temporary of their own. Only modules whose type is exactly `nn.Linear` are changed;
 all others are left to autograd, which may also add to the same gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +22,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from stages.kernels import Kernels
+
+_Product = tuple[nn.Parameter, nn.Parameter | None, Tensor, Tensor]
+"""Weight, bias, g [N, O] and x [N, I] of one linear layer."""
 
 
 @dataclass(slots=True)
@@ -35,7 +38,7 @@ class DeferredGradients:
     is_deferring: bool
     is_wanted: bool = True
     """False while a backward is for dx alone."""
-    _waiting: list[tuple[nn.Parameter, nn.Parameter | None, Tensor, Tensor]] = field(default_factory=list)
+    _waiting: list[_Product] = field(default_factory=list)
 
     def put(self, weight: nn.Parameter, bias: nn.Parameter | None, g: Tensor, x: Tensor) -> None:
         """Take g [N, O] and x [N, I] of one linear layer."""
@@ -46,11 +49,16 @@ class DeferredGradients:
         else:
             self._add(weight, bias, g, x)
 
-    def run(self) -> None:
-        """Add all that waits, in the order of the backward."""
+    def rest(self) -> Iterator[None]:
+        """Take all that waits; whoever iterates adds it, one product after the other in the order of the backward."""
         waiting, self._waiting = self._waiting, []
-        for weight, bias, g, x in waiting:
-            self._add(weight, bias, g, x)
+        return self._each(waiting)
+
+    def _each(self, products: list[_Product]) -> Iterator[None]:
+        products.reverse()
+        while products:
+            self._add(*products.pop())
+            yield
 
     def clear(self) -> None:
         """Forget all that waits."""

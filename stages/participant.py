@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from stages.reduction import Inbox, Reduction
 from stages.tasks import Apply, Assembled, Discard, Snapshotted, Summed, Task
 from zswarm import ledger, limits
-from zswarm.ids import Branch, Peer, Round, Session, Step
+from zswarm.ids import Branch, Microbatch, Peer, Round, Session, Step
 from zswarm.machine import Exit, Send
 from zswarm.membership import Membership
 from zswarm.messages import Abort, Chunk, ChunkAck, Commit, Load, Prepare, Prepared
@@ -36,15 +36,19 @@ class StepState:
     """Bitmap of the microbatches whose gradient is in the accumulator."""
     loss_sum: float = 0.0
     num_targets: int = 0
-    accumulating: bool = False
-    """A job that adds to the accumulator is running: its microbatch is not in the ledger yet."""
+    accumulating: int = 0
+    """Bitmap of the microbatches whose gradient is on its way into the accumulator: they are not in the ledger yet."""
 
     @property
     def version(self) -> tuple[Branch, Step]:
         """Whose parameters the worker holds."""
         return (self.branch, self.step)
 
-    def add(self, microbatch: int, loss_sum: float, num_targets: int) -> None:
+    def has(self, microbatch: Microbatch) -> bool:
+        """Is it counted, or about to be?"""
+        return (self.ledger | self.accumulating) >> microbatch & 1 == 1
+
+    def add(self, microbatch: Microbatch, loss_sum: float, num_targets: int) -> None:
         """Count a microbatch."""
         self.ledger |= 1 << microbatch
         self.loss_sum += loss_sum
@@ -53,7 +57,7 @@ class StepState:
     def forget(self) -> None:
         """Nothing is counted."""
         self.ledger, self.loss_sum, self.num_targets = 0, 0.0, 0
-        self.accumulating = False
+        self.accumulating = 0
 
     def become(self, version: tuple[Branch, Step]) -> None:
         """Begin another step with nothing counted; a job that adds to the accumulator may not be in work."""

@@ -7,13 +7,19 @@
 
 What rides along with the activation goes on unchanged. Checksums have been looked at on arrival. dx comes only where
 the task says that somebody wants it, the gradient is counted only where it says so.
+
+Once dx is out nobody waits for the rest of a backward, the gradients of the linear layers' weights. It is *unfinished*:
+`go_on` does a part of it, and jobs that somebody waits for may come in between, as in zero-bubble schedules. It is
+done at once where memory is short, and where each microbatch's gradient has to be counted by itself.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,8 +31,20 @@ from stages.kept import Kept
 from stages.tasks import Emitted, Ran, Run
 from zswarm.compression import decode_untrusted, encode
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
-from zswarm.ids import JobKind, JobStatus, Purpose
+from zswarm.ids import JobKind, JobStatus, Lease, Purpose
 from zswarm.messages import Load
+
+
+@dataclass(slots=True, kw_only=True)
+class _Unfinished:
+    """A backward whose dx is out."""
+
+    task: Run
+    rest: Iterator[None]
+    spent_s: float
+    """On this job until now."""
+    found: dict[str, Any]
+    """What Ran will say of it."""
 
 
 class Passes:
@@ -37,6 +55,12 @@ class Passes:
         self._kept = kept
         self._accumulator = accumulator
         self._codec = codec
+        self._unfinished: deque[_Unfinished] = deque()
+
+    @property
+    def unfinished(self) -> Lease | None:
+        """The lease of the job that `go_on` would go on with; None if there is nothing to do."""
+        return self._unfinished[0].task.lease if self._unfinished else None
 
     def run(self, task: Run) -> Iterator[Emitted | Ran]:
         """Do a job.
@@ -69,7 +93,7 @@ class Passes:
             y = self._engine.forward(x, _place(task), training=is_training)
         load = encode([y, *riders], self._codec)
         kept = is_training and task.x is not None and self._kept.put(task.key, task.x, graph)
-        return _ran(task, begun_s, y=load, kept=kept)
+        return _ran(task, time.perf_counter() - begun_s, y=load, kept=kept)
 
     def _backward(self, task: Run, begun_s: float) -> Iterator[Emitted | Ran]:
         if task.dy is None:
@@ -79,35 +103,57 @@ class Passes:
         if graph is None:
             x = task.x or kept_x
             if x is None:
-                yield _ran(task, begun_s, status=JobStatus.NEEDS_INPUT)
+                yield _ran(task, time.perf_counter() - begun_s, status=JobStatus.NEEDS_INPUT)
                 return
             graph = self._forward_graph(self._decode_input(x)[0], _place(task))
         if dy.shape != graph.y.shape or dy.dtype != graph.y.dtype:
             raise RemoteProtocolError(f"a gradient {list(dy.shape)} for an output {list(graph.y.shape)}")
         dx = self._engine.backward(graph, dy, accumulate=task.accumulate, wants_dx=task.emit)
-        yield from self._emit_and_finish(task, dx)
-        yield _ran(task, begun_s)
+        del graph
+        yield from self._emit(task, begun_s, dx)
 
     def _fused(self, task: Run, begun_s: float) -> Iterator[Emitted | Ran]:
         x, labels = self._decode_labelled(task.x)
         graph = self._forward_graph(x, _place(task))
         loss_sum, dx = self._engine.backward_loss(graph, labels, accumulate=task.accumulate, wants_dx=task.emit)
         del graph
-        yield from self._emit_and_finish(task, dx)
-        yield _ran(task, begun_s, loss_sum=loss_sum, num_targets=labels.numel())
+        yield from self._emit(task, begun_s, dx, loss_sum=loss_sum, num_targets=labels.numel())
 
     def _evaluate(self, task: Run, begun_s: float) -> Ran:
         x, labels = self._decode_labelled(task.x)
         loss_sum = self._engine.evaluate(x, labels, _place(task))
-        return _ran(task, begun_s, loss_sum=loss_sum, num_targets=labels.numel())
+        return _ran(task, time.perf_counter() - begun_s, loss_sum=loss_sum, num_targets=labels.numel())
 
-    def _emit_and_finish(self, task: Run, dx: Tensor | None) -> Iterator[Emitted]:
+    def _emit(self, task: Run, begun_s: float, dx: Tensor | None, **found: Any) -> Iterator[Emitted | Ran]:
         """Hand out dx first: the stage before waits for it, nobody waits for the weights' gradients."""
-        if dx is not None:
-            yield Emitted(lease=task.lease, dx=encode([dx], self._codec))
-        self._engine.finish()
-        if task.accumulate:
-            self._accumulator.take()
+        job = _Unfinished(task=task, rest=self._engine.rest(), spent_s=0.0, found=found)
+        emitted = Emitted(lease=task.lease, dx=encode([dx], self._codec)) if dx is not None else None
+        job.spent_s = time.perf_counter() - begun_s
+        self._unfinished.append(job)
+        if emitted is not None:
+            yield emitted
+        if emitted is None or self._accumulator.is_exclusive or not self._kept.has_room():
+            while self._unfinished:
+                yield from self.go_on()
+
+    def go_on(self) -> Iterator[Ran]:
+        """Do a part of the oldest job that is unfinished; it ends with its last part."""
+        job, begun_s = self._unfinished[0], time.perf_counter()
+        try:
+            is_complete = next(job.rest, self) is self
+            if is_complete and job.task.accumulate:
+                self._accumulator.take()
+        except Exception:
+            self._unfinished.popleft()
+            raise
+        job.spent_s += time.perf_counter() - begun_s
+        if is_complete:
+            self._unfinished.popleft()
+            yield _ran(job.task, job.spent_s, **job.found)
+
+    def clear(self) -> None:
+        """Give up what is unfinished."""
+        self._unfinished.clear()
 
     def _forward_graph(self, x: Tensor, place: Place) -> Graph:
         if self._kept.graph_bytes:
@@ -136,10 +182,10 @@ def _place(task: Run) -> Place:
     return Place(step=task.key[1], microbatch=task.key[3])
 
 
-def _ran(task: Run, begun_s: float, **found: Any) -> Ran:
+def _ran(task: Run, compute_s: float, **found: Any) -> Ran:
     """Say that a job has ended; `found` is what differs from nothing."""
     nothing = {"status": JobStatus.DONE, "y": None, "kept": False, "loss_sum": 0.0, "num_targets": 0}
-    return Ran(lease=task.lease, compute_s=time.perf_counter() - begun_s, **nothing | found)
+    return Ran(lease=task.lease, compute_s=compute_s, **nothing | found)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ class Build:
 class Run:
     """Do a job. Answers: Emitted where there is a dx, then Ran; or Failed.
 
+    Another Run may be carried out between Emitted and Ran; no other task is, but for Reset, after which Ran does not come.
+
     FORWARD takes `x`, yields `y`, keeps the graph or the input until the backward or Apply.
     BACKWARD takes `dy` and, where the worker may not have kept it, `x`. FUSED and EVALUATE take `x`.
     With `accumulate` false nothing is added to the accumulator: only dx is wanted. With `emit` false nobody wants dx:

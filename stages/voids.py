@@ -9,6 +9,8 @@ that is over asks for nothing; one of a step that is yet to come is kept until t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from zswarm import ledger
 from zswarm.ids import Attempt, Branch, Microbatch, Purpose, Step
 from zswarm.messages import Key, Void
@@ -41,9 +43,9 @@ class Voids:
             return False
         return attempt < floors.get(microbatch, Attempt(0))
 
-    def settle(self, running: Key | None) -> None:
-        """Every Void so far is carried out, unless the job in work is one of those that are void."""
-        if running is None or not self.covers(running):
+    def settle(self, running: Iterable[Key]) -> None:
+        """Every Void so far is carried out, unless one of the jobs in work is void."""
+        if not any(map(self.covers, running)):
             self.newest = self._asked
 
     def begin_new_life(self) -> None:

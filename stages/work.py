@@ -1,6 +1,6 @@
 """The jobs of a worker: which are taken, which is begun next, what is counted, and where the outputs go.
 
-    Job --> held --begin--> Run --Emitted--> dx goes home --Ran--> counted, y goes on, Result
+    Job --> held --begin--> Run --Emitted--> dx goes home, the next may begin --Ran--> counted, y goes on, Result
       |       |                |
       |       +-- Revoke, Void, the broker has left: dropped
       |                        +-- Void: ends, and may be counted, but nothing of it is sent
@@ -22,7 +22,7 @@ from stages.outputs import Outputs
 from stages.participant import StepState
 from stages.tasks import Emitted, Ran, Reset, Run
 from stages.voids import Voids
-from zswarm import ledger
+from zswarm import ledger, limits
 from zswarm.ids import Attempt, JobKind, JobStatus, Session
 from zswarm.machine import Send
 from zswarm.membership import Membership
@@ -108,7 +108,7 @@ class Work:
 
     def settle(self) -> None:
         """See whether what is void has ended."""
-        self._voids.settle(self.device.running_key)
+        self._voids.settle(self.device.running_keys())
 
     def forget(self) -> list[Reset]:
         """Nothing is counted, nothing is held."""
@@ -124,18 +124,25 @@ class Work:
 
     def begin(self) -> list[Run]:
         """Give the compute thread its next job, if it is free to take one."""
-        held = self.jobs.next(self._state.version) if self.device.is_free else None
+        # One more than the stages that its dx has yet to pass: see device.py.
+        most_unfinished = min(self._me.stage + 1, limits.MAX_UNFINISHED)
+        held = self.jobs.next(self._state.version) if self.device.is_free(most_unfinished) else None
         if held is None:
             return []
         job = held.job
         trains = job.kind in (JobKind.BACKWARD, JobKind.FUSED)
-        self._state.accumulating = trains and job.accumulate and not self._state.ledger >> job.microbatch & 1
-        return [self.device.begin(held, accumulate=self._state.accumulating)]
+        accumulate = trains and job.accumulate and not self._state.has(job.microbatch)
+        if accumulate:
+            self._state.accumulating |= 1 << job.microbatch
+        return [self.device.begin(held, accumulate=accumulate)]
 
     def emitted(self, outcome: Emitted, outbox: Outbox, now: float) -> list[Send]:
         """Send the gradient of the stage's input home, while that of the parameters is in work."""
         held = self.device.running_of(outcome.lease)
-        if held is None or self._voids.covers(held.job.key):
+        if held is None:
+            return []
+        self.device.emitted(outcome.lease)
+        if self._voids.covers(held.job.key):
             return []
         return self._outputs.backward(outbox, held.job, outcome.dx, now)
 
@@ -146,10 +153,11 @@ class Work:
             return []
         job = held.job
         self.device.end(outcome)
-        accumulated, self._state.accumulating = self._state.accumulating, False
+        if held.accumulates:
+            self._state.accumulating &= ~(1 << job.microbatch)
         sends: list[Send] = []
         if outcome.status is JobStatus.DONE:
-            if accumulated:
+            if held.accumulates:
                 self._state.add(job.microbatch, outcome.loss_sum, outcome.num_targets)
             if job.kind is JobKind.FORWARD and outcome.y is not None and not self._voids.covers(job.key):
                 sends += self._outputs.forward(outbox, job, outcome.y, now)

@@ -11,7 +11,8 @@ What it holds of its stage's parameters is a matter of its own (`parameters.py`)
 made by commits, which nobody takes back. It takes jobs if they are those of its version and nothing is
 being reset. While a commit is applied nothing else is computed (`participant.py`).
 
-The compute thread gets one job at a time, so that the order of jobs stays this machine's decision.
+The compute thread gets one job at a time, so that the order of jobs stays this machine's decision; it gets the next one
+as soon as dx is out, and has the weights' gradients left for when nothing waits.
 Rules (docs/protocol.md): a microbatch is accumulated only if its job says so and is meant for this session, the
 parameters are those of its step, and it is not in the ledger yet (R1); a fenced session contributes nothing (R3); what
 a Void covers is not begun (R9); the snapshot of a round is a copy and its ledger is the one of Prepare (R5); Commit
@@ -387,7 +388,7 @@ class WorkerMachine:
     def _slots(self) -> int:
         """Leases that each broker may have out here; none while outputs pile up."""
         is_open = self.outbox is not None and self._is_able and self.outbox.num_waiting < limits.OUTBOX_LENGTH
-        return limits.PREFETCH if is_open else 0
+        return limits.PREFETCH + self.work.device.num_unfinished if is_open else 0
 
     def _greet(self, *, is_beat: bool) -> list[Command]:
         """Tell the brokers who we are once per interval, at news, and when this worker begins to be able."""

@@ -68,7 +68,9 @@ RESEND_HEARTBEATS = 1.0
 MOST_DOUBLINGS = 4
 """How often that wait doubles: after a loss that lasted, a repetition comes within 16 times the first wait."""
 PREFETCH = 2
-"""Jobs leased to one worker: one running, one arriving while it runs."""
+"""Jobs leased to one worker: one running, one arriving while it runs; what is unfinished comes on top."""
+MAX_UNFINISHED = 8
+"""Jobs of a worker of which dx is out and the weights' gradients are not computed yet; each holds a graph's memory."""
 CREDIT_UNITS = 2
 """Microbatches that a broker lets each producer send ahead while it has room."""
 BROKER_CAPACITY_BYTES = 1 << 30

@@ -30,11 +30,26 @@ from zswarm.schedule import learning_rate
 from zswarm.trainer.samples import pack
 from zswarm.wire import parcelled, verify
 
+
+def perform(worker, task):
+    """Carry out a task and all that it leaves unfinished."""
+    outcomes = list(worker.perform(task))
+    while worker.has_unfinished:
+        outcomes += worker.go_on()
+    return outcomes
+
+
 PLENTY = Memory(total_bytes=1 << 40, free_bytes=1 << 40)
 
 
 def key(step, microbatch, purpose=Purpose.TRAIN, attempt=0):
     return (Branch(0), Step(step), purpose, Microbatch(microbatch), Attempt(attempt))
+
+
+def finish(unfinished):
+    """Do all that a backward has left."""
+    for _ in unfinished.rest():
+        pass
 
 
 class Swarm:
@@ -57,7 +72,7 @@ class Swarm:
     def run(self, worker, kind, key, *, x=None, dy=None, accumulate=True, emit=True):
         lease = Lease(next(self._leases))
         task = Run(lease=lease, kind=kind, key=key, accumulate=accumulate, emit=emit, x=x, dy=dy)
-        outcomes = list(worker.perform(task))
+        outcomes = perform(worker, task)
         assert isinstance(outcomes[-1], Ran), outcomes
         assert all(outcome.lease == task.lease for outcome in outcomes)
         assert all(isinstance(outcome, Emitted) for outcome in outcomes[:-1])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -8,8 +9,22 @@ from safetensors.torch import load as load_safetensors
 
 from stages.compute import Compute
 from stages.reference import reference
-from stages.tasks import Apply, Assemble, Build, Discard, Export, Failed, Reset, Run, Snapshot, WasReset
-from tests.stages.computing import PLENTY, Swarm, export, key, only
+from stages.tasks import (
+    Apply,
+    Assemble,
+    Build,
+    Discard,
+    Emitted,
+    Export,
+    Failed,
+    Ran,
+    Reset,
+    Run,
+    Snapshot,
+    Snapshotted,
+    WasReset,
+)
+from tests.stages.computing import PLENTY, Swarm, export, key, only, perform
 from zswarm import limits
 from zswarm.compression import decode_untrusted, encode
 from zswarm.ids import JobKind, JobStatus, Lease, Round, Stage, StatePart, Step
@@ -204,6 +219,106 @@ def test_a_reset_takes_back_half_a_gradient(make_config, make_source, accumulati
     assert gradients.count_nonzero() > 0
     only(worker.perform(Reset()))
     assert gradients.count_nonzero() == 0
+
+
+@pytest.fixture
+def two_jobs(make_config, make_source):
+    """Return a last stage of a run file section, and two jobs for it."""
+
+    def make(**sections):
+        config = make_config(**{"pipeline": {"stages": 2, "recompute": "never"}} | sections)
+        swarm, source, runs = Swarm(config), make_source(config), []
+        for microbatch in range(2):
+            x = pack(*source.samples(0, microbatch))
+            ran, _ = swarm.run(swarm.worker(0, 0), JobKind.FORWARD, key(0, microbatch), x=x)
+            of = {"key": key(0, microbatch), "x": ran.y, "dy": None}
+            runs.append(Run(lease=Lease(100 + microbatch), kind=JobKind.FUSED, accumulate=True, emit=True, **of))
+        return swarm.worker(1, 0), runs
+
+    return make
+
+
+def rest(worker):
+    """Do all that is unfinished."""
+    outcomes = []
+    while worker.has_unfinished:
+        outcomes += worker.go_on()
+    return outcomes
+
+
+def counted(worker):
+    """Return the bytes of what has been counted."""
+    *_, snapshotted = worker.perform(Snapshot(round=Round(1), num_shards=1))
+    return b"".join(bytes(frame) for chunk in snapshotted.shards[0] for frame in chunk.frames)
+
+
+def test_another_job_may_come_before_the_rest_of_a_backward(two_jobs):
+    """Both gradients of inputs are out before either of parameters is complete; the sum has the same bits as in turn."""
+    worker, runs = two_jobs()
+    assert [type(only(worker.perform(run))) for run in runs] == [Emitted, Emitted]
+    assert list(worker.go_on()) == [], "a part is one product, and there are more"
+    assert [(type(end), end.lease, end.num_targets > 0) for end in rest(worker)] == [(Ran, 100, True), (Ran, 101, True)]
+    in_turn, runs = two_jobs()
+    for run in runs:
+        perform(in_turn, run)
+    assert counted(worker) == counted(in_turn)
+
+
+def test_the_time_of_a_job_is_its_own(two_jobs):
+    """What another one takes in between does not count."""
+    worker, (first, second) = two_jobs()
+    only(worker.perform(first))
+    time.sleep(0.5)
+    only(worker.perform(second))
+    ran, _ = rest(worker)
+    assert (ran.lease, ran.compute_s < 0.5) == (100, True)
+
+
+def test_a_snapshot_holds_what_was_unfinished(two_jobs):
+    worker, (first, _) = two_jobs()
+    assert isinstance(only(worker.perform(first)), Emitted)
+    ran, snapshotted = worker.perform(Snapshot(round=Round(1), num_shards=1))
+    assert (type(ran), type(snapshotted), worker.has_unfinished) == (Ran, Snapshotted, False)
+    other, (first, _) = two_jobs()
+    perform(other, first)
+    assert counted(worker) == counted(other)
+
+
+def test_a_reset_gives_up_what_is_unfinished(two_jobs):
+    worker, (first, second) = two_jobs()
+    only(worker.perform(first))
+    assert only(worker.perform(Reset())) == WasReset()
+    assert not worker.has_unfinished
+    perform(worker, second)
+    other, (_, second) = two_jobs()
+    perform(other, second)
+    assert counted(worker) == counted(other)
+
+
+@pytest.mark.parametrize(
+    "sections", [{"batch": {"accumulation": "exact"}}, {"pipeline": {"stages": 2, "recompute": "always"}}]
+)
+def test_nothing_is_left_where_that_may_not_be(two_jobs, sections):
+    """Exact sums need each gradient by itself, and an unfinished backward needs memory."""
+    worker, (first, _) = two_jobs(**sections)
+    assert [type(outcome) for outcome in worker.perform(first)] == [Emitted, Ran]
+    assert not worker.has_unfinished
+
+
+def test_a_part_that_raises_fails_its_own_job(two_jobs, monkeypatch):
+    worker, runs = two_jobs()
+    for run in runs:
+        only(worker.perform(run))
+
+    def raising(*_):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(worker._built.engine._deferred.kernels), "add_weight_gradient", raising)
+        failed = only(worker.go_on())
+    assert failed == Failed(layer="Run", text="RuntimeError: out of memory", lease=Lease(100))
+    ran, _ = worker.perform(Snapshot(round=Round(1), num_shards=1))
+    assert (type(ran), ran.lease) == (Ran, 101)
 
 
 def test_a_snapshot_is_a_copy(pair):

@@ -36,12 +36,49 @@ class Echo:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
+    has_unfinished = False
+
     def perform(self, task):
         if task.round == 0:
             raise RuntimeError("out of\nluck")
         for number in range(task.round):
             yield Applied(step=Step(number), parameter_digest=self.threads)
             assert self.may_go_on.wait(DEADLINE_S)
+
+
+class Leaver:
+    """Leaves `round` parts of each task for later; the third part of all waits for a test."""
+
+    def __init__(self):
+        self.parts = []
+        self.num_done = 0
+        self.may_go_on = threading.Event()
+
+    @property
+    def has_unfinished(self):
+        return bool(self.parts)
+
+    def perform(self, task):
+        self.parts += [task.round] * task.round
+        yield Applied(step=Step(task.round), parameter_digest=0)
+
+    def go_on(self):
+        self.num_done += 1
+        if self.num_done == 3:
+            assert self.may_go_on.wait(DEADLINE_S)
+        yield Applied(step=Step(10 * self.parts.pop(0)), parameter_digest=0)
+
+
+def test_what_is_unfinished_waits_for_tasks():
+    """It is done without anybody asking for it, but not before a task that has come meanwhile."""
+    woken, leaver = Recorder(), Leaver()
+    with ComputeThread(wake=woken, make=lambda: leaver) as thread:
+        thread.submit(Discard(round=Round(4)))
+        woken.wait(3)
+        thread.submit(Discard(round=Round(1)))
+        leaver.may_go_on.set()
+        woken.wait(4)
+        assert [outcome.step for outcome in thread.outcomes()] == [4, 40, 40, 40, 1, 40, 10]
 
 
 def test_outcomes_come_in_order_and_wake():

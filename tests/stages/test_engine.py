@@ -6,6 +6,7 @@ from torch import nn
 
 from stages.engine import LayerFailed, Place, StageEngine, one_line
 from stages.model import build_layer, load_model
+from tests.stages.computing import finish
 
 SEED = 5
 B, T = 2, 6
@@ -90,12 +91,12 @@ def through(stages, microbatch, tokens, labels, *, keep, accumulate=True):
         else:
             x = stage.forward(x, place)
     loss, dx = stages[-1].backward_loss(stages[-1].forward_graph(x, place), labels, accumulate=accumulate)
-    stages[-1].finish()
+    finish(stages[-1])
     for number in reversed(range(len(stages) - 1)):
         graph = graphs[number] if keep else stages[number].forward_graph(inputs[number], place)
         assert dx.shape == graph.y.shape
         dx = stages[number].backward(graph, dx, accumulate=accumulate)
-        stages[number].finish()
+        finish(stages[number])
     assert dx is None
     return loss
 
@@ -190,7 +191,7 @@ def test_a_gradient_that_is_not_finite_stays_so():
     x = first.forward(tokens, Place(0, 0))
     x[0, 0, 0] = torch.nan
     _, dx = second.backward_loss(second.forward_graph(x, Place(0, 0)), labels, accumulate=True)
-    second.finish()
+    finish(second)
     assert not torch.isfinite(second.parameters.gradients).all()
     assert not torch.isfinite(dx).all()
 

@@ -9,6 +9,7 @@ from torch import nn
 from stages import kernels
 from stages.kernels import OneDnnKernels, TorchKernels, kernels_for
 from stages.linear import DeferredGradients, install
+from tests.stages.computing import finish
 
 KERNELS = [
     TorchKernels(),
@@ -128,7 +129,7 @@ def test_gradients_are_autograds(product, is_deferring, shape, bias):
         twin = x.detach().clone().requires_grad_()
         plain(x).square().sum().backward()
         ours(twin).square().sum().backward()
-        deferred.run()
+        finish(deferred)
         assert torch.allclose(twin.grad, x.grad, atol=1e-5)
     for mine, its in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(mine.grad, its.grad, atol=1e-5)
@@ -143,10 +144,10 @@ def test_dx_is_there_before_the_weights_gradients():
     layer(x).sum().backward()
     assert x.grad is not None
     assert layer.weight.grad.abs().sum() == 0
-    deferred.run()
+    finish(deferred)
     assert layer.weight.grad.abs().sum() > 0
     before = layer.weight.grad.clone()
-    deferred.run()
+    finish(deferred)
     assert torch.equal(layer.weight.grad, before)
 
 
@@ -157,11 +158,11 @@ def test_unwanted_and_forgotten_gradients_are_not_added():
     install([layer], deferred)
     deferred.is_wanted = False
     layer(torch.ones(2, 3)).sum().backward()
-    deferred.run()
+    finish(deferred)
     deferred.is_wanted = True
     layer(torch.ones(2, 3)).sum().backward()
     deferred.clear()
-    deferred.run()
+    finish(deferred)
     assert layer.weight.grad.abs().sum() == 0
 
 
@@ -178,7 +179,7 @@ def test_frozen_parameters_get_no_gradient(trained):
     twin = x.detach().clone().requires_grad_()
     plain(x).square().sum().backward()
     ours(twin).square().sum().backward()
-    deferred.run()
+    finish(deferred)
     assert torch.allclose(twin.grad, x.grad, atol=1e-5)
     for mine, its in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(mine.grad, its.grad, atol=1e-5)

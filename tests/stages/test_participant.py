@@ -100,9 +100,9 @@ def test_a_prepare_with_another_ledger_is_answered_by_the_own_one(me):
 
 
 def test_a_prepare_while_a_gradient_is_being_added_waits_for_its_repetition(me):
-    me.state.accumulating = True
+    me.state.accumulating = 0b100
     assert me.prepare() == []
-    me.state.accumulating = False
+    me.state.accumulating = 0
     assert of_type(me.prepare(), Snapshot)
 
 

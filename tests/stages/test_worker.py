@@ -169,12 +169,53 @@ def test_a_forward_goes_to_the_next_stage_with_its_route(worker):
 def test_a_backward_goes_home_before_it_has_ended(worker):
     (run,) = of_type(worker.get_job(7, B, 2), Run)
     assert (run.accumulate, run.x, run.dy.frames) == (True, None, ("BACKWARD2",))
-    (send,) = worker.do(Emitted(lease=run.lease, dx=load("dx")))
-    assert (send.peer, type(send.message), send.frames) == ("sim://broker-40/work", Backward, ("dx",))
+    commands = worker.do(Emitted(lease=run.lease, dx=load("dx")))
+    (send,) = [command for command in commands if isinstance(command.message, Backward)]
+    assert (send.peer, send.frames) == ("sim://broker-40/work", ("dx",))
     assert worker.machine.state.ledger == 0, "it is counted when it has ended"
     commands = worker.ran(run)
     (heartbeat,) = of_type(commands, WorkerHeartbeat)
     assert ledger.from_bytes(heartbeat.ledger) == 0b100
+
+
+def test_what_is_left_of_a_backward_waits_for_the_next_job(worker):
+    """At stage 1 two jobs may be unfinished; each makes room for one more, and is counted when it has ended."""
+    first, *_ = of_type([c for lease in range(1, 5) for c in worker.get_job(lease, B, lease)], Run)
+    state = worker.machine.state
+    commands = worker.do(Emitted(lease=first.lease, dx=load("dx1")))
+    (second,) = of_type(commands, Run)
+    assert (second.key, second.accumulate) == (key(2), True)
+    assert {ready.slots for ready in of_type(commands, Ready)} == {PREFETCH + 1}
+    assert (state.ledger, state.accumulating) == (0, 0b110)
+    commands = worker.do(Emitted(lease=second.lease, dx=load("dx2")))
+    assert [send.key for send in of_type(commands, Backward)] == [key(2)]
+    assert of_type(commands, Run) == [], "two are unfinished"
+    (third,) = of_type(worker.ran(first), Run)
+    assert (third.key, state.ledger, state.accumulating) == (key(3), 0b10, 0b1100)
+    assert of_type(worker.ran(second), Run) == [], "the third is at its dx"
+    assert (state.ledger, state.accumulating) == (0b110, 0b1000)
+
+
+def test_nothing_comes_between_a_forward_and_its_output(worker):
+    worker.get_job(1, F, 0)
+    assert of_type(worker.get_job(2, B, 1), Run) == []
+
+
+def test_no_round_begins_while_a_gradient_is_unfinished(worker):
+    worker.work(1, B, 0)
+    (run,) = of_type(worker.get_job(2, B, 1), Run)
+    worker.do(Emitted(lease=run.lease, dx=load("dx")))
+    assert of_type(worker.get(prepare(1, (ME,), counted=0b1)), Snapshot) == []
+    worker.ran(run)
+    assert of_type(worker.get(prepare(2, (ME,), counted=0b11)), Snapshot)
+
+
+def test_a_microbatch_that_is_being_counted_is_not_counted_again(worker):
+    """Whoever asks for it twice gets dx twice, and one gradient."""
+    (first,) = of_type(worker.get_job(1, B, 0), Run)
+    worker.get_job(2, B, 0, attempt=1)
+    (again,) = of_type(worker.do(Emitted(lease=first.lease, dx=load("dx"))), Run)
+    assert (first.accumulate, again.accumulate) == (True, False)
 
 
 def test_a_backward_with_its_input_brings_both_payloads(worker):
@@ -186,14 +227,14 @@ def test_a_backward_with_its_input_brings_both_payloads(worker):
 def test_the_first_stage_sends_nothing_back():
     worker = Fixture(stage=0, members=(worker_at(ME, 0), broker_at(OWN, 0)))
     (run,) = of_type(worker.get_job(1, B, 0, route=(OWN,)), Run)
-    assert worker.do(Emitted(lease=run.lease, dx=load("dx"))) == []
+    assert of_type(worker.do(Emitted(lease=run.lease, dx=load("dx"))), Backward) == []
 
 
 def test_a_gradient_waits_for_the_view_that_names_its_home():
     later = 50
     worker = Fixture(members=(worker_at(ME, 1), broker_at(OWN, 1)))
     (run,) = of_type(worker.get_job(1, B, 0, route=(later, OWN)), Run)
-    assert worker.do(Emitted(lease=run.lease, dx=load("dx"))) == []
+    assert of_type(worker.do(Emitted(lease=run.lease, dx=load("dx"))), Backward) == []
     (message,) = of_type(worker.get(view(2), frames=(*MEMBERS, broker_at(later, 0))), Backward)
     assert message.key == key(0)
 

@@ -281,16 +281,25 @@ def test_whichever_task_is_in_work_the_report_says_for_how_long(worker):
     assert busy_s == [1.0, 1.0, 1.0, 1.0, 1.0, 0.0], "each since the one before it was answered"
 
 
-def test_the_time_of_a_task_begins_when_those_before_it_are_answered(worker):
+def test_the_time_of_a_task_begins_with_the_last_answer(worker):
     (run,) = of_type(worker.get_job(1, B, 0), Run)
     worker.tick(1.0)
     assert of_type(worker.get(pull(5), peer=Link(b"asker")), Export)
     worker.do(Emitted(lease=run.lease, dx=load("dx")))
     (heartbeat,) = of_type(worker.tick(2.0), WorkerHeartbeat)
-    assert heartbeat.busy_s == 2.0, "the job is in work, and does not end with what it emits"
+    assert heartbeat.busy_s == 1.0, "it has emitted since, and is still in work"
     worker.ran(run)
-    (heartbeat,) = of_type(worker.tick(3.0), WorkerHeartbeat)
-    assert heartbeat.busy_s == 1.0
+    (heartbeat,) = of_type(worker.tick(4.0), WorkerHeartbeat)
+    assert heartbeat.busy_s == 2.0, "the export is in work"
+
+
+def test_a_reset_ends_what_was_unfinished(worker):
+    """Nobody hears of those jobs any more, and the device is idle."""
+    (run,) = of_type(worker.get_job(1, B, 0), Run)
+    worker.do(Emitted(lease=run.lease, dx=load("dx")))
+    worker.get(fence(ME))
+    worker.do(WasReset())
+    assert worker.machine.work.device.busy_s(1000.0) == 0.0
 
 
 def test_tasks_that_are_not_answered_take_no_time(worker):

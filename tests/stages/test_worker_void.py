@@ -96,6 +96,19 @@ def test_what_has_begun_is_waited_for_and_may_count(worker):
     assert (heartbeat.voided, ledger.from_bytes(heartbeat.ledger)) == (5, 0b1)
 
 
+def test_each_job_that_is_unfinished_is_waited_for(worker):
+    (first,) = of_type(worker.get_job(1, B, 0), Run)
+    worker.get_job(2, B, 1)
+    (second,) = of_type(worker.do(Emitted(lease=first.lease, dx=load("dx"))), Run)
+    worker.do(Emitted(lease=second.lease, dx=load("dx")))
+    worker.get(void(2, 0b1))
+    assert worker.machine.work.voided == 0
+    worker.ran(second)
+    assert worker.machine.work.voided == 0
+    worker.ran(first)
+    assert worker.machine.work.voided == 2
+
+
 def test_a_late_copy_of_a_void_job_in_work_brings_its_result_when_it_has_ended(worker):
     """Were it said to be void, its broker would take it for dropped, though it may be counted."""
     (run,) = of_type(worker.get_job(1, B, 0), Run)

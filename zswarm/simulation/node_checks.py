@@ -44,7 +44,7 @@ def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
         )
     for worker in queue.workers.values():
         num_leased -= len(worker.leases)
-        if len(worker.leases) > limits.PREFETCH:
+        if len(worker.leases) > limits.PREFETCH + limits.MAX_UNFINISHED:
             raise Violation("I7", f"{name} leases {len(worker.leases)} jobs to session {worker.session}")
         for record in worker.leases.values():
             if record.entry.record is not record:
@@ -67,7 +67,7 @@ def check_worker(name: str, machine: WorkerMachine, *, num_brokers: int) -> None
             raise Violation("I7", f"{name} owes broker {state.broker} {-state.credit_bytes} bytes")
     num_held, num_waiting = len(machine.jobs.held), outbox.num_waiting
     if num_held > 1 or num_waiting > 1:
-        most = limits.PREFETCH * num_brokers + 1
+        most = (limits.PREFETCH + limits.MAX_UNFINISHED) * num_brokers + 1
         if num_held > most:
             raise Violation("I7", f"{name} holds {num_held} jobs, more than {most}")
         # Each broker may have sent what it was told to before it heard that the outbox is full, and once

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stages.tasks import Outcome, Task
+from stages.tasks import Outcome, Reset, Run, Task
 from zswarm.ids import Address
 from zswarm.machine import Exit
 from zswarm.simulation.clock import NodeClock
@@ -54,7 +54,8 @@ FromThread = tuple[float, Outcome | TaskEnded]
 
 @dataclass(slots=True, eq=False)
 class ComputeThread:
-    """First in, first out: one task at a time. One that hangs never ends, and neither does its next."""
+    """First in, first out: one task at a time, and what jobs have left unfinished while none waits, or before one that
+    is no job. One that hangs never ends, and neither does its next."""
 
     compute: SymbolicCompute
     waiting: deque[Task] = field(default_factory=deque)
@@ -67,14 +68,15 @@ class ComputeThread:
         return [] if self.busy else self._begin()
 
     def ended(self) -> list[FromThread]:
-        """The task has ended: begin the next one."""
+        """The task, or a part of what is unfinished, has ended: begin the next."""
         self.busy = False
-        return self._begin() if self.waiting else []
+        return self._begin() if self.waiting or self.compute.unfinished else []
 
     def _begin(self) -> list[FromThread]:
         self.busy = True
-        outcomes: list[FromThread] = [*self.compute.start(self.waiting.popleft())]
-        return [*outcomes, (outcomes[-1][0] if outcomes else 0.0, TASK_ENDED)]
+        goes_on = self.compute.unfinished and not (self.waiting and isinstance(self.waiting[0], Run | Reset))
+        outcomes, took_s = self.compute.go_on() if goes_on else self.compute.start(self.waiting.popleft())
+        return [*outcomes, (took_s, TASK_ENDED)]
 
 
 @dataclass(slots=True, eq=False)

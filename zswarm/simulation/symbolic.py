@@ -1,4 +1,5 @@
-"""A worker's compute thread with symbols for tensors: tasks one after the other, each takes its time.
+"""A worker's compute thread with symbols for tensors: tasks one after the other, each takes its time. What is left of a
+job whose dx is out is done in parts, and counts with the last of them.
 
 It does what `stages.compute` does and as blindly: it adds to the accumulator whatever it is told to add,
 and applies and adopts what it is told to. Whether that was right is what the invariants look at. What no
@@ -9,7 +10,7 @@ sum, a state that is of two versions) is a Violation here.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from random import Random
 from typing import assert_never
@@ -38,6 +39,19 @@ class Pace:
     """Size of every activation and gradient."""
 
 
+@dataclass(slots=True)
+class Unfinished:
+    """A backward whose dx is out, and what it does when its last part is done."""
+
+    left_s: float
+    num_parts: int
+    contribution: Contribution | None
+    outcome: tasks.Outcome | None = None
+
+
+Timed = tuple[float, tasks.Outcome]
+"""In how many seconds what comes."""
+MOST_PARTS = 3
 UNITS = {JobKind.FORWARD: 1.0, JobKind.BACKWARD: 2.0, JobKind.FUSED: 3.0, JobKind.EVALUATE: 1.0}
 """How long a job takes, in forwards."""
 
@@ -66,17 +80,35 @@ class SymbolicCompute:
         self._num_stages = 0
         self._layers = range(0)
         self.rounds = Rounds(Stage(0), seed=seed)
+        self.unfinished: deque[Unfinished] = deque()
+        """Jobs whose dx is out."""
         self.copy: int | None = None
         """The version that Apply has kept for a checkpoint."""
         self._imports = Imports()
 
-    def start(self, task: tasks.Task) -> list[tuple[float, tasks.Outcome]]:
-        """Begin a task: its outcomes and how many seconds from now each comes, the last at the task's end."""
+    def start(self, task: tasks.Task) -> tuple[list[Timed], float]:
+        """Begin a task: its outcomes and how many seconds from now each comes, and when the thread is free."""
         took_s = self._duration_s(task)
         outcomes = self._carry_out(task, took_s)
-        if len(outcomes) < 2:
-            return [(took_s, outcome) for outcome in outcomes]
-        return [(took_s * (0.5 + 0.5 * place / (len(outcomes) - 1)), o) for place, o in enumerate(outcomes)]
+        if len(outcomes) == 1:
+            return [(took_s, outcomes[0])], took_s
+        if not outcomes:
+            return [], 0.0
+        emitted, self.unfinished[-1].outcome = outcomes
+        return [(0.5 * took_s, emitted)], 0.5 * took_s
+
+    def go_on(self) -> tuple[list[Timed], float]:
+        """Do a part of the oldest job that is unfinished; its outcome comes with the last one."""
+        job = self.unfinished[0]
+        took_s, job.num_parts = job.left_s / job.num_parts, job.num_parts - 1
+        job.left_s -= took_s
+        if job.num_parts:
+            return [], took_s
+        self.unfinished.popleft()
+        assert job.outcome is not None
+        if job.contribution is not None:
+            self.accumulator[job.contribution] += 1
+        return [(took_s, job.outcome)], took_s
 
     def _duration_s(self, task: tasks.Task) -> float:
         pace = self._pace
@@ -146,7 +178,7 @@ class SymbolicCompute:
         require(len(path) == self._num_stages, "I2", f"{task.kind.name} of {task.key} at stage {self._stage}")
         if task.kind is JobKind.EVALUATE:
             return [self._ran(task, took_s, with_loss=True)]
-        return [*self._add(task, x, path, ()), self._ran(task, took_s, with_loss=True)]
+        return [*self._add(task, x, path, (), took_s), self._ran(task, took_s, with_loss=True)]
 
     def _backward(self, task: tasks.Run, took_s: float) -> list[tasks.Outcome]:
         assert task.dy is not None, "a backward needs the gradient of its output"
@@ -168,7 +200,7 @@ class SymbolicCompute:
             "I2",
             f"the gradient {dy} does not belong to the input {x} at stage {self._stage}, version {forward_version}",
         )
-        return [*self._add(task, x, dy.path, dy.way_back), self._ran(task, took_s)]
+        return [*self._add(task, x, dy.path, dy.way_back, took_s), self._ran(task, took_s)]
 
     def _input(self, task: tasks.Run, payload: Load) -> Activation:
         (x,) = payload.frames
@@ -184,13 +216,16 @@ class SymbolicCompute:
         return x
 
     def _add(
-        self, task: tasks.Run, x: Activation, path: tuple[int, ...], way_back: tuple[int, ...]
+        self, task: tasks.Run, x: Activation, path: tuple[int, ...], way_back: tuple[int, ...], took_s: float
     ) -> list[tasks.Outcome]:
         way_back = (*way_back, self.version)
-        if task.accumulate:
-            self.accumulator[Contribution(x.step, x.microbatch, path, way_back)] += 1
+        contribution = Contribution(x.step, x.microbatch, path, way_back) if task.accumulate else None
         if self._stage == 0 or not task.emit:
+            if contribution is not None:
+                self.accumulator[contribution] += 1
             return []
+        num_parts = 1 + int(self._random.random() * MOST_PARTS)
+        self.unfinished.append(Unfinished(0.5 * took_s, num_parts, contribution))
         dx = Gradient(x.step, x.microbatch, path, way_back)
         return [tasks.Emitted(lease=task.lease, dx=load(dx, self._pace.unit_bytes))]
 
@@ -219,6 +254,7 @@ class SymbolicCompute:
 
     def _clear(self) -> None:
         self.accumulator.clear()
+        self.unfinished.clear()
         self.kept.clear()
         self.rounds.clear()
 
