@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 
-from brokers.entries import Entry, EntryState, Line, Version, Worker
-from zswarm.ids import Session
+from brokers.entries import Entry, EntryState, Line, Worker
+from zswarm.ids import Session, Version
 
 STEAL_FACTOR = 2.0
 """A backward is given to a worker that must recompute only if the wait is this many jobs longer."""

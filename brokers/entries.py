@@ -26,15 +26,12 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any
 
-from zswarm.ids import Branch, JobKind, Lease, Link, Microbatch, NodeId, Purpose, Session, Stage, Step
+from zswarm.ids import JobKind, Lease, Link, Microbatch, NodeId, Purpose, Session, Stage, Version
 from zswarm.ledger import from_bytes
 from zswarm.messages import Forward, Key, Load, Mask, Route
 from zswarm.slots import maker
 
 make_load = maker(Load)
-
-Version = tuple[Branch, Step]
-"""What parameters are of, and whatever is computed on them."""
 
 EMA = 0.1
 """Weight of a new time in a moving average, as in the released SWARM code."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from brokers.queue import Queue
 from zswarm import ledger, limits
+from zswarm.errors import REFUSED
 from zswarm.ids import Address, Link, NodeId, Role, Step
-from zswarm.machine import REFUSED, Exit, Received, Send, Tick
+from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Attach,
@@ -104,11 +105,6 @@ class BrokerMachine:
             ahead=ledger.to_bytes(queue.active((branch, Step(step + 1)))),
             voided=queue.voids.newest,
             accused=queue.accused(now),
-            num_queued=queue.num_queued,
-            num_leased=queue.num_leased,
-            num_kept=len(queue.retention),
-            held_bytes=queue.credits.reserved_bytes,
-            free_bytes=queue.credits.free_bytes,
         )
         return Send(peer=me.coordinator, message=message)
 

@@ -23,12 +23,12 @@ from typing import Any
 
 from brokers import pool
 from brokers.credit import Credits
-from brokers.entries import Entry, EntryState, LeaseRecord, Version, Worker, average, make_entry
+from brokers.entries import Entry, EntryState, LeaseRecord, Worker, average, make_entry
 from brokers.leasing import Leasing
 from brokers.retention import Retention
 from brokers.voids import Voids
 from zswarm import limits
-from zswarm.ids import TRAINER, Direction, JobKind, JobStatus, Link, NackCode, Peer, Purpose, Role, Session
+from zswarm.ids import TRAINER, Direction, JobKind, JobStatus, Link, NackCode, Peer, Purpose, Role, Session, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -66,8 +66,8 @@ class Queue:
         """What was taken and needs nothing from its senders any more: it is done, or dropped, or both were long ago and
         it is done again from what was kept."""
         self.voids = Voids()
-        self._leasing = Leasing(membership)
-        self.workers = self._leasing.workers
+        self.leasing = Leasing(membership)
+        self.workers = self.leasing.workers
         self._links: dict[Session, Link] = {}
         """Work connections of producers, and of sessions that a newer view may name."""
         self._trainer = membership.generation
@@ -93,7 +93,7 @@ class Queue:
         self._links = {s: link for s, link in self._links.items() if s in producers or s > newest}
         granted = self.credits.set_producers(producers)
         self.retention.make_room()
-        return self._announce(granted) + self._leasing.dispatch(now)
+        return self._announce(granted) + self.leasing.dispatch(now)
 
     def abandon(self) -> None:
         """Give up everything, for good: the payloads' memory is free at once.
@@ -101,7 +101,7 @@ class Queue:
         What holds them refer to each other, and would wait for the garbage collector.
         """
         for entry in self.entries.values():
-            self._leasing.withdraw(entry)
+            self.leasing.withdraw(entry)
         self.entries.clear()
 
     def _let_go(self, leaver: Worker, now: float) -> None:
@@ -111,24 +111,24 @@ class Queue:
         worker's went to another broker one attempt would have two homes there. If it has not gone, nobody reports the
         microbatch any more, and the coordinator voids this attempt.
         """
-        self._leasing.backlog.forget_worker(leaver.session)
+        self.leasing.backlog.forget_worker(leaver.session)
         for record in reversed(leaver.leases.values()):
             if record.kind is JobKind.FORWARD and record.entry.key[2] is Purpose.TRAIN:
                 self._pass_on(record, affine=None)
             else:
-                self._leasing.requeue(record)
+                self.leasing.requeue(record)
         for entry in reversed(self.retention.take_back(leaver.session)):
             back = entry.kind is JobKind.FORWARD
             entry.state = EntryState.BACKWARD_QUEUED if back else EntryState.FORWARD_QUEUED
             entry.emit, entry.done_by, entry.arrived_at_s = False, None, now
             self.entries[entry.key] = entry
-            self._leasing.backlog.add(entry, again=True)
+            self.leasing.backlog.add(entry, again=True)
 
     def attach(self, message: Attach, link: Link, now: float) -> list[Send]:
         """Keep the work link of a producer or worker; tell a producer its credit."""
         if worker := self.workers.get(message.session):
             worker.work, worker.heard_at_s = link, now
-            return self._leasing.dispatch(now)
+            return self.leasing.dispatch(now)
         if self._is_of_past_trainer(message):
             return []
         self._links[message.session] = link
@@ -157,24 +157,9 @@ class Queue:
         return make_room(
             granted_bytes=account.granted_bytes,
             free_bytes=self.credits.free_bytes,
-            depth=self._leasing.depth,
+            depth=self.leasing.depth,
             response_s=self._response_s,
         )
-
-    @property
-    def num_queued(self) -> int:
-        """Microbatches that wait for a worker."""
-        return self._leasing.backlog.num_entries
-
-    @property
-    def num_leased(self) -> int:
-        """Microbatches that a worker has been given."""
-        return self._leasing.num_leased
-
-    @property
-    def depth(self) -> int:
-        """Microbatches with a job to do: queued or leased."""
-        return self._leasing.depth
 
     def active(self, version: Version) -> int:
         """Return a bitmap of the microbatches to train on of a step that have a job to do."""
@@ -209,9 +194,9 @@ class Queue:
             return [self._refuse(message, peer, NackCode.BUSY)]
         entry = make_entry(key, message, frames, stage=me.stage, is_last=self._is_last, now=now)
         self.entries[key] = entry
-        self._leasing.backlog.add(entry)
+        self.leasing.backlog.add(entry)
         granted = self._grant()
-        sends = self._leasing.dispatch(now)
+        sends = self.leasing.dispatch(now)
         sends.append(self._acknowledge(message, peer))
         if granted and granted != [producer]:
             sends += self._announce(p for p in granted if p != producer)
@@ -227,12 +212,12 @@ class Queue:
             return [self._acknowledge(message, peer)]
         if entry is None or not entry.has_backward:
             return [self._refuse(message, peer, NackCode.STALE)]
-        self._leasing.withdraw(entry)
+        self.leasing.withdraw(entry)
         entry.dy = make_load(parcel=message.parcel, frames=frames)
         entry.state = EntryState.BACKWARD_QUEUED
         entry.arrived_at_s = now
-        self._leasing.backlog.add(entry)
-        sends = self._leasing.dispatch(now)
+        self.leasing.backlog.add(entry)
+        sends = self.leasing.dispatch(now)
         sends.append(self._acknowledge(message, peer))
         return sends
 
@@ -274,8 +259,8 @@ class Queue:
         if worker is None or not self._advance(worker, (message.branch, message.step)):
             return []
         worker.slots = message.slots
-        again = self._leasing.repeat(worker, message.held, now)
-        return self._announce(self._grant()) + again + self._leasing.dispatch(now)
+        again = self.leasing.repeat(worker, message.held, now)
+        return self._announce(self._grant()) + again + self.leasing.dispatch(now)
 
     def _hear(self, session: Session, now: float) -> Worker | None:
         worker = self.workers.get(session)
@@ -291,12 +276,12 @@ class Queue:
         worker.slots = message.slots
         record = worker.leases.get(message.lease)
         if record is None:
-            return self._leasing.dispatch(now)
+            return self.leasing.dispatch(now)
         if message.status is JobStatus.DONE:
             worker.job_s = average(worker.job_s, message.compute_s)
             self._response_s = average(self._response_s, now - record.entry.arrived_at_s)
             self._done(record, kept=message.kept)
-            sends = self._leasing.dispatch(now)
+            sends = self.leasing.dispatch(now)
             if granted := self._grant():
                 sends += self._announce(granted)
             return sends
@@ -307,15 +292,15 @@ class Queue:
         if message.status is JobStatus.VOID:
             self._drop(record.entry)
         elif record.lease in worker.leases:
-            self._leasing.requeue(record)
-        return self._announce(self._grant()) + self._leasing.dispatch(now)
+            self.leasing.requeue(record)
+        return self._announce(self._grant()) + self.leasing.dispatch(now)
 
     def _done(self, record: LeaseRecord, *, kept: bool) -> None:
         entry = record.entry
         if record.kind is JobKind.FORWARD:
             self._pass_on(record, affine=record.worker if kept else None)
             return
-        self._leasing.end(record)
+        self.leasing.end(record)
         self._forget(entry)
         if entry.accumulate:
             self.retention.keep(entry, record.worker)
@@ -329,7 +314,7 @@ class Queue:
         for entry in [e for e in self.entries.values() if self.voids.covers(e.key)]:
             self._drop(entry)
         self.retention.drop(lambda entry: self.voids.covers(entry.key))
-        return self._announce(self._grant()) + self._leasing.dispatch(now)
+        return self._announce(self._grant()) + self.leasing.dispatch(now)
 
     def _advance(self, worker: Worker, version: Version) -> bool:
         """Note a worker's parameters: everything older is committed, or void. False if it said so long ago."""
@@ -343,7 +328,7 @@ class Queue:
             self.retention.drop(lambda entry: entry.version < version)
             self._settled = {key for key in self._settled if (key[0], key[1]) >= before}
             self.voids.drop_before(version)
-            self._leasing.backlog.drop_before(version)
+            self.leasing.backlog.drop_before(version)
         return True
 
     def _forget(self, entry: Entry) -> None:
@@ -354,7 +339,7 @@ class Queue:
     def _pass_on(self, record: LeaseRecord, *, affine: Session | None) -> None:
         """A forward is done, or is not to be done again: what comes next is the gradient, if this stage gets one."""
         entry = record.entry
-        self._leasing.end(record)
+        self.leasing.end(record)
         if entry.has_backward:
             entry.state, entry.affine = EntryState.WAITING, affine
             return
@@ -362,7 +347,7 @@ class Queue:
         self.credits.release(entry.size_bytes)
 
     def _drop(self, entry: Entry) -> None:
-        self._leasing.withdraw(entry)
+        self.leasing.withdraw(entry)
         self._forget(entry)
         self.credits.release(entry.size_bytes)
 

@@ -6,8 +6,7 @@ microbatches are counted nowhere and have no floors.
 
 from __future__ import annotations
 
-from brokers.entries import Version
-from zswarm.ids import Attempt, Microbatch, Purpose
+from zswarm.ids import Attempt, Microbatch, Purpose, Version
 from zswarm.ledger import from_bytes, members
 from zswarm.messages import Key, Void
 

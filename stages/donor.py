@@ -12,7 +12,7 @@ from collections import deque
 
 from stages.tasks import Export, Exported, Task
 from zswarm import limits
-from zswarm.ids import Branch, Peer, Step
+from zswarm.ids import Peer, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Pull, State
@@ -24,12 +24,10 @@ class Donor:
     def __init__(self, membership: Membership) -> None:
         self._me = membership
         self._pulls: deque[tuple[Peer, Pull]] = deque()
-        self.kept_version: tuple[Branch, Step] | None = None
+        self.kept_version: Version | None = None
         """Of the copy for a checkpoint; None for none, and while it is being replaced."""
 
-    def pull(
-        self, message: Pull, peer: Peer, *, layers: range, present: tuple[Branch, Step] | None
-    ) -> list[Send | Task]:
+    def pull(self, message: Pull, peer: Peer, *, layers: range, present: Version | None) -> list[Send | Task]:
         """Answer with a range of a layer's state; `present` is the version of the parameters, None while they change."""
         version = (message.branch, message.step)
         if version not in (present, self.kept_version) or message.layer not in layers:

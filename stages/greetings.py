@@ -12,7 +12,7 @@ from collections.abc import Callable
 from stages.jobs import Jobs
 from stages.participant import StepState
 from zswarm import limits
-from zswarm.ids import Address, Branch, JobStatus, Session, Step
+from zswarm.ids import Address, JobStatus, Session, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Attach, Job, Ready, Result
@@ -29,7 +29,7 @@ class Greetings:
         self._own: dict[Session, tuple[Address, ...]] = {}
         self._next: dict[Session, tuple[Address, ...]] = {}
         self._told_slots = 0
-        self._told_version: tuple[Branch, Step] | None = None
+        self._told_version: Version | None = None
 
     def see(self) -> None:
         """Learn from the view who the brokers of both stages are."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from zswarm.ids import Branch, JobKind, Lease, Purpose, Session, Step
+from zswarm.ids import JobKind, Lease, Purpose, Session, Version
 from zswarm.messages import Job, Load, Result
 
 JobId = tuple[Session, Lease]
@@ -41,7 +41,7 @@ class Jobs:
     """See the module."""
 
     held: dict[JobId, HeldJob] = field(default_factory=dict)
-    results: dict[JobId, tuple[tuple[Branch, Step], Result]] = field(default_factory=dict)
+    results: dict[JobId, tuple[Version, Result]] = field(default_factory=dict)
 
     def take(self, job: HeldJob) -> None:
         """Hold a job that is neither finished nor refused."""
@@ -60,7 +60,7 @@ class Jobs:
         """A job is refused, for good."""
         self.results[job.session, job.lease] = ((job.branch, job.step), result)
 
-    def next(self, version: tuple[Branch, Step]) -> HeldJob | None:
+    def next(self, version: Version) -> HeldJob | None:
         """Return the job to begin now: of these parameters, backward first."""
         best: HeldJob | None = None
         for held in self.held.values():
@@ -84,7 +84,7 @@ class Jobs:
         """Forget jobs that nobody wants any more; what is running stays until it ends."""
         self.held = {k: h for k, h in self.held.items() if h.begun or not is_unwanted(h.job)}
 
-    def pending(self, version: tuple[Branch, Step]) -> int:
+    def pending(self, version: Version) -> int:
         """Return the bitmap of the microbatches to train on of a step that have a job here."""
         bitmap = 0
         for held in self.held.values():
@@ -93,7 +93,7 @@ class Jobs:
                 bitmap |= 1 << job.microbatch
         return bitmap
 
-    def drop_before(self, version: tuple[Branch, Step]) -> None:
+    def drop_before(self, version: Version) -> None:
         """Forget jobs and results of older steps; what is running stays until it ends."""
         self.held = {k: h for k, h in self.held.items() if h.begun or (h.job.branch, h.job.step) >= version}
         self.results = {k: r for k, r in self.results.items() if r[0] >= version}

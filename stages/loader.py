@@ -10,7 +10,7 @@ has gone on to the next step, does not answer: the next Restore names another.
 from __future__ import annotations
 
 from stages.tasks import Adopt, Import, Task
-from zswarm.ids import TRAINER, Branch, StatePart, Step
+from zswarm.ids import TRAINER, StatePart, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Load, Pull, Restore, State
@@ -31,7 +31,7 @@ class Loader:
         self._resend_at_s: float | None = None
 
     @property
-    def version(self) -> tuple[Branch, Step]:
+    def version(self) -> Version:
         """Whose state this is."""
         return (self.order.branch, self.order.step)
 

@@ -17,7 +17,7 @@ from stages.loader import Loader
 from stages.participant import StepState
 from stages.tasks import Adopted, Applied, Build, Built, Exported, Task
 from zswarm import limits
-from zswarm.ids import Branch, Peer, RunId, Stage, Step
+from zswarm.ids import Branch, Peer, RunId, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Commit, Load, Pull, Restore, State
@@ -42,7 +42,7 @@ class Parameters:
         self._configuration = b""
         self._num_builds = 0
         """In work; the outcome of the last one counts."""
-        self._fresh: tuple[Branch, Step] | None = None
+        self._fresh: Version | None = None
         """The version that fresh parameters are of; None if they are of no use."""
         self._loader: Loader | None = None
         self._donor = Donor(membership)
@@ -60,7 +60,7 @@ class Parameters:
         self._state.become((me.branch, Step(0)) if me.step == 0 else (Branch(0), Step(0)))
         return [self._build(self._state.version if me.step == 0 else None)]
 
-    def _build(self, fresh: tuple[Branch, Step] | None) -> Build:
+    def _build(self, fresh: Version | None) -> Build:
         assert self._cut is not None
         _, stage, num_stages = self._cut
         self.is_built = self.is_ready = False

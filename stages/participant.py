@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from stages.reduction import Inbox, Reduction
 from stages.tasks import Apply, Assembled, Discard, Snapshotted, Summed, Task
 from zswarm import ledger, limits
-from zswarm.ids import Branch, Microbatch, Peer, Round, Session, Step
+from zswarm.ids import Branch, Microbatch, Peer, Round, Session, Step, Version
 from zswarm.machine import Exit, Send
 from zswarm.membership import Membership
 from zswarm.messages import Abort, Chunk, ChunkAck, Commit, Load, Prepare, Prepared
@@ -40,7 +40,7 @@ class StepState:
     """Bitmap of the microbatches whose gradient is on its way into the accumulator: they are not in the ledger yet."""
 
     @property
-    def version(self) -> tuple[Branch, Step]:
+    def version(self) -> Version:
         """Whose parameters the worker holds."""
         return (self.branch, self.step)
 
@@ -59,7 +59,7 @@ class StepState:
         self.ledger, self.loss_sum, self.num_targets = 0, 0.0, 0
         self.accumulating = 0
 
-    def become(self, version: tuple[Branch, Step]) -> None:
+    def become(self, version: Version) -> None:
         """Begin another step with nothing counted; a job that adds to the accumulator may not be in work."""
         self.branch, self.step = version
         self.forget()
@@ -234,7 +234,3 @@ class Participant:
         What others have sent stays: they were told that it is here, and do not send it again.
         """
         self._reduction = self._prepared = None
-
-    def forget_commit(self) -> None:
-        """What is being applied is of parameters that will be replaced."""
-        self._commit = None

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from stages.tasks import Assemble, Snapshot, Snapshotted, Sum, Summed, Task
 from zswarm import limits
-from zswarm.ids import Address, Branch, Peer, ReducePhase, Round, Session, Step
+from zswarm.ids import Address, Peer, ReducePhase, Round, Session, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Chunk, ChunkAck, Load
@@ -75,7 +75,7 @@ class Reduction:
         self,
         header: Header,
         *,
-        version: tuple[Branch, Step],
+        version: Version,
         participants: tuple[Session, ...],
         inbox: Inbox,
         resend_s: float,

@@ -90,7 +90,6 @@ class Reports:
             accused=self._accused(outbox, now),
             busy_s=work.device.busy_s(now),
             job_s=work.device.job_s,
-            num_jobs=work.device.num_jobs,
             parameter_digest=self._parameters.digest,
         )
         return Send(peer=me.coordinator, message=message)

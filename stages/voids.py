@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from zswarm import ledger
-from zswarm.ids import Attempt, Branch, Microbatch, Purpose, Step
+from zswarm.ids import Attempt, Microbatch, Purpose, Version
 from zswarm.messages import Key, Void
-
-Version = tuple[Branch, Step]
 
 
 class Voids:

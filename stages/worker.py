@@ -57,8 +57,9 @@ from stages.tasks import (
 )
 from stages.work import Work
 from zswarm import limits
+from zswarm.errors import REFUSED
 from zswarm.ids import Address, JobStatus, NodeId, Role
-from zswarm.machine import REFUSED, Exit, Received, Send, Tick
+from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Abort,
@@ -250,10 +251,8 @@ class WorkerMachine:
             return []
         wiring = make_wiring(me.wiring, self._random)
         self.outbox = Outbox(wiring=wiring, resend_s=limits.RESEND_HEARTBEATS * me.heartbeat_s)
-        build = self.parameters.welcomed(b"".join(bytes(frame) for frame in event.frames))
-        if build:
-            self.participant.forget_commit()
-        return [*build]
+        # Another stage may be built now: no commit is in work, since the Register waited for the Reset behind it.
+        return [*self.parameters.welcomed(b"".join(bytes(frame) for frame in event.frames))]
 
     def _see(self, outbox: Outbox, message: View, members: tuple[Member, ...], now: float) -> list[Command]:
         me, before = self.membership, self._outputs.live
@@ -360,8 +359,6 @@ class WorkerMachine:
         return []
 
     def _applied(self, outcome: Applied) -> None:
-        if not self.participant.is_applying:
-            return
         self.parameters.moved(outcome, self.participant.applied())
         self.jobs.drop_before(self.state.version)
         if self.outbox is not None:

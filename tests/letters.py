@@ -191,7 +191,7 @@ def heartbeat(
 ) -> WorkerHeartbeat:
     """`counted` and `pending` are bitmaps; any other field is given by its name."""
     quiet: dict[str, Any] = {"stage": 0, "view": 99, "ready": True, "voided": 0, "prepared": 0, "accused": ()}
-    idle = {"busy_s": 0.0, "job_s": 0.0, "num_jobs": 0, "parameter_digest": 0}
+    idle = {"busy_s": 0.0, "job_s": 0.0, "parameter_digest": 0}
     return WorkerHeartbeat(
         **about(session, step=step, branch=branch, generation=generation),
         report=report,
@@ -214,13 +214,12 @@ def broker_heartbeat(
 ) -> BrokerHeartbeat:
     """`active` and `ahead` are bitmaps; any other field is given by its name."""
     quiet: dict[str, Any] = {"stage": 0, "view": 99, "voided": 0, "accused": ()}
-    empty = {"num_queued": 0, "num_leased": 0, "num_kept": 0, "held_bytes": 0, "free_bytes": 0}
     return BrokerHeartbeat(
         **about(session, step=step, branch=branch, generation=generation),
         report=report,
         active=ledger.to_bytes(active),
         ahead=ledger.to_bytes(ahead),
-        **(quiet | empty | fields),
+        **(quiet | fields),
     )
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit code of what the user has ended, as shells have it for Ctrl-C."""
+REFUSED = 78
+"""Exit code of a process that the run does not take, as `EX_CONFIG` of sysexits.h: starting it again is no use."""
+
 
 class ZswarmError(Exception):
     """Base of all errors that zswarm raises on purpose."""

@@ -13,6 +13,8 @@ Branch = NewType("Branch", int)
 """How many times the run has been rolled back; work of an older branch is void."""
 Step = NewType("Step", int)
 """Optimizer step. Parameters of step t are constants until COMMIT(t) makes them those of t + 1."""
+Version = tuple[Branch, Step]
+"""Which parameters: those of a step on a branch. Whatever is computed on them is of the same version."""
 Microbatch = NewType("Microbatch", int)
 """Index of a microbatch within its step; its samples are a function of (seed, step, index) alone."""
 Attempt = NewType("Attempt", int)

@@ -16,6 +16,9 @@ MAX_DIMENSIONS = 4
 """Of a tensor: batch, channels, height and width."""
 MAX_DIMENSION = 1 << 20
 """Far above any real one; how many values a tensor has is bounded by the size of its payload."""
+MAX_ITEMS_PER_BYTE = 2
+"""No codec packs more than two items into a byte, so a header cannot ask for a huge tensor without
+paying for a large payload: what a payload decodes to is at most 16 times its size."""
 MAX_TENSORS = 4
 """Tensors travelling together: the activation and what rides along with it, such as labels."""
 MAX_STAGES = 256
@@ -29,6 +32,15 @@ MAX_LEASES_PER_WORKER = 64
 """Of one broker: they are listed in a header."""
 MAX_MEMBERS = 4096
 """Processes in one view."""
+MAX_REMEMBERED_PEERS = 4 * MAX_MEMBERS
+"""Connections of which a process remembers how far they are, those that are gone included: whoever dials makes one."""
+MAX_UNREAD_PAYLOADS = 64
+"""Messages of one peer that wait unread at a socket that takes payloads; each may have megabytes."""
+MAX_ENDED_LIVES = 64
+"""Lives of one node that the trainer remembers: a late copy of their Register must not end the present one."""
+MAX_ENDED_NODES = MAX_MEMBERS
+"""Nodes whose ended lives are remembered, those of which one has ended last: a process without a name has another one
+in each life. When a whole swarm has ended since, no copy is on its way any more."""
 MAX_VIEW_BYTES = MAX_FRAME_BYTES
 """A view is one frame: 256 bytes for each of MAX_MEMBERS."""
 

@@ -49,9 +49,6 @@ class Exit:
     text: str
 
 
-REFUSED = 78
-"""Exit code of a process that the run does not take, as `EX_CONFIG` of sysexits.h: starting it again is no use."""
-
 E_contra = TypeVar("E_contra", contravariant=True)
 C = TypeVar("C")
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zswarm.ids import TRAINER, Address, Attempt, Branch, Direction, NackCode, Peer, Purpose, Session, Step
+from zswarm.ids import TRAINER, Address, Attempt, Branch, Direction, NackCode, Peer, Purpose, Session, Step, Version
 from zswarm.machine import Send
 from zswarm.messages import Ack, Backward, Evaluated, Forward, Key, Nack, Room
 from zswarm.patience import patience
@@ -206,7 +206,7 @@ class Outbox:
         """Forget everything of older steps: it is committed, or void."""
         self._drop(lambda message: (message.branch, message.step) < (branch, step))
 
-    def drop_void(self, version: tuple[Branch, Step], attempt: Attempt, bitmap: int) -> None:
+    def drop_void(self, version: Version, attempt: Attempt, bitmap: int) -> None:
         """Forget the attempts below this one of these microbatches of a step."""
 
         def is_void(message: Parcelled) -> bool:

@@ -224,10 +224,10 @@ def test_a_backward_proves_that_the_forward_was_done(broker, state):
     sends = broker.backward(0)
     assert JobKind.BACKWARD in [job.kind for job in of_type(sends, Job)]
     assert broker.entry(0).state is EntryState.BACKWARD_LEASED
-    held_before = broker.queue.num_leased
+    held_before = broker.queue.leasing.num_leased
     broker.result(21, 1)
     assert broker.entry(0).state is EntryState.BACKWARD_LEASED
-    assert broker.queue.num_leased == held_before == 1
+    assert broker.queue.leasing.num_leased == held_before == 1
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -245,7 +245,7 @@ def test_a_new_step_ends_everything_of_the_old_one(broker, state):
     broker.ready(22, step=1)
     assert broker.queue.entries == {}
     assert broker.queue.credits.reserved_bytes == 0
-    assert broker.queue.depth == 0
+    assert broker.queue.leasing.depth == 0
     assert all(not worker.leases for worker in broker.queue.workers.values())
     for sends in (broker.forward(1), broker.backward(0)):
         (nack,) = of_type(sends, Nack)
@@ -356,7 +356,8 @@ def test_workers_get_no_more_than_their_slots(broker):
     broker.ready(22, slots=2)
     sent = [job for microbatch in range(4) for job in jobs(broker.forward(microbatch, PRODUCERS[microbatch % 2]))]
     assert sent == [(21, JobKind.FORWARD, 0), (22, JobKind.FORWARD, 1), (22, JobKind.FORWARD, 2)]
-    assert (broker.queue.num_queued, broker.queue.num_leased, broker.queue.depth) == (1, 3, 4)
+    leasing = broker.queue.leasing
+    assert (leasing.backlog.num_entries, leasing.num_leased, leasing.depth) == (1, 3, 4)
 
 
 def test_the_worker_with_fewest_leases_is_first_then_the_fastest(broker):

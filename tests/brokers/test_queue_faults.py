@@ -122,7 +122,7 @@ def test_whether_what_a_leaver_had_is_leased_again(stage, of, goes_on):
     broker.ready(22)
     again = of_type(broker.set_members((22,)), Job)
     assert [(job.worker, job.kind, job.key) for job in again] == ([(22, first.kind, first.key)] if goes_on else [])
-    assert broker.queue.depth == goes_on
+    assert broker.queue.leasing.depth == goes_on
 
 
 def test_a_backward_that_a_leaver_had_is_leased_again_with_its_input(broker):
@@ -138,7 +138,7 @@ def test_what_a_leaver_may_have_sent_on_waits_for_its_gradient(broker):
     broker.set_members((22,))
     entry = broker.entry(0)
     assert (entry.state, entry.affine, entry.record) == (EntryState.WAITING, None, None)
-    assert (broker.queue.active((0, 0)), broker.queue.num_leased, broker.queue.num_queued) == (0, 0, 0)
+    assert (broker.queue.active((0, 0)), broker.queue.leasing.depth) == (0, 0)
     assert broker.queue.credits.reserved_bytes == 2 * SIZE_BYTES
     assert broker.result(21, 1) == []
     broker.ready(22)
@@ -169,7 +169,7 @@ def test_what_its_worker_knows_to_be_void_is_forgotten(broker, state):
     broker.ready(22)
     lease = 1 if state is EntryState.FORWARD_LEASED else 2
     assert of_type(broker.result(21, lease, JobStatus.VOID), Job) == [], "nobody else gets it"
-    assert (broker.queue.entries, broker.queue.credits.reserved_bytes, broker.queue.depth) == ({}, 0, 0)
+    assert (broker.queue.entries, broker.queue.credits.reserved_bytes, broker.queue.leasing.depth) == ({}, 0, 0)
     assert (len(broker.queue.retention), broker.queue.workers[21].leases) == (0, {})
     assert [type(send.message) for send in broker.forward(0)] == [Ack]
     assert [type(send.message) for send in broker.backward(0)] == [Ack]
@@ -440,7 +440,7 @@ def test_what_a_worker_failed_at_goes_to_another(broker):
     broker.ready(21)
     broker.forward(0)
     assert jobs(broker.result(21, 1, JobStatus.FAILED, slots=2)) == []
-    assert broker.queue.num_queued == 1
+    assert broker.queue.leasing.backlog.num_entries == 1
     assert jobs(broker.ready(22)) == [(22, FORWARD, 0)]
     assert jobs(broker.result(22, 2, JobStatus.FAILED, slots=0)) == [(21, FORWARD, 0)], "nobody else is left"
 

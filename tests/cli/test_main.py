@@ -12,9 +12,9 @@ import pytest
 from zswarm import __version__, audit
 from zswarm.cli import main, trainer
 from zswarm.cli.bench import bench
-from zswarm.errors import RunFailed, UserError
+from zswarm.errors import REFUSED, RunFailed, UserError
 from zswarm.ids import NodeId
-from zswarm.machine import REFUSED, Exit
+from zswarm.machine import Exit
 
 GOOD = """
 [run]

@@ -8,7 +8,7 @@ import pytest
 
 from zswarm.cli.family import CRASHED, Ended
 from zswarm.cli.supervisor import MAX_SHORT_LIVES, Fate, Restarts, fate
-from zswarm.machine import REFUSED
+from zswarm.errors import REFUSED
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,8 @@ with Family() as family:
     sys.exit(Supervisor(family, bodies, note=note).run())
 """
 
+WAIT = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); say('listens'); signal.sigwait([signal.SIGTERM]); "
+
 
 def program(*, trainer, worker_lives):
     return [sys.executable, "-c", PROGRAM.replace("TRAINER", trainer).replace("WORKER_LIVES", str(worker_lives))]
@@ -134,6 +136,29 @@ def test_an_interrupt_while_the_trainer_is_dead_ends_at_once():
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "zswarm: interrupted" in errors
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); say('listens'); signal.pause()", 130),
+        (WAIT + "return 130", 130),
+        (WAIT + "return 1", 130),
+        (WAIT + "os.kill(os.getpid(), signal.SIGKILL)", 130),
+        (WAIT + "return 0", 0),
+    ],
+    ids=["too slow", "in time", "fails", "is killed", "is done"],
+)
+def test_an_interrupt_has_its_exit_code_however_the_trainer_ends(end, code):
+    """One that took longer than it had made Ctrl-C look like a run that had failed."""
+    with subprocess.Popen(
+        program(trainer=end, worker_lives=0), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.stdout.readline() != "listens\n":
+            pass
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == code
 
 
 def test_a_child_that_cannot_live_ends_the_run():

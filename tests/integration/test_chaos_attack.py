@@ -150,8 +150,9 @@ def test_a_run_that_fails_is_no_success_and_its_last_words_are_told(attack):
 
 
 def test_what_the_user_can_mend_stays_the_users(attack):
-    with pytest.raises(UserError, match="the folder is not empty"):
-        attack("import sys; print('the folder is not empty', file=sys.stderr); sys.exit(2)")
+    program = "import sys; print('zswarm: out\\nzswarm: model.factory: no such model', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(UserError, match=r"^model\.factory: no such model$"):
+        attack(program)
 
 
 def test_no_unfinished_run_is_gone_on_with(attack, tmp_path):
@@ -160,6 +161,28 @@ def test_no_unfinished_run_is_gone_on_with(attack, tmp_path):
     (tmp_path / "out" / "events.jsonl").touch()
     with pytest.raises(UserError, match="out: the folder is not empty"):
         attack(STAND_IN, 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"out": "file"}, "--out {}/file: this is a file, or in one: name a folder"),
+        ({"out": "file/a"}, "--out {}/file/a: this is a file, or in one: name a folder"),
+        ({"out": "loop"}, "--out {}/loop: cannot be looked into: Too many levels of symbolic links"),
+        ({"out": "taken"}, "--out {0}/taken: cannot write {0}/taken.log: Is a directory"),
+        ({"out": "n" * 300}, "--out {0}/" + "n" * 300 + ": cannot be looked into: File name too long"),
+        ({"json_file": "taken.log"}, "--json: cannot write {}/taken.log: Is a directory"),
+    ],
+    ids=["a file", "in a file", "a loop", "no log", "too long", "no file for what was found"],
+)
+def test_paths_that_cannot_be_used_are_told_before_anything_begins(attack, tmp_path, options, says):
+    """A folder under a file was told as a bug of zswarm."""
+    (tmp_path / "file").touch()
+    (tmp_path / "taken.log").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError) as told:
+        attack(STAND_IN, 100, **{name: tmp_path / path for name, path in options.items()})
+    assert str(told.value) == says.format(tmp_path)
 
 
 def test_a_run_that_does_not_end_is_ended(attack, tmp_path):

@@ -211,6 +211,20 @@ def test_a_round_ends_with_the_session(worker):
     assert of_type(worker.get(prepare(2, (REBORN,))), Snapshot), "the accumulator is empty, and so is the ledger"
 
 
+def test_no_commit_is_in_work_when_another_stage_is_built(worker):
+    """The Register waits for the Reset, which the compute thread comes to when it has applied the commit."""
+    worker.reduce(1)
+    assert of_type(worker.get(commit(1)), Apply)
+    worker.get(fence(ME))
+    assert worker.tick(1.0) == []
+    worker.applied(0)
+    assert of_type(worker.do(WasReset()), Register)
+    assert [build.stage for build in of_type(be_reborn(worker, stage=2), Build)] == [2]
+    worker.build()
+    assert worker.machine.parameters.is_ready
+    assert of_type(worker.get_job(1, F, 0, worker=REBORN), Run), "nothing is being applied"
+
+
 def test_a_commit_in_work_ends_before_the_life_does(worker):
     """It was committed: the parameters become those of the next step."""
     worker.work(1, B, 0)

@@ -6,7 +6,7 @@ from tests.letters import broker_heartbeat, heartbeat, register
 from tests.trainer.settings import recovered_member
 from zswarm import limits
 from zswarm.ids import Address, Role
-from zswarm.trainer.roster import ENDED_LIVES, Roster
+from zswarm.trainer.roster import Roster
 
 AT = Address("sim://link")
 
@@ -62,12 +62,25 @@ def test_a_late_copy_of_a_register_is_told_from_a_new_life(roster):
 
 
 def test_the_lives_that_are_remembered_are_bounded(roster):
-    for nonce in range(1, ENDED_LIVES + 2):
+    for nonce in range(1, limits.MAX_ENDED_LIVES + 2):
         record, _ = join(roster, "a", nonce=nonce)
         roster.remove(record.session, 0.0)
     join(roster, "a", nonce=99)
     assert not roster.is_late_copy(register("a", nonce=1))
     assert roster.is_late_copy(register("a", nonce=2))
+
+
+def test_the_nodes_whose_lives_are_remembered_are_bounded(monkeypatch, roster):
+    """`zswarm worker` without --name has another name in each life: the roster of a long run grew for ever."""
+    monkeypatch.setattr(limits, "MAX_ENDED_NODES", 2)
+    for node, nonce in (("a", 1), ("b", 1), ("a", 2), ("c", 1)):
+        roster.remove(join(roster, node, nonce=nonce)[0].session, 0.0)
+    for node in ("a", "b", "c"):
+        join(roster, node, nonce=9)
+    remembered = [
+        (node, nonce) for node in "abc" for nonce in (1, 2) if roster.is_late_copy(register(node, nonce=nonce))
+    ]
+    assert remembered == [("a", 1), ("a", 2), ("c", 1)], "of b a life has ended before those of a and c"
 
 
 def test_who_has_left_is_in_no_view(roster):

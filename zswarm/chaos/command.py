@@ -82,12 +82,12 @@ def chaos(options: ChaosOptions) -> None:
 
     """
     config = load_run_file(options.run_file, options.overrides)
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"--out {options.out}: the folder is not empty: name a new one")
+    _check_new(options.out)
     if options.reference is not None:
         check_reference(options.reference, config)
+    _claim(_log_of(options.out), f"--out {options.out}")
     if options.json_file is not None:
-        _claim(options.json_file)
+        _claim(options.json_file, "--json")
     deadline_s = monotonic() + options.limit_s
     with _ended_by_termination():
         attack = Attack(options, deadline_s=deadline_s)
@@ -123,10 +123,8 @@ class Attack:
 
         """
         options = self._options
-        out = options.out.resolve()
-        log = out.with_name(out.name + ".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with Target(_command("local", options, options.out), folder=options.out, log=log) as target:
+        command = _command("local", options, options.out)
+        with Target(command, folder=options.out, log=_log_of(options.out)) as target:
             while not target.has_ended and monotonic() < self._deadline_s:
                 self._turn(target, monotonic())
                 time.sleep(POLL_S)
@@ -135,7 +133,7 @@ class Attack:
         if not has_ended:
             self.problems.append(f"the run did not end within {options.limit_s:g} s")
         elif target.code == 2 and not self.history.seen:
-            raise UserError(target.last_words())
+            raise UserError(target.last_words().split("\n")[-1].removeprefix("zswarm: "))
         elif target.code != 0:
             self.problems.append(f"the run ended with {target.code}:\n{target.last_words()}\n")
         elif len(self.faults) < options.faults:
@@ -246,11 +244,32 @@ def check_reference(folder: Path, config: RunConfig) -> None:
         raise UserError(f"--reference {folder}: this run did not come to its end: it has no {MODEL}")
 
 
-def _claim(file: Path) -> None:
+def _check_new(out: Path) -> None:
+    """Raise UserError if what another run has left might be taken for the work of this one."""
     try:
-        file.touch()
+        is_taken = any(out.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise UserError(f"--out {out}: this is a file, or in one: name a folder") from None
     except OSError as error:
-        raise UserError(f"--json {file}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--out {out}: cannot be looked into: {error.strerror}") from None
+    if is_taken:
+        raise UserError(f"--out {out}: the folder is not empty: name a new one")
+
+
+def _log_of(out: Path) -> Path:
+    """Return the file for what the run says on stderr: beside its folder, which the run finds empty."""
+    return out.absolute().with_name(out.absolute().name + ".log")
+
+
+def _claim(file: Path, option: str) -> None:
+    """Raise UserError unless the file can be written when there is something to write."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+    except OSError as error:
+        raise UserError(f"{option}: cannot write {file}: {error.strerror}") from None
 
 
 def _tell(options: ChaosOptions, found: Figures, verdict: Verdict) -> None:
@@ -268,7 +287,10 @@ def _tell(options: ChaosOptions, found: Figures, verdict: Verdict) -> None:
             "bits": verdict.bits,
             **found.as_json(),
         }
-        options.json_file.write_text(json.dumps(record, indent=2) + "\n")
+        try:
+            options.json_file.write_text(json.dumps(record, indent=2) + "\n")
+        except OSError as error:
+            raise RunFailed(f"--json: cannot write {options.json_file}: {error.strerror}") from None
 
 
 @contextmanager

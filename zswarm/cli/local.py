@@ -20,8 +20,9 @@ from time import monotonic
 from brokers.service import serve_broker
 from zswarm import limits
 from zswarm.cli.family import Family, free_port
-from zswarm.cli.supervisor import INTERRUPTED, TRAINER, Body, Supervisor
+from zswarm.cli.supervisor import TRAINER, Body, Supervisor
 from zswarm.config import RunConfig
+from zswarm.errors import INTERRUPTED
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
 

@@ -25,7 +25,7 @@ import click
 from zswarm import __version__
 from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
-from zswarm.errors import RunFailed, UserError
+from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 BEGUN_S = monotonic()
 """When the user's command began, as nearly as it can be known."""
 SHOW_TRACEBACK = "ZSWARM_TRACEBACK"
-INTERRUPTED = 130
 COUNT = click.IntRange(min=1)
 
 
@@ -359,8 +358,6 @@ def _node(role: str, name: str | None, level: str) -> NodeId:
 
 def _end(end: Exit) -> None:
     """Exit as the machine has ended: what is no failure of the run keeps its code."""
-    from zswarm.machine import REFUSED
-
     if end.code == REFUSED:
         sys.exit(_fail(end.text, REFUSED))
     if end.code == INTERRUPTED:

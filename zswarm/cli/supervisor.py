@@ -23,11 +23,9 @@ from functools import partial
 from time import monotonic
 
 from zswarm.cli.family import Ended, Family, wake_on_signals
-from zswarm.machine import REFUSED
+from zswarm.errors import INTERRUPTED, REFUSED
 
 TRAINER = "trainer"
-INTERRUPTED = 130
-"""Exit code of the trainer when it was told to stop; who told it so says why."""
 STOP_WITHIN_S = 1.8
 """After Ctrl-C: the trainer and everybody else have this long to stop by themselves."""
 LEAVE_WITHIN_S = 1.0
@@ -145,10 +143,9 @@ class Supervisor:
                         return self._end(ended)
                     if self._verdict is None:
                         self._bury(ended)
-                if TRAINER not in self._family.processes() and self._verdict is not None:
-                    return self._end(Ended(name=TRAINER, code=INTERRUPTED))
-                if monotonic() >= self._deadline_s:
-                    return self._end(Ended(name=TRAINER, code=1))
+                is_there = TRAINER in self._family.processes()
+                if self._verdict is not None and (not is_there or monotonic() >= self._deadline_s):
+                    return self._end(Ended(name=TRAINER, code=self._verdict))
                 self._start_due()
                 until_s = min(LOOK_S, self._deadline_s - monotonic(), self._restarts.next_s() - monotonic())
                 signals = wait(max(0.0, until_s))
@@ -191,15 +188,14 @@ class Supervisor:
     def _end(self, trainer: Ended) -> int:
         """The trainer is gone for good: end everybody else."""
         code = trainer.code
-        if code == -signal.SIGTERM and self._verdict is not None:
-            # It had not begun to listen to signals yet.
-            code = self._verdict
-        if code < 0:
+        if code < 0 and code != -signal.SIGTERM:
+            # One that had not begun to listen to signals yet ends with that of `_stop`.
             _say(trainer.describe())
         self._family.end(grace_s=LEAVE_WITHIN_S if self._verdict is None else 0.1)
-        if self._verdict == 1 or code < 0:
-            return 1
-        return code
+        if self._verdict is None:
+            return code
+        # Whoever interrupts a run in its last moment gets it whole.
+        return 0 if (self._verdict, code) == (INTERRUPTED, 0) else self._verdict
 
 
 def _say(text: str) -> None:

@@ -12,12 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from zswarm.ids import Branch, Round, Session, Stage, Step
+from zswarm.ids import Branch, Round, Session, Stage, Step, Version
 from zswarm.messages import Commit, Prepare, Prepared, Welcome
 from zswarm.simulation.violation import require
 from zswarm.trainer.settings import Append
 
-Version = tuple[Branch, Step]
 MUST_BE_DURABLE = frozenset({"start", "commit", "rollback", "finish"})
 
 

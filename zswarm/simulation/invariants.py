@@ -23,10 +23,11 @@ from brokers.machine import BrokerMachine
 from stages.device import HANGS
 from stages.tasks import Applied, Ran
 from stages.worker import WorkerMachine
+from zswarm.errors import INTERRUPTED, REFUSED
 from zswarm.ids import Branch, Microbatch, NackCode, Purpose, Role, Round, Stage, StatePart, Step
 from zswarm.ledger import members
 from zswarm.limits import MAX_FAILED_WORKERS, MAX_FAILURES
-from zswarm.machine import REFUSED, Exit, Received, Send
+from zswarm.machine import Exit, Received, Send
 from zswarm.messages import Commit, Key, Nack, Prepare, Prepared, Void, Welcome, WorkerHeartbeat
 from zswarm.simulation.end_checks import check_books, check_drained
 from zswarm.simulation.faults import Fault
@@ -41,8 +42,6 @@ from zswarm.simulation.violation import require
 from zswarm.trainer.coordinator import Coordinator, Phase
 from zswarm.trainer.settings import Append, EvaluationDone, Seal
 
-INTERRUPTED = 130
-"""Exit code of a trainer whose user has asked for the end."""
 LEAVING_HEARTBEATS = 2.5
 """How long a trainer may take to leave then, by a clock that may run slow."""
 UNHELD_HEARTBEATS = 20.0

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from brokers.credit import Credits
-from brokers.entries import Entry, EntryState, Version, Worker
+from brokers.entries import Entry, EntryState, Worker
 from brokers.leasing import Leasing
 from brokers.queue import Queue
 from brokers.retention import Retention
 from brokers.voids import Voids
-from zswarm.ids import JobStatus
+from zswarm.ids import JobStatus, Version
 from zswarm.messages import Ready, Result
 from zswarm.simulation.surgery import Forgetful, Method, Mutant, Patches, no
 
@@ -121,7 +121,7 @@ def _lost_forward_again() -> Patches:
     def let_go(self: Queue, leaver: Worker, now: float) -> None:
         for record in list(leaver.leases.values()):
             if record.entry.state is EntryState.FORWARD_LEASED:
-                self._leasing.requeue(record)
+                self.leasing.requeue(record)
                 leaver.leases.pop(record.lease, None)
         original(self, leaver, now)
 

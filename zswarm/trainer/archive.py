@@ -5,7 +5,8 @@
      +------------ a copy is lost, or the swarm goes back ------+--- the disk is full -----+
 
 Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all
-steps, is what the run ends with, and is taken from whoever has that state.
+steps, is what the run ends with, and is taken from whoever has that state; one that is still being collected gives way
+to it, which is no failure that anybody is told of.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from zswarm.errors import RunFailed
-from zswarm.ids import Branch, Peer, Session, Stage, Step
+from zswarm.ids import Peer, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
@@ -22,7 +23,6 @@ from zswarm.trainer.roster import Roster
 from zswarm.trainer.settings import Append, CoordinatorSettings, Forsake, Read, Seal, Sealed, Store, WasRead
 
 Command = Send | Store | Seal | Forsake | Read | Append
-Version = tuple[Branch, Step]
 
 
 class Archive:
@@ -60,7 +60,7 @@ class Archive:
         """Fetch the state of a version from these workers, or with None from any."""
         if donors is not None and len(donors) < self._settings.num_stages:
             return []
-        commands = self.abandon("the run has come to its end") if self._collection is not None else []
+        forsaken = self._forsake()
         self._collection = Collection(
             self._roster,
             self._header,
@@ -68,7 +68,7 @@ class Archive:
             layers_per_stage=self._settings.layers_per_stage,
             donors=donors,
         )
-        return [*commands, *self._collection.ask()]
+        return [*forsaken, *self._collection.ask()]
 
     def beat(self) -> list[Command]:
         """Ask again for what is missing; give up what cannot be completed."""
@@ -143,10 +143,14 @@ class Archive:
 
     def abandon(self, reason: str) -> list[Command]:
         """Drop the checkpoint that is in work, if one is; one that is complete is sealed all the same."""
+        forsaken = self._forsake()
+        return [*forsaken, *(Append(record=_failed((drop.branch, drop.step), reason)) for drop in forsaken)]
+
+    def _forsake(self) -> list[Forsake]:
         if self._collection is None:
             return []
-        version, self._collection = self._collection.version, None
-        return [Forsake(branch=version[0], step=version[1]), Append(record=_failed(version, reason))]
+        (branch, step), self._collection = self._collection.version, None
+        return [Forsake(branch=branch, step=step)]
 
 
 def _failed(version: Version, problem: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Protocol, Self, assert_never
 
 from zswarm import limits
+from zswarm.ids import Version
 from zswarm.logs import get_log
-from zswarm.trainer.recovery import Version
 from zswarm.trainer.settings import Forsake, Read, Seal, Sealed, Store, WasRead
 
 QUEUE_LENGTH = 64

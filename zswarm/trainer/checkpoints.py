@@ -29,10 +29,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zswarm import limits
 from zswarm.errors import RunFailed, UserError
-from zswarm.ids import Branch, RunId, StatePart, Step
+from zswarm.ids import Branch, RunId, StatePart, Step, Version
 from zswarm.json_lines import sync
 from zswarm.logs import get_log
-from zswarm.trainer.recovery import Version
 from zswarm.trainer.settings import Read, Sealed, Store, WasRead
 from zswarm.wire import parcelled
 
@@ -162,8 +161,6 @@ class Checkpoints:
         except OSError as error:
             problem = f"{attempt.path}: cannot write: {error.strerror}"
         self.forsake(version)
-        if problem:
-            self._log.info("no checkpoint", branch=version[0], step=version[1], reason=problem)
         return Sealed(branch=version[0], step=version[1], problem=problem)
 
     def _missing(self, attempt: _Attempt) -> str:

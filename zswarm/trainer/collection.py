@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zswarm import limits
-from zswarm.ids import Branch, Role, Session, Stage, StatePart, Step
+from zswarm.ids import Role, Session, Stage, StatePart, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
@@ -56,7 +56,7 @@ class Collection:
         roster: Roster,
         header: Header,
         *,
-        version: tuple[Branch, Step],
+        version: Version,
         layers_per_stage: tuple[int, ...],
         donors: dict[Stage, Session] | None,
     ) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from zswarm import ledger
 from zswarm.clipping import clip_scale
 from zswarm.errors import RunFailed
-from zswarm.ids import Branch, Role, Round, Session, Stage, Step
+from zswarm.ids import Branch, Role, Round, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Abort, Commit, Prepare, Prepared
@@ -40,7 +40,7 @@ class OpenRound:
     stage: Stage
     ledgers: dict[Session, int]
     prepared: dict[Session, Prepared] = field(default_factory=dict)
-    asked_at: dict[Session, tuple[Branch, Step]] = field(default_factory=dict)
+    asked_at: dict[Session, Version] = field(default_factory=dict)
     """Which parameters a participant held when it was last asked to prepare."""
 
     @property
@@ -107,7 +107,7 @@ class Committer:
         return self._settings.num_stages
 
     @property
-    def version(self) -> tuple[Branch, Step]:
+    def version(self) -> Version:
         """What a worker that has applied every commit holds."""
         return (self.branch, self.step)
 

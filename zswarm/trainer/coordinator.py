@@ -26,7 +26,7 @@ from enum import Enum
 from typing import TypeVar
 
 from zswarm import limits
-from zswarm.errors import RunFailed
+from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import (
     TRAINER,
     Microbatch,
@@ -173,7 +173,7 @@ class Coordinator:
                 # Nothing is decided between several of them: they are of one moment.
                 return [*commands, *self.supply.sampled(event, now)]
             case Interrupted():
-                commands += self._close(Exit(code=130, text="interrupted"), now)
+                commands += self._close(Exit(code=INTERRUPTED, text="interrupted"), now)
             case Unreachable():
                 self._unreachable(event, now)
             case Sealed() if self._exit is None:

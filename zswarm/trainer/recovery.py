@@ -14,10 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, ValidationError
 
 from zswarm import events
-from zswarm.ids import Address, Branch, Generation, NodeId, Role, Round, RunId, Session, Stage, Step
-
-Version = tuple[Branch, Step]
-"""Which parameters: those of a step on a branch."""
+from zswarm.ids import Address, Branch, Generation, NodeId, Role, Round, RunId, Session, Stage, Step, Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from zswarm import ledger, limits
-from zswarm.ids import Attempt, Branch, Generation, Microbatch, Stage, Step
+from zswarm.ids import Attempt, Branch, Generation, Microbatch, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Void
@@ -74,7 +74,7 @@ class Replays:
         self._num_waves = 0
         self.wave: Wave | None = None
 
-    def begin(self, version: tuple[Branch, Step], *, is_suspect: bool = False) -> None:
+    def begin(self, version: Version, *, is_suspect: bool = False) -> None:
         """Another step is in work; with `is_suspect` what is in nobody's report by now is lost."""
         self._is_suspect = is_suspect
         if self.wave is not None and (self._version[0], self.wave.step) != version:

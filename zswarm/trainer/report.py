@@ -122,7 +122,7 @@ class Report:
             except RunFailed as error:
                 if monotonic() >= alarm_at_s:
                     alarm_at_s = monotonic() + ALARM_S
-                    self._log.error("the run waits for its disk", reason=str(error))
+                    self._progress.say(f"the run waits for its disk: {error}")
                 if not self.wait(RETRY_S):
                     raise GaveUp(str(error)) from None
 

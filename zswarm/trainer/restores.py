@@ -12,14 +12,14 @@ is of this step, or, at step 0, from nobody: fresh parameters are made, not give
 from __future__ import annotations
 
 from zswarm import limits
-from zswarm.ids import TRAINER, Address, Branch, Role, Session, Stage, Step
+from zswarm.ids import TRAINER, Address, Role, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Restore
 from zswarm.trainer.commit import Committer
 from zswarm.trainer.roster import Record, Roster
 
-Order = tuple[tuple[Branch, Step], Session]
+Order = tuple[Version, Session]
 """The version to get, and from whom."""
 
 
@@ -72,9 +72,7 @@ class Restorer:
     def _holds(self, worker: Record) -> bool:
         return worker.is_ready and worker.version == self._committer.version
 
-    def _donor(
-        self, taker: Record, version: tuple[Branch, Step], checkpoint_step: Step | None
-    ) -> Record | Session | None:
+    def _donor(self, taker: Record, version: Version, checkpoint_step: Step | None) -> Record | Session | None:
         if version[1] == 0:
             return TRAINER
         able = [w for w in self._roster.of(Role.WORKER, taker.stage) if self._holds(w)]

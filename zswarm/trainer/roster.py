@@ -13,12 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zswarm import ledger, limits
-from zswarm.ids import Address, Attempt, Branch, NodeId, Peer, Role, Round, Session, Stage, Step
+from zswarm.ids import Address, Attempt, Branch, NodeId, Peer, Role, Round, Session, Stage, Step, Version
 from zswarm.messages import BrokerHeartbeat, Member, Register, WorkerHeartbeat
 from zswarm.trainer.recovery import RecoveredMember
-
-ENDED_LIVES = 64
-"""Lives of one node that are remembered: a late copy of their Register must not end the present one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,7 +40,7 @@ class Record:
     report: int = 0
     reported_at_s: float = float("-inf")
     reported_view: int = 0
-    version: tuple[Branch, Step] = (Branch(0), Step(0))
+    version: Version = (Branch(0), Step(0))
     ledger: int = 0
     pending: int = 0
     """Bitmap of microbatches of `version` that it will do something about; a broker's queued and leased ones."""
@@ -89,6 +86,7 @@ class Roster:
         self._next_session = first_session
         self._by_node: dict[NodeId, Session] = {}
         self._ended: dict[NodeId, deque[int]] = {}
+        """The nonces of lives that have ended; the node of which one has ended last comes last."""
         self._places: dict[tuple[Role, Stage], dict[Session, Record]] = {}
         self.records: dict[Session, Record] = {}
         self.view = 1
@@ -168,11 +166,18 @@ class Roster:
         record = self.records.pop(session)
         del self._by_node[record.node]
         del self._places[record.role, record.stage][session]
-        self._ended.setdefault(record.node, deque(maxlen=ENDED_LIVES)).append(record.boot_nonce)
+        self._note_end(record)
         self._departed_bytes += record.sent_bytes
         self.view += 1
         self.note_loss(now)
         return record
+
+    def _note_end(self, record: Record) -> None:
+        lives = self._ended.pop(record.node, None) or deque(maxlen=limits.MAX_ENDED_LIVES)
+        lives.append(record.boot_nonce)
+        self._ended[record.node] = lives
+        if len(self._ended) > limits.MAX_ENDED_NODES:
+            del self._ended[next(iter(self._ended))]
 
     def note_loss(self, now: float) -> None:
         """Something may have been lost: the reports that count are those that know the present view."""

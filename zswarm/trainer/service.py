@@ -14,8 +14,8 @@ from typing import Any
 from zswarm import limits
 from zswarm.config import RunConfig
 from zswarm.data import Source
-from zswarm.errors import RunFailed
-from zswarm.ids import Address, Generation, Purpose, RunId, Session
+from zswarm.errors import INTERRUPTED, RunFailed
+from zswarm.ids import Address, Generation, Purpose, RunId, Session, Version
 from zswarm.lifeline import Lifeline
 from zswarm.loop import Loop
 from zswarm.machine import Exit
@@ -25,7 +25,7 @@ from zswarm.trainer.checkpoints import Checkpoints
 from zswarm.trainer.coordinator import Coordinator
 from zswarm.trainer.model_file import write_model
 from zswarm.trainer.progress import Progress
-from zswarm.trainer.recovery import Recovered, Version
+from zswarm.trainer.recovery import Recovered
 from zswarm.trainer.report import GaveUp, Report
 from zswarm.trainer.run_folder import RunFolder
 from zswarm.trainer.samples import pack
@@ -45,8 +45,6 @@ from zswarm.trainer.settings import (
 )
 from zswarm.transport import Switchboard
 
-INTERRUPTED = 130
-"""Exit code of a run that the user has ended."""
 NAP_S = 0.1
 """While the disk is waited for, how soon an interrupt is noticed."""
 

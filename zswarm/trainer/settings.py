@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zswarm.ids import Branch, Generation, Microbatch, Peer, Purpose, RunId, Session, StatePart, Step
+from zswarm.ids import Branch, Generation, Microbatch, Peer, Purpose, RunId, Session, StatePart, Step, Version
 from zswarm.messages import Load, Pull
 from zswarm.trainer.recovery import Recovered
 
@@ -46,7 +46,7 @@ class CoordinatorSettings:
     """Steps between two checkpoints; 0 for one at the end only."""
     recovered: Recovered | None = None
     """What the log of an earlier generation says; None for a new run."""
-    checkpoint: tuple[Branch, Step] | None = None
+    checkpoint: Version | None = None
     """The newest complete checkpoint on the disk."""
 
     @property
@@ -139,7 +139,7 @@ class Read:
 
     peer: Peer
     pull: Pull
-    checkpoint: tuple[Branch, Step]
+    checkpoint: Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

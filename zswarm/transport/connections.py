@@ -7,8 +7,6 @@ import math
 from zswarm import limits
 from zswarm.ids import Peer
 
-MAX_REMEMBERED = 4 * limits.MAX_MEMBERS
-
 
 class Connection:
     """One peer: how far its link sequence is, and what it has been told."""
@@ -41,7 +39,7 @@ class Connections:
         """Return what is known of the peer, for a stranger nothing yet."""
         connection = self._connections.get(peer)
         if connection is None:
-            if len(self._connections) >= MAX_REMEMBERED:
+            if len(self._connections) >= limits.MAX_REMEMBERED_PEERS:
                 del self._connections[next(iter(self._connections))]
             connection = self._connections[peer] = Connection()
         return connection

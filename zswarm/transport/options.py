@@ -42,8 +42,6 @@ _ROUTER_OPTIONS: dict[int, int] = {
 }
 PAYLOAD_PLANES = frozenset({"work", "peer"})
 """The listening sockets that take payloads."""
-PAYLOAD_RCVHWM = 64
-"""Messages of one peer that wait unread; each may have megabytes."""
 
 
 def set_options(socket: zmq.Socket[bytes], *, plane: str = "") -> None:
@@ -52,6 +50,6 @@ def set_options(socket: zmq.Socket[bytes], *, plane: str = "") -> None:
     if socket.type == zmq.ROUTER:
         options |= _ROUTER_OPTIONS
     if plane in PAYLOAD_PLANES:
-        options[zmq.RCVHWM] = PAYLOAD_RCVHWM
+        options[zmq.RCVHWM] = limits.MAX_UNREAD_PAYLOADS
     for option, value in options.items():
         socket.setsockopt(option, value)

@@ -34,7 +34,7 @@ from zswarm.logs import get_log
 from zswarm.machine import Received
 from zswarm.messages import Message, Reject
 from zswarm.transport.addresses import cannot_listen, checked_address, refuse_if_taken
-from zswarm.transport.connections import MAX_REMEMBERED, Connections
+from zswarm.transport.connections import Connections
 from zswarm.transport.counters import Counters
 from zswarm.transport.options import set_options
 from zswarm.wire import VersionMismatch, decode_untrusted, encode
@@ -218,7 +218,7 @@ class Switchboard:
         try:
             socket.send(link[1:], NOW_AND_MORE)
         except zmq.ZMQError as error:
-            if error.errno == errno.EHOSTUNREACH and len(self._unreachable) < MAX_REMEMBERED:
+            if error.errno == errno.EHOSTUNREACH and len(self._unreachable) < limits.MAX_REMEMBERED_PEERS:
                 self._unreachable[link] = None
             return self._is_lost(error)
         return self._hand_over(socket, parts)

@@ -35,9 +35,6 @@ ITEM_BYTES = {
 """The dtypes that may travel, by torch's names, and the bytes of one item."""
 IDENTITY_CODEC = "none"
 """The codec whose encoding is the tensor itself, byte for byte."""
-MAX_ITEMS_PER_BYTE = 2
-"""No codec packs more than two items into a byte, so a header cannot ask for a huge tensor without
-paying for a large payload: what a payload decodes to is at most 16 times its size."""
 
 
 def split(content: Buffer) -> tuple[memoryview, ...]:
@@ -124,7 +121,7 @@ def _parcel_fault(parcel: Parcel, *, opaque: bool) -> str | None:
         num_items = math.prod(shape)
         if spec.codec == IDENTITY_CODEC and num_items * item_bytes != size_bytes:
             return f"{dtype} {shape} takes {num_items * item_bytes} bytes, not {size_bytes}"
-        if num_items > MAX_ITEMS_PER_BYTE * size_bytes:
+        if num_items > limits.MAX_ITEMS_PER_BYTE * size_bytes:
             return f"{size_bytes} bytes cannot hold the {num_items} items of {shape}"
         described_bytes += size_bytes
     if described_bytes != parcel.size_bytes:

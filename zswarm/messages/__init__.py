@@ -1,0 +1,93 @@
+"""Every message of the protocol: one frozen dataclass per kind.
+
+The fields' annotations are the contract: the wire codec (`zswarm.wire`) checks type and range of each
+of them on arrival. Integers are bounded by `U32`, `U64` and friends, sequences by `Length`. A field
+with a default may be missing on the wire (older peer); unknown fields are ignored (newer peer).
+
+Sockets (see docs/protocol.md): `coordinator` (a ROUTER at the trainer, everybody dials), `control` and
+`work` (two ROUTERs at each broker, so that small messages never wait behind payloads), `peer` (a
+ROUTER at each worker, the workers of its own stage and the trainer dial).
+"""
+
+from __future__ import annotations
+
+from zswarm.messages.base import (
+    Key,
+    Length,
+    Load,
+    Mask,
+    Message,
+    MicrobatchMessage,
+    Parcel,
+    Range,
+    Route,
+    StepMessage,
+    TensorSpec,
+    key_fields,
+)
+from zswarm.messages.commit import Abort, Commit, Evaluated, Prepare, Prepared
+from zswarm.messages.membership import (
+    BrokerHeartbeat,
+    Failure,
+    Fence,
+    HeartbeatAck,
+    Member,
+    Register,
+    Reject,
+    Restore,
+    Stop,
+    View,
+    Void,
+    Welcome,
+    WorkerHeartbeat,
+)
+from zswarm.messages.peer import Chunk, ChunkAck, Pull, State
+from zswarm.messages.work import Ack, Attach, Backward, Credit, Forward, Job, Nack, Ready, Result, Revoke, Room
+
+__all__ = [
+    "Abort",
+    "Ack",
+    "Attach",
+    "Backward",
+    "BrokerHeartbeat",
+    "Chunk",
+    "ChunkAck",
+    "Commit",
+    "Credit",
+    "Evaluated",
+    "Failure",
+    "Fence",
+    "Forward",
+    "HeartbeatAck",
+    "Job",
+    "Key",
+    "Length",
+    "Load",
+    "Mask",
+    "Member",
+    "Message",
+    "MicrobatchMessage",
+    "Nack",
+    "Parcel",
+    "Prepare",
+    "Prepared",
+    "Pull",
+    "Range",
+    "Ready",
+    "Register",
+    "Reject",
+    "Restore",
+    "Result",
+    "Revoke",
+    "Room",
+    "Route",
+    "State",
+    "StepMessage",
+    "Stop",
+    "TensorSpec",
+    "View",
+    "Void",
+    "Welcome",
+    "WorkerHeartbeat",
+    "key_fields",
+]

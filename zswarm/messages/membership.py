@@ -1,0 +1,199 @@
+"""On the coordinator socket: who is in the swarm, what it reports, and what it is told to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from zswarm import limits
+from zswarm.ids import Address, Attempt, NodeId, RejectCode, Role, Round
+from zswarm.messages.base import (
+    TEXT,
+    U64,
+    Accused,
+    Bytes,
+    Ledger,
+    Length,
+    Message,
+    MicrobatchField,
+    Range,
+    Seconds,
+    SessionField,
+    StageField,
+    StepMessage,
+    Text,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Register(Message):
+    """Process -> coordinator, repeated until answered: here I am. `session` and `run` are 0 or the last known."""
+
+    node: Annotated[NodeId, TEXT]
+    boot_nonce: Annotated[int, U64]
+    """Random, one per life of the process: the same nonce gets the same session again."""
+    role: Role
+    addresses: Annotated[tuple[Annotated[Address, TEXT], ...], Length(2)]
+    """Broker: control, work. Worker: peer."""
+    stage: StageField | None = None
+    """The stage that the process has been of and, if a worker, still holds parameters of; None for a new one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome(StepMessage):
+    """Coordinator -> process: the answer to Register. Payload: the run's configuration as JSON.
+
+    `session` is the trainer's; `yours` the one that the process speaks with from now on, in the life of `boot_nonce`.
+    """
+
+    boot_nonce: Annotated[int, U64]
+    yours: SessionField
+    stage: StageField
+    num_stages: Annotated[int, Range(1, limits.MAX_STAGES)]
+    heartbeat_s: Seconds
+    unit_bytes: Annotated[int, Range(1, limits.MAX_PAYLOAD_BYTES)]
+    """Size of one microbatch at this stage's input: what a broker counts credits in."""
+    wiring: Annotated[str, Length(32)]
+    """How a producer picks brokers: a name from `zswarm.wiring`."""
+    size_bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject(Message):
+    """Anybody -> peer: you cannot take part; `text` says why in words."""
+
+    code: RejectCode
+    text: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerHeartbeat(StepMessage):
+    """Worker -> coordinator: everything that the coordinator decides from, all of it each time.
+
+    Sent once per interval and whenever `ledger` or `step` changes. `report` grows with each one, so
+    that a late one is told from a new one.
+    """
+
+    stage: StageField
+    view: Annotated[int, U64]
+    report: Annotated[int, U64]
+    ready: bool
+    """The stage's parameters exist and are those of `step`."""
+    ledger: Ledger
+    pending: Ledger
+    """Microbatches to train on of `step` that this worker will do something about by itself: jobs that it holds,
+    outputs that nobody has acknowledged."""
+    voided: Annotated[Attempt, U64]
+    """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
+    prepared: Annotated[Round, U64]
+    """The round whose result this worker holds; 0 for none."""
+    accused: Accused
+    busy_s: Seconds
+    """How long the compute thread has been at its present task; 0 if it is idle."""
+    job_s: Seconds
+    """Moving average of the time that a job takes; 0 before the first."""
+    parameter_digest: Annotated[int, U64]
+    sent_bytes: Bytes = 0
+    """Everything this process has put on the wire; filled in by its transport."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerHeartbeat(StepMessage):
+    """Broker -> coordinator, once per interval and at news: what its queue holds.
+
+    `step` is the newest that a worker of it has told of; `active` are the microbatches to train on of that step,
+    `ahead` those of the step after it, that this broker will do something about by itself: queued or leased. One
+    that waits for its gradient, or is done and kept, is not among them.
+    """
+
+    stage: StageField
+    view: Annotated[int, U64]
+    report: Annotated[int, U64]
+    active: Ledger
+    ahead: Ledger
+    voided: Annotated[Attempt, U64]
+    """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
+    accused: Accused
+    sent_bytes: Bytes = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatAck(Message):
+    """Coordinator -> process: heard you; `view` is the number of the newest view."""
+
+    view: Annotated[int, U64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One live process of the swarm, in a view."""
+
+    member: SessionField
+    node: Annotated[NodeId, TEXT]
+    role: Role
+    stage: StageField
+    addresses: Annotated[tuple[Annotated[Address, TEXT], ...], Length(2)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View(StepMessage):
+    """Coordinator -> process: who is in the swarm. Payload: the members, packed by the wire codec."""
+
+    view: Annotated[int, U64]
+    size_bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence(Message):
+    """Coordinator -> process, whenever it speaks: your session `fenced` is void, and with it all that it has counted.
+
+    Parameters stay: they were made by commits. The process registers again, as a new life.
+    """
+
+    fenced: SessionField
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore(StepMessage):
+    """Coordinator -> worker, repeated until it reports that it is ready at (branch, step): get that state.
+
+    From the worker `donor`, or from the trainer (session 0), which reads its checkpoint. Step 0 is nobody's to
+    give: the parameters are made fresh.
+    """
+
+    donor: SessionField
+    address: Annotated[Address, TEXT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Void(StepMessage):
+    """Coordinator -> broker and worker, repeated until its heartbeat says so: attempts below `attempt` of these
+    microbatches are void.
+
+    A worker drops their jobs and outputs; it answers when none of them is in the middle of being counted. A
+    broker drops their entries, kept ones too. Neither takes any of them later in this step. With everybody's
+    answer the coordinator knows who has counted what, for good, and may admit a microbatch again. Who is at a later
+    step has nothing to do, and answers at once; who is at an earlier one keeps it for when it gets there.
+    """
+
+    attempt: Annotated[Attempt, U64]
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure(Message):
+    """Worker -> coordinator: a layer raised or the stage could not be built.
+
+    With `microbatch` it was a job: others may do it, the run ends when several have failed at the same one.
+    Without, the run cannot go on.
+    """
+
+    stage: StageField
+    layer: Text
+    text: Text
+    microbatch: MicrobatchField | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop(Message):
+    """Coordinator -> process, repeated: the run is over, end yourself. Process -> coordinator: leaving."""
