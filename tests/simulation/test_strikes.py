@@ -103,6 +103,33 @@ def test_a_process_that_is_started_again_knows_nothing() -> None:
             assert node.machine.membership.session > len(swarm.nodes) - 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "hook"), [(Fault.KILL_WORKER, ""), (Fault.KILL_WORKER, "on Job"), (Fault.FREEZE, "")]
+)
+@pytest.mark.parametrize("name", ["worker-0", "worker-3"])
+def test_a_strike_may_name_whom_it_hits(fault: Fault, hook: str, name: str) -> None:
+    swarm = struck(replace(strike(fault, hook=hook, lasts_s=4.0), node=name))
+    swarm.run()
+    left = [record["node"] for record in swarm.disk.records if record["event"] == "leave"]
+    assert left == [name]
+
+
+def test_a_strike_hits_nobody_where_whom_it_names_is_not_of_its_kind() -> None:
+    assert run(replace(strike(Fault.KILL_WORKER), node="broker-0"))["kill worker"] == 0
+
+
+def test_whoever_is_frozen_is_given_up_after_three_heartbeats_of_whatever_length() -> None:
+    """Half as long ones halve the time; a schedule that was written down keeps its own."""
+    silent_s = []
+    for heartbeat_s in (0.5, 1.0):
+        frozen = replace(strike(Fault.FREEZE, lasts_s=5.0), node="worker-0")
+        calm = Schedule.from_json(replace(CALM, heartbeat_s=heartbeat_s).as_json())
+        swarm = struck(frozen, schedule=calm)
+        swarm.run()
+        silent_s += [record["silent_s"] for record in swarm.disk.records if record["event"] == "leave"]
+    assert [round(each / unit, 0) for each, unit in zip(silent_s, (0.5, 1.0), strict=True)] == [3, 3]
+
+
 def happenings(swarm: Swarm, node: str) -> list[Happening]:
     return [happening for happening in swarm.trace.last if happening.node == node]
 

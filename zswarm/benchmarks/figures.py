@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from zswarm.chaos.figures import percentile
 from zswarm.errors import UserError
 
 
@@ -28,11 +29,16 @@ class Figure:
         return statistics.median(self.values)
 
     @property
+    def decisive(self) -> float:
+        """What is held against the target."""
+        return self.median
+
+    @property
     def is_met(self) -> bool | None:
-        """Does the median reach the target? None without one."""
+        """Does the decisive value reach the target? None without one."""
         if self.at_least is not None:
-            return self.median >= self.at_least
-        return self.median < self.below if self.below is not None else None
+            return self.decisive >= self.at_least
+        return self.decisive < self.below if self.below is not None else None
 
     @property
     def target(self) -> str:
@@ -46,14 +52,48 @@ class Figure:
         return asdict(self) | {"median": self.median, "is_met": self.is_met}
 
 
+class Tail(Figure):
+    """A figure whose target the bad cases have to reach, too: all but one in twenty."""
+
+    __slots__ = ()
+
+    @property
+    def p95(self) -> float:
+        """The least value that 95 % of them do not exceed."""
+        found = percentile(self.values, 95.0)
+        assert found is not None
+        return found
+
+    @property
+    def decisive(self) -> float:
+        """What is held against the target."""
+        return self.p95
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything of it for a file."""
+        return super().as_json() | {"p95": self.p95, "max": max(self.values)}
+
+
 def table_of(figures: Sequence[Figure], title: str) -> Table:
     """Return a table of figures, each beside its target."""
     table = Table("figure", "median", "target", "", "each round", title=title)
     for figure in figures:
-        verdict = {None: "", True: "met", False: "MISSED"}[figure.is_met]
         rounds = " ".join(_short(value) for value in figure.values)
-        table.add_row(figure.name, _short(figure.median), figure.target, verdict, rounds)
+        table.add_row(figure.name, _short(figure.median), figure.target, _verdict(figure), rounds)
     return table
+
+
+def table_of_tails(tails: Sequence[Tail], title: str) -> Table:
+    """Return a table of figures whose bad cases count, each beside its target."""
+    table = Table("figure", "median", "p95", "max", "target", "", title=title)
+    for tail in tails:
+        found = (_short(value) for value in (tail.median, tail.p95, max(tail.values)))
+        table.add_row(tail.name, *found, tail.target, _verdict(tail))
+    return table
+
+
+def _verdict(figure: Figure) -> str:
+    return {None: "", True: "met", False: "MISSED"}[figure.is_met]
 
 
 def claim(file: Path | None) -> None:

@@ -58,6 +58,16 @@ def training(**options: Any) -> None:
 
 
 @bench.command()
+@click.option("--trials", type=COUNT, default=40, show_default=True, metavar="N", help="How often each fault strikes.")
+@json_file_option
+def faults(**options: Any) -> None:
+    """Steps that one fault costs, by the simulator's clock; takes two minutes."""
+    from zswarm.benchmarks.faults import main
+
+    main(**options)
+
+
+@bench.command()
 @click.argument("run_file", metavar="RUN.toml", type=click.Path(path_type=Path))
 @click.option("--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage.")
 def equality(*, run_file: Path, workers: int) -> None:

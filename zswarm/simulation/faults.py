@@ -114,6 +114,8 @@ class Strike:
     lasts_s: float
     salt: int
     hook: str = ""
+    node: str = ""
+    """The name of the only process that it may hit; empty for any."""
 
 
 def draw_strikes(faults: frozenset[Fault], random: Random) -> tuple[Strike, ...]:

@@ -36,7 +36,7 @@ from zswarm.simulation.lives import Lives
 from zswarm.simulation.node_checks import active_keys, check_queue, check_worker, held_keys
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.reference import Reference
-from zswarm.simulation.schedule import HEARTBEAT_S, Schedule
+from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.states import content_of
 from zswarm.simulation.violation import require
 from zswarm.trainer.coordinator import Coordinator, Phase
@@ -273,7 +273,7 @@ class Invariants:
             if ticket not in held and (is_strict or ticket[:2] == (Purpose.TRAIN, version[1]))
         ]
         self._unheld_since_s = {key: self._unheld_since_s.get(key, now_s) for key in unheld}
-        patience_s = 0.0 if is_strict else UNHELD_HEARTBEATS * HEARTBEAT_S
+        patience_s = 0.0 if is_strict else UNHELD_HEARTBEATS * schedule.heartbeat_s
         for (_, (purpose, step, microbatch)), at_s in self._unheld_since_s.items():
             what = f"{purpose.name} microbatch {microbatch} of step {step}"
             require(now_s - at_s < patience_s, "I6", f"{what} is held by nobody since {at_s:.2f} s")

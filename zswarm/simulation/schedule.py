@@ -22,6 +22,7 @@ from zswarm.wiring import POLICIES
 
 UNIT_BYTES = 1000
 HEARTBEAT_S = 1.0
+"""Of a schedule that does not say otherwise."""
 CALM_FROM_S = 14.0
 RECOVERY_HEARTBEATS = 120.0
 """Silence, an empty stage, a restore and unseen microbatches one after the other are a dozen; the longest wait before
@@ -57,6 +58,7 @@ class Schedule:
     """When the user asks for the end, if ever."""
     codec_one_in: int
     """Of so many messages one goes through the wire codec."""
+    heartbeat_s: float = HEARTBEAT_S
     layers_per_stage: tuple[int, ...] = ()
     """Empty for one each."""
     checkpoint_every: int = 0
@@ -89,7 +91,7 @@ class Schedule:
             configuration=json.dumps(self.split).encode(),
             workers_per_stage=self.workers_per_stage,
             brokers_per_stage=self.brokers_per_stage,
-            heartbeat_s=HEARTBEAT_S,
+            heartbeat_s=self.heartbeat_s,
             checkpoint_every=self.checkpoint_every,
         )
 
@@ -106,8 +108,8 @@ class Schedule:
         hop_s += 2.0 * self.weather.transmit_s
         microbatches = self.steps * self.num_microbatches + 2 * self.num_held_out
         passes = 2 * self.num_stages * microbatches
-        work_s = passes * (job_s + hop_s) + 10.0 * HEARTBEAT_S * (self.steps + 4)
-        recovery_s = RECOVERY_HEARTBEATS * HEARTBEAT_S * min(1, len(self.strikes) + len(self.poisons))
+        work_s = passes * (job_s + hop_s) + 10.0 * self.heartbeat_s * (self.steps + 4)
+        recovery_s = RECOVERY_HEARTBEATS * self.heartbeat_s * min(1, len(self.strikes) + len(self.poisons))
         # A device is given long, by the trainer and then by its own process.
         recovery_s += 2 * STUCK_FIRST_S * sum(strike.fault is Fault.HANG for strike in self.strikes)
         return max(self.weather.fair_from_s, self.calm_from_s) + work_s + recovery_s

@@ -110,7 +110,7 @@ class Strikes:
 
     def _strike(self, strike: Strike, now_s: float) -> None:
         random = Random(strike.salt)
-        up = [node for node in self._lives.nodes if node.is_up]
+        up = [node for node in self._lives.nodes if node.is_up and strike.node in ("", node.name)]
         brokers = [node for node in up if isinstance(node.machine, BrokerMachine)]
         workers = [node for node in up if isinstance(node.machine, WorkerMachine)]
         match strike.fault:
@@ -225,6 +225,8 @@ def _has_worked(node: Node) -> bool:
 
 def _is_meant(strike: Strike, node: Node) -> bool:
     """May a strike that waits at a hook hit this node?"""
+    if strike.node not in ("", node.name):
+        return False
     match strike.fault:
         case Fault.KILL_TRAINER:
             return node.number == 0

@@ -1,0 +1,231 @@
+"""What one fault costs, in steps: runs of the simulator with exactly one, each beside the same run without it.
+
+    without  |---- step 0 ----|---- step 1 ----|---- step 2 ----|
+    with     |---- step 0 ----|------ * - step 1 -----|---- step 2 ----|
+                                    fault       <----->          <----->
+                                                struck          in all
+
+A fault strikes at a uniformly random moment of step 1. Until then both runs of a seed are the same, event by event. Its
+cost is by how much later a step ends than without it, over how long step 1 takes without it: *struck* is that of
+step 1, *in all* that of step 2, which a recovery from a late strike reaches into. Both are held against the target, and
+nothing is subtracted: what a killed worker costs, who does not come back, includes that its stage goes on with one
+worker less until the end of step 2. The target of a killed trainer is raised by the time until it is up again. Two runs
+differ after the strike in all that is random, too, and end a step some hundredths apart for that alone: a fault may
+seem to cost less than nothing.
+
+The time is the simulator's, so that every machine finds the same figures. Its promises are checked meanwhile, as in
+`zswarm simulate`. A process that is killed takes its connections with it, as the kernel sees to it, and others learn of
+that at once; one that is frozen is given up for its silence, goes on after that, is fenced, and begins a new life.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from rich.console import Console
+
+from zswarm.benchmarks.figures import Tail, claim, table_of_tails
+from zswarm.errors import RunFailed
+from zswarm.ids import Step
+from zswarm.simulation.faults import Fault, Strike
+from zswarm.simulation.network import Weather
+from zswarm.simulation.schedule import UNIT_BYTES, Schedule
+from zswarm.simulation.swarm import Swarm
+from zswarm.simulation.symbolic import Pace
+from zswarm.simulation.trace import Trace
+from zswarm.simulation.violation import Violation
+from zswarm.trainer.settings import StepDone
+
+HEARTBEAT_S = 0.5
+NEVER_S = 1000.0
+"""After every run."""
+START_S = 2.0
+"""How long a trainer that was killed takes to be up again."""
+FROZEN_S = 5 * HEARTBEAT_S
+"""Two heartbeats longer than it takes to be given up for silence."""
+STRUCK, NEXT = Step(1), Step(2)
+
+CALM = Schedule(
+    seed=0,
+    faults=frozenset(),
+    num_stages=4,
+    brokers_per_stage=2,
+    workers_per_stage=4,
+    late_brokers=0,
+    late_workers=0,
+    num_microbatches=32,
+    steps=NEXT + 1,
+    num_held_out=0,
+    grad_clip=1.0,
+    wiring="queue",
+    window=0,
+    capacity_bytes=1 << 20,
+    weather=Weather(latency_low_s=0.0008, latency_high_s=0.0012),
+    pace=Pace(forward_s=0.229, jitter=0.02, unit_bytes=UNIT_BYTES),
+    slowness=1.0,
+    drains=False,
+    interrupted_at_s=None,
+    codec_one_in=1000,
+    calm_from_s=NEVER_S,
+    heartbeat_s=HEARTBEAT_S,
+)
+"""A local network and workers of one speed: a step takes about 8.2 s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One sort of fault, the role that it hits, and the steps that it may cost besides `waits_s`."""
+
+    name: str
+    fault: Fault
+    role: str
+    below: float
+    lasts_s: float = NEVER_S
+    waits_s: float = 0.0
+    """What is whoever's affair who starts the process again: so much later a step may end for that alone."""
+
+    def nodes(self, schedule: Schedule) -> list[str]:
+        """Return the names of all processes that it may hit."""
+        per_stage = {"worker": schedule.workers_per_stage, "broker": schedule.brokers_per_stage}
+        if self.role not in per_stage:
+            return [self.role]
+        return [f"{self.role}-{index}" for index in range(schedule.num_stages * per_stage[self.role])]
+
+
+KINDS = (
+    Kind(name="worker killed", fault=Fault.KILL_WORKER, role="worker", below=0.6),
+    Kind(name="broker killed", fault=Fault.KILL_BROKER, role="broker", below=0.7),
+    Kind(
+        name=f"trainer killed, back after {START_S:g} s",
+        fault=Fault.KILL_TRAINER,
+        role="trainer",
+        below=0.3,
+        lasts_s=START_S,
+        waits_s=START_S,
+    ),
+    Kind(name=f"worker frozen for {FROZEN_S:g} s", fault=Fault.FREEZE, role="worker", below=0.5, lasts_s=FROZEN_S),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A fault and what it cost, in steps."""
+
+    kind: str
+    seed: int
+    node: str
+    at: float
+    """When in the step, as a part of it."""
+    struck: float
+    in_all: float
+
+
+class StepEnds(Trace):
+    """Remembers when each step was committed, the last time where that was more than once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends_s: dict[Step, float] = {}
+
+    def record_command(self, time_s: float, node: str, command: object) -> None:
+        """Note the end of a step."""
+        super().record_command(time_s, node, command)
+        if isinstance(command, StepDone):
+            self.ends_s[command.step] = time_s
+
+
+def main(*, trials: int = 40, json_file: Path | None = None) -> None:
+    """Let every kind of fault strike `trials` times and print what it costs beside the target.
+
+    With `json_file`, write every trial there too.
+
+    Raises:
+        UserError: the file cannot be written.
+        RunFailed: a run did not do what it should.
+
+    """
+    claim(json_file)
+    console = Console()
+    found: list[Trial] = []
+    steps_s: list[float] = []
+    for seed in range(trials):
+        step_s, struck = strike_all(replace(CALM, seed=seed))
+        steps_s.append(step_s)
+        found += struck
+    step_s = statistics.median(steps_s)
+    tails = tails_of(found, step_s)
+    console.print(table_of_tails(tails, f"steps of {step_s:.1f} s that one fault costs, {trials} trials each"))
+    if json_file is not None:
+        written = {
+            "step_s": step_s,
+            "figures": [tail.as_json() for tail in tails],
+            "trials": [asdict(trial) for trial in found],
+        }
+        json_file.write_text(json.dumps(written, indent=1) + "\n")
+
+
+def strike_all(schedule: Schedule, kinds: Sequence[Kind] = KINDS) -> tuple[float, list[Trial]]:
+    """Return how many seconds the step takes without a fault, and one trial of each kind.
+
+    Raises:
+        RunFailed: a run broke a promise, or nobody noticed a fault.
+
+    """
+    random = Random(f"faults {schedule.seed}")
+    without = ends_s(schedule)
+    begin_s, step_s = without[Step(STRUCK - 1)], without[STRUCK] - without[Step(STRUCK - 1)]
+    trials = []
+    for kind in kinds:
+        node, at = random.choice(kind.nodes(schedule)), random.random()
+        strike = Strike(
+            fault=kind.fault, at_s=begin_s + at * step_s, lasts_s=kind.lasts_s, salt=schedule.seed, node=node
+        )
+        struck = ends_s(replace(schedule, strikes=(strike,)))
+        late = {step: (struck[step] - without[step]) / step_s for step in (STRUCK, NEXT)}
+        trials.append(
+            Trial(kind=kind.name, seed=schedule.seed, node=node, at=at, struck=late[STRUCK], in_all=late[NEXT])
+        )
+    return step_s, trials
+
+
+def ends_s(schedule: Schedule) -> dict[Step, float]:
+    """Return when each step of a run ends.
+
+    Raises:
+        RunFailed: it broke a promise, or nobody noticed its fault.
+
+    """
+    trace = StepEnds()
+    swarm = Swarm(schedule, trace)
+    try:
+        swarm.run()
+    except Violation as violation:
+        raise RunFailed(f"seed {schedule.seed}, {schedule.strikes}: {violation}") from violation
+    for strike in schedule.strikes:
+        if not _was_noticed(strike, swarm.disk.records):
+            raise RunFailed(f"seed {schedule.seed}: the run has not noticed {strike}")
+    return trace.ends_s
+
+
+def _was_noticed(strike: Strike, records: Sequence[dict[str, Any]]) -> bool:
+    """Does the log say that the process was given up, or that the trainer began again?"""
+    if strike.fault is Fault.KILL_TRAINER:
+        return len([record for record in records if record["event"] == "start"]) > 1
+    return any(record["event"] == "leave" and record["node"] == strike.node for record in records)
+
+
+def tails_of(trials: Sequence[Trial], step_s: float) -> list[Tail]:
+    """Return what is to be printed: of each kind the struck step, and in all."""
+    tails = []
+    for kind in KINDS:
+        of_kind = [trial for trial in trials if trial.kind == kind.name]
+        below = kind.below + kind.waits_s / step_s
+        tails.append(Tail(name=f"{kind.name}, in all", values=[trial.in_all for trial in of_kind], below=below))
+        tails.append(Tail(name="  the struck step alone", values=[trial.struck for trial in of_kind], below=below))
+    return tails
