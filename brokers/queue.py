@@ -28,7 +28,20 @@ from brokers.leasing import Leasing
 from brokers.retention import Retention
 from brokers.voids import Voids
 from zswarm import limits
-from zswarm.ids import TRAINER, Direction, JobKind, JobStatus, Link, NackCode, Peer, Purpose, Role, Session, Version
+from zswarm.ids import (
+    TRAINER,
+    Direction,
+    Generation,
+    JobKind,
+    JobStatus,
+    Link,
+    NackCode,
+    Peer,
+    Purpose,
+    Role,
+    Session,
+    Version,
+)
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -155,7 +168,10 @@ class Queue:
         if account is None:
             return None
         return make_room(
+            producer=producer,
+            trainer=self._trainer if producer == TRAINER else Generation(0),
             granted_bytes=account.granted_bytes,
+            received_bytes=account.received_bytes,
             free_bytes=self.credits.free_bytes,
             depth=self.leasing.depth,
             response_s=self._response_s,

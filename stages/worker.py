@@ -58,7 +58,7 @@ from stages.tasks import (
 from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
-from zswarm.ids import Address, JobStatus, NodeId, Role
+from zswarm.ids import Address, Generation, JobStatus, NodeId, Role
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -250,7 +250,9 @@ class WorkerMachine:
         if not me.welcome(message):
             return []
         wiring = make_wiring(me.wiring, self._random)
-        self.outbox = Outbox(wiring=wiring, resend_s=limits.RESEND_HEARTBEATS * me.heartbeat_s)
+        self.outbox = Outbox(
+            wiring=wiring, resend_s=limits.RESEND_HEARTBEATS * me.heartbeat_s, me=me.session, trainer=Generation(0)
+        )
         # Another stage may be built now: no commit is in work, since the Register waited for the Reset behind it.
         return [*self.parameters.welcomed(b"".join(bytes(frame) for frame in event.frames))]
 

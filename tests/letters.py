@@ -252,8 +252,10 @@ def attach(session: int) -> Attach:
     return Attach(**header(session))
 
 
-def room(granted_bytes: int, *, free_bytes: int = 1000, depth: int = 0, response_s: float = 0.0) -> Room:
-    return Room(granted_bytes=granted_bytes, free_bytes=free_bytes, depth=depth, response_s=response_s)
+def room(granted_bytes: int, *, producer: int = TRAINER, **about: Any) -> Room:
+    about = {"received_bytes": 0, "free_bytes": 1000, "depth": 0, "response_s": 0.0} | about
+    about = {"trainer": int(producer == TRAINER)} | about
+    return Room(producer=producer, granted_bytes=granted_bytes, **about)
 
 
 def credit(broker: int, granted_bytes: int, **about: Any) -> Credit:

@@ -12,6 +12,10 @@ dropped, too, and so is what belongs to an older step. But a Forward that was se
 its broker knows whether it came: so it is *given up*, which is to say sent until it is answered and otherwise as
 if it were not here. An answer that says it was not taken gives its credit back.
 
+Of what was sent a broker counts what it took: not a copy of what it had already, and also what it took and then
+refused as stale when the answer had got lost. So each word of a broker about its room corrects what was sent to it:
+at least what it has received, at most that and what is not answered yet.
+
 Used by the worker and by the trainer, which is the producer of stage 0.
 """
 
@@ -22,7 +26,20 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zswarm.ids import TRAINER, Address, Attempt, Branch, Direction, NackCode, Peer, Purpose, Session, Step, Version
+from zswarm.ids import (
+    TRAINER,
+    Address,
+    Attempt,
+    Branch,
+    Direction,
+    Generation,
+    NackCode,
+    Peer,
+    Purpose,
+    Session,
+    Step,
+    Version,
+)
 from zswarm.machine import Send
 from zswarm.messages import Ack, Backward, Evaluated, Forward, Key, Nack, Room
 from zswarm.patience import patience
@@ -48,6 +65,11 @@ class Entry:
     is_given_up: bool = False
     """Its microbatch does not need it any more."""
 
+    @property
+    def credit_bytes(self) -> int:
+        """What sending it took of the broker's credit."""
+        return self.message.parcel.size_bytes if isinstance(self.message, Forward) else 0
+
 
 def direction_of(message: Parcelled) -> Direction:
     """Return the leg that this message travels."""
@@ -63,7 +85,9 @@ def direction_of(message: Parcelled) -> Direction:
 class Outbox:
     """See the module. Methods return the Sends that follow."""
 
-    def __init__(self, *, wiring: Wiring, resend_s: float) -> None:
+    def __init__(self, *, wiring: Wiring, resend_s: float, me: Session, trainer: Generation) -> None:
+        """Make an empty outbox of the session `me`; `trainer` is the generation of a trainer, 0 for anybody else."""
+        self._me = (me, trainer)
         self._wiring = wiring
         self._resend_s = resend_s
         self._waiting: deque[tuple[Forward, tuple[Any, ...]]] = deque()
@@ -143,9 +167,13 @@ class Outbox:
         """Note what a broker says of itself."""
         self._heard_at_s[broker] = now
         state = self._brokers.get(broker)
-        if state is None:
+        if state is None or (room.producer, room.trainer) != self._me:
             return []
         state.granted_bytes = max(state.granted_bytes, room.granted_bytes)
+        state.received_bytes = max(state.received_bytes, room.received_bytes)
+        unanswered_bytes = sum(entry.credit_bytes for entry in self._sent.values() if entry.broker == broker)
+        state.sent_bytes = min(state.sent_bytes, state.received_bytes + unanswered_bytes)
+        state.sent_bytes = max(state.sent_bytes, state.received_bytes)
         state.free_bytes, state.depth, state.response_s = room.free_bytes, room.depth, room.response_s
         return self.flush(now)
 

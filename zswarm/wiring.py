@@ -23,6 +23,8 @@ class BrokerState:
 
     broker: Session
     granted_bytes: int = 0
+    received_bytes: int = 0
+    """As far as the broker has said."""
     sent_bytes: int = 0
     free_bytes: int = 0
     depth: int = 0

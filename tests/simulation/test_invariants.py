@@ -279,11 +279,12 @@ def test_i7_sees_books_that_do_not_balance(change: Callable[[Swarm], None], matc
 
 
 def test_i7_sees_credit_that_has_leaked() -> None:
-    """A producer that counts what it never sent will wait one day for credit that it has."""
+    """A producer that believes that more has come than it sent will wait one day for credit that it has."""
 
     def change(swarm: Swarm) -> None:
         (state,) = swarm.coordinator.outbox.brokers()
-        state.sent_bytes += 500
+        state.received_bytes += 10**6
+        state.granted_bytes += 10**6
 
     with pytest.raises(Violation, match=r"I7: session 0 sent .* which received"):
         run_with(after_forwards(1, change))

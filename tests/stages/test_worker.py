@@ -162,7 +162,7 @@ def test_a_forward_goes_to_the_next_stage_with_its_route(worker):
     (result,) = of_type(commands, Result)
     assert (result.lease, result.status, result.kept, result.compute_s) == (7, JobStatus.DONE, True, 0.5)
     assert worker.machine.state.ledger == 0
-    (send,) = [s for s in worker.get(credit(AFTER, SIZE_BYTES)) if isinstance(s.message, Forward)]
+    (send,) = [s for s in worker.get(credit(AFTER, SIZE_BYTES, producer=ME)) if isinstance(s.message, Forward)]
     assert (send.peer, send.message.route, send.frames) == ("sim://broker-43/work", ROUTE, ("y2",))
 
 
@@ -388,10 +388,10 @@ def test_outputs_without_credit_close_the_slots_and_credit_opens_them(worker):
         (result,) = of_type(worker.work(lease + 1, F, lease), Result)
         assert result.slots == (PREFETCH if lease < OUTBOX_LENGTH - 1 else 0)
     assert {ready.slots for ready in of_type(worker.tick(1.0), Ready)} == {0}
-    commands = worker.get(credit(AFTER, SIZE_BYTES))
+    commands = worker.get(credit(AFTER, SIZE_BYTES, producer=ME))
     assert len(of_type(commands, Forward)) == 1
     assert [ready.slots for ready in of_type(commands, Ready)] == [PREFETCH, PREFETCH]
-    assert of_type(worker.get(credit(AFTER, 2 * SIZE_BYTES)), Ready) == [], "they are open"
+    assert of_type(worker.get(credit(AFTER, 2 * SIZE_BYTES, producer=ME)), Ready) == [], "they are open"
 
 
 def test_a_result_that_is_sent_again_tells_todays_slots(worker):
@@ -405,14 +405,16 @@ def test_a_result_that_is_sent_again_tells_todays_slots(worker):
 def test_an_output_that_a_busy_broker_refuses_stays_with_it(worker):
     """It went to another one, while a late copy of it could still be taken by the first."""
     worker.get(view(2), frames=(*MEMBERS, broker_at(44, 2)))
-    worker.get(credit(AFTER, SIZE_BYTES))
+    worker.get(credit(AFTER, SIZE_BYTES, producer=ME))
     (message,) = of_type(worker.work(1, F, 0), Forward)
     assert message.route == ROUTE
     worker.get(nack(AFTER, 0, NackCode.BUSY))
-    assert of_type(worker.get(credit(44, SIZE_BYTES)), Forward) == []
+    assert of_type(worker.get(credit(44, SIZE_BYTES, producer=ME)), Forward) == []
     assert of_type(worker.tick(1.0), Forward) == [message]
     worker.get(view(3), frames=(*MEMBERS[:-1], broker_at(44, 2)))
-    assert of_type(worker.get(credit(44, 2 * SIZE_BYTES)), Forward) == [], "the coordinator has it done anew"
+    assert of_type(worker.get(credit(44, 2 * SIZE_BYTES, producer=ME)), Forward) == [], (
+        "the coordinator has it done anew"
+    )
     assert list(worker.machine.outbox.pending()) == []
 
 

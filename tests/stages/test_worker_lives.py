@@ -395,7 +395,7 @@ def be_patient(worker: Fixture, for_s: float) -> None:
 
 def test_the_trainer_that_has_started_again_is_served_with_the_same_session(worker):
     """What was made under the older generation is sent again under the newer one, or nobody would take it."""
-    worker.get(credit(43, SIZE_BYTES))
+    worker.get(credit(43, SIZE_BYTES, producer=ME))
     worker.work(1, F, 0)
     worker.work(2, B, 1)
     assert of_type(worker.reduce(1), Prepared)

@@ -106,7 +106,7 @@ def test_what_was_counted_held_and_sent_is_void(worker):
         (4, JobStatus.WRONG_STEP, 0),
     ]
     assert worker.machine.state.ledger == 0
-    assert of_type(worker.get(credit(AFTER, SIZE_BYTES)), Forward) == []
+    assert of_type(worker.get(credit(AFTER, SIZE_BYTES, producer=ME)), Forward) == []
     assert of_type(worker.do(Emitted(lease=run.lease, dx=load("dx"))), Backward) == []
     worker.ran(run)
     assert worker.machine.state.ledger == 0

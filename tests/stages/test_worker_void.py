@@ -74,7 +74,7 @@ def test_jobs_and_outputs_of_void_attempts_are_dropped(worker):
     worker.get_job(5, B, 2)
     worker.get(void(5, 0b11))
     assert [held.job.lease for held in worker.machine.jobs.held.values()] == [2, 4, 5]
-    assert of_type(worker.get(credit(AFTER, 10 * SIZE_BYTES)), Forward) == [], "microbatch 0 is void"
+    assert of_type(worker.get(credit(AFTER, 10 * SIZE_BYTES, producer=ME)), Forward) == [], "microbatch 0 is void"
 
 
 def test_jobs_of_void_attempts_are_not_taken_again(worker):
@@ -132,7 +132,7 @@ def test_a_void_job_is_dropped_in_silence_and_refused_when_it_comes_again(worker
 
 
 def test_the_output_of_a_void_forward_is_not_sent(worker):
-    worker.get(credit(AFTER, SIZE_BYTES))
+    worker.get(credit(AFTER, SIZE_BYTES, producer=ME))
     (run,) = of_type(worker.get_job(1, F, 0), Run)
     worker.get(void(5, 0b1))
     assert of_type(worker.ran(run), Forward) == []
@@ -318,7 +318,7 @@ def test_not_more_are_accused_than_a_report_can_name():
 
 
 def test_mask_and_emit_go_their_way(worker):
-    worker.get(credit(AFTER, SIZE_BYTES))
+    worker.get(credit(AFTER, SIZE_BYTES, producer=ME))
     (run,) = of_type(worker.get_job(1, F, 0, mask=b"\x05", emit=False, accumulate=False), Run)
     assert (run.accumulate, run.emit) == (False, False)
     (forward,) = of_type(worker.ran(run), Forward)

@@ -195,7 +195,7 @@ class Broker:
             case Void():
                 return self.void(message)
             case Attach() if message.session == 0:
-                return [Send(peer=peer, message=self.mine(credit(me.session, MUCH_BYTES)))]
+                return [Send(peer=peer, message=self.mine(credit(me.session, MUCH_BYTES, trainer=message.generation)))]
             case Ready():
                 self.version = max(self.version, (message.branch, message.step))
                 self.rights = {place: right for place, right in self.rights.items() if place[:2] >= self.version}

@@ -161,7 +161,7 @@ def test_microbatches_go_out_within_the_credit(trainer):
     (message,) = of_type(trainer.get(credit(3, SIZE_BYTES)), Forward)
     assert (message.microbatch, message.route, message.session) == (0, (3,), TRAINER)
     assert (message.attempt, message.mask) == (0, b"\x03")
-    sends = trainer.get(ack(3, 0, Direction.FORWARD, room=credit(3, 2 * SIZE_BYTES).room))
+    sends = trainer.get(ack(3, 0, Direction.FORWARD, room=credit(3, 2 * SIZE_BYTES, received_bytes=SIZE_BYTES).room))
     assert [message.microbatch for message in of_type(sends, Forward)] == [1]
     trainer.get(nack(3, 1, NackCode.BUSY))
     assert trainer.machine.outbox.num_waiting == 2, "another broker may not have it: this one may, from another copy"

@@ -156,7 +156,7 @@ def test_only_what_nobody_reports_is_admitted_again(trainer):
     for session in EVERYBODY:
         commands = after.report(session, **(after.says[session] | {"voided": wave.attempt}))
     assert [(sample.step, sample.microbatch) for sample in of_type(commands, Sample)] == [(1, 3)]
-    (forward,) = of_type(after.get(credit(3, 9 * 100)), Forward)
+    (forward,) = of_type(after.get(credit(3, 9 * 100, trainer=2)), Forward)
     assert (forward.microbatch, forward.attempt, forward.mask) == (3, wave.attempt, b"\x03")
 
 

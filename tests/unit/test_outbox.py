@@ -22,7 +22,7 @@ class Fixture:
     """An outbox whose policy takes the first broker with credit, and its clock."""
 
     def __init__(self, *brokers: int) -> None:
-        self.outbox = Outbox(wiring=make_wiring("uniform", lambda: 0.0), resend_s=RESEND_S)
+        self.outbox = Outbox(wiring=make_wiring("uniform", lambda: 0.0), resend_s=RESEND_S, me=ME, trainer=0)
         self.outbox.set_brokers({broker: address(broker) for broker in brokers})
         self.now_s = 0.0
 
@@ -34,7 +34,7 @@ class Fixture:
         return self.outbox.put_to(peer, message, broker=HOME, frames=(f"dx{microbatch}",), now=self.now_s)
 
     def grant(self, broker: int, units: int, **about):
-        return self.outbox.update_room(broker, room(units * SIZE_BYTES, **about), self.now_s)
+        return self.outbox.update_room(broker, room(units * SIZE_BYTES, producer=ME, **about), self.now_s)
 
     def acknowledge(self, *of, **more):
         return self.outbox.acknowledge(ack(*of, **more), self.now_s)
@@ -112,7 +112,7 @@ def test_acknowledging_brings_credit(box):
     box.grant(A, 1)
     box.put(0)
     box.put(1)
-    assert sent(box.acknowledge(A, 0, FORTH, room=room(2 * SIZE_BYTES))) == [(address(A), 1)]
+    assert sent(box.acknowledge(A, 0, FORTH, room=room(2 * SIZE_BYTES, producer=ME))) == [(address(A), 1)]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_busy_broker_tells_its_room(box):
     box.grant(A, 1)
     box.put(0)
     box.put(1)
-    assert sent(box.refuse(A, 0, NackCode.BUSY, room=room(2 * SIZE_BYTES))) == [(address(A), 1)]
+    assert sent(box.refuse(A, 0, NackCode.BUSY, room=room(2 * SIZE_BYTES, producer=ME))) == [(address(A), 1)]
 
 
 def test_what_a_busy_broker_takes_with_it_goes_to_nobody_else(box):
@@ -420,7 +420,7 @@ def test_a_broker_that_leaves_is_not_chosen_and_one_that_stays_keeps_its_credit(
 
 def test_a_policy_that_waits_holds_everything_back():
     box = Fixture(A, B)
-    box.outbox = Outbox(wiring=make_wiring("fixed", lambda: 0.9), resend_s=RESEND_S)
+    box.outbox = Outbox(wiring=make_wiring("fixed", lambda: 0.9), resend_s=RESEND_S, me=ME, trainer=0)
     box.outbox.set_brokers({A: address(A), B: address(B)})
     box.grant(A, 5)
     assert box.put(0) == []

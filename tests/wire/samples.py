@@ -31,7 +31,15 @@ LABELLED = Parcel(
     crc=zlib.crc32(CONTENT[:20]),
 )
 
-ROOM = Room(granted_bytes=2**53, free_bytes=2**30, depth=2**32 - 1, response_s=0.1)
+ROOM = Room(
+    producer=0,
+    trainer=2**64 - 1,
+    received_bytes=7,
+    granted_bytes=2**53,
+    free_bytes=2**30,
+    depth=2**32 - 1,
+    response_s=0.1,
+)
 
 _LETTERS: tuple[Message, ...] = (
     *letters.one_of_each(2**40, step=200),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from zswarm import limits
-from zswarm.ids import Direction, JobKind, JobStatus, Lease, NackCode
+from zswarm.ids import Direction, Generation, JobKind, JobStatus, Lease, NackCode, Session
 from zswarm.messages.base import (
     U32,
     U64,
@@ -30,11 +30,15 @@ from zswarm.messages.base import (
 class Room:
     """What a broker tells one producer about itself.
 
-    `granted_bytes` is what the producer may have sent in all, ever: a cumulative count, so that losing,
-    repeating or reordering it does no harm and the largest one holds.
+    `granted_bytes` is what the producer may have sent in all, ever, `received_bytes` what has come of it: cumulative
+    counts, so that losing, repeating or reordering them does no harm and the largest ones hold.
     """
 
+    producer: Annotated[Session, U64]
+    trainer: Annotated[Generation, U64]
+    """The trainer's generation that the counts began with, if the producer is the trainer; else 0."""
     granted_bytes: Bytes
+    received_bytes: Bytes
     free_bytes: Bytes
     depth: Annotated[int, U32]
     """Microbatches queued and leased."""

@@ -40,12 +40,8 @@ def _check_idle(node: Node, machine: WorkerMachine, *, steps: int) -> None:
     require(not left, "I8", f"{node.name} still wants to send {left}")
 
 
-def check_books(nodes: list[Node], coordinator: Coordinator, *, was_stale: bool) -> None:
-    """I7: what a producer says that it sent is what the broker says that it received: no credit has leaked.
-
-    A Forward whose Ack got lost may be sent again when the broker has long forgotten that it took it; refused
-    then (`was_stale`), it is paid back for nothing. So a producer may have a little too much, and is told BUSY for it.
-    """
+def check_books(nodes: list[Node], coordinator: Coordinator) -> None:
+    """I7: what a producer says that it sent is what the broker says that it received: no credit has leaked."""
     queues = dict(_queues(nodes))
     for producer, outbox in _producers(nodes, coordinator):
         for state in outbox.brokers():
@@ -53,9 +49,8 @@ def check_books(nodes: list[Node], coordinator: Coordinator, *, was_stale: bool)
             account = queue.credits.account(producer) if queue is not None else None
             if account is None:
                 continue
-            paid_back = was_stale and account.received_bytes > state.sent_bytes
             require(
-                account.received_bytes == state.sent_bytes or paid_back,
+                account.received_bytes == state.sent_bytes,
                 "I7",
                 f"session {producer} sent {state.sent_bytes} bytes to broker {state.broker}, "
                 f"which received {account.received_bytes}",

@@ -24,11 +24,11 @@ from stages.device import HANGS
 from stages.tasks import Applied, Ran
 from stages.worker import WorkerMachine
 from zswarm.errors import INTERRUPTED, REFUSED
-from zswarm.ids import Branch, Microbatch, NackCode, Purpose, Role, Round, Stage, StatePart, Step
+from zswarm.ids import Branch, Microbatch, Purpose, Role, Round, Stage, StatePart, Step
 from zswarm.ledger import members
 from zswarm.limits import MAX_FAILED_WORKERS, MAX_FAILURES
 from zswarm.machine import Exit, Received, Send
-from zswarm.messages import Commit, Key, Nack, Prepare, Prepared, Void, Welcome, WorkerHeartbeat
+from zswarm.messages import Commit, Key, Prepare, Prepared, Void, Welcome, WorkerHeartbeat
 from zswarm.simulation.end_checks import check_books, check_drained
 from zswarm.simulation.faults import Fault
 from zswarm.simulation.history import History
@@ -68,7 +68,6 @@ class Invariants:
         self._schedule = schedule
         self._lives = lives
         self._nodes = lives.nodes
-        self._was_stale = False
         self._num_brokers = schedule.num_stages * schedule.brokers_per_stage + schedule.late_brokers
         self._bounds_bytes: dict[tuple[int, int], int] = {}
         self._unheld_since_s: dict[tuple[tuple[Branch, Step], Ticket], float] = {}
@@ -158,8 +157,6 @@ class Invariants:
                 self.history.opened(message)
             case Void():
                 self.history.replayed = True
-            case Nack() as message if message.code is NackCode.STALE:
-                self._was_stale = True
             case WorkerHeartbeat() as message if message.ready:
                 step = message.step
                 require(step <= self._settings.steps, "I3", f"{node.name} reports step {step}")
@@ -335,4 +332,4 @@ class Invariants:
             coordinator = self._coordinator
             if not self.history.left and coordinator is not None:
                 # Whoever was given up and came back has forgotten what it had been promised.
-                check_books(self._nodes, coordinator, was_stale=self._was_stale)
+                check_books(self._nodes, coordinator)

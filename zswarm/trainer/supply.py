@@ -36,7 +36,10 @@ class Supply:
         self._header = header
         self.admission = Admission(settings, first_attempt=first_attempt(settings.generation))
         self.outbox = Outbox(
-            wiring=make_wiring(settings.wiring, random), resend_s=limits.RESEND_HEARTBEATS * settings.heartbeat_s
+            wiring=make_wiring(settings.wiring, random),
+            resend_s=limits.RESEND_HEARTBEATS * settings.heartbeat_s,
+            me=TRAINER,
+            trainer=settings.generation,
         )
         self.replays = Replays(
             roster,
