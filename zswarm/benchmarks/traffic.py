@@ -20,6 +20,7 @@ import zmq
 
 from brokers.entries import first_lease
 from zswarm import ledger, limits, wire
+from zswarm.allocator import keep_freed_memory
 from zswarm.ids import (
     TRAINER,
     Attempt,
@@ -75,6 +76,8 @@ class Traffic:
 def main(text: str) -> None:
     """Do what a Traffic, as JSON, says."""
     traffic = Traffic(**json.loads(text))
+    # As the broker does. Otherwise glibc maps some of the payloads anew and others not, as it happens.
+    keep_freed_memory(one_arena=True)
     with zmq.Context() as context:
         if traffic.role == "bare":
             forward_barely(context, copy=traffic.payload_bytes < SMALL_BYTES)
