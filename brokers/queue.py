@@ -63,6 +63,7 @@ from zswarm.messages import (
 from zswarm.slots import maker
 
 make_ack, make_room, make_load, make_send = maker(Ack), maker(Room), maker(Load), maker(Send)
+make_credit = maker(Credit)
 
 
 class Queue:
@@ -160,7 +161,7 @@ class Queue:
         for producer in producers:
             link, room = self._links.get(producer), self._room(producer)
             if link is not None and room is not None:
-                sends.append(Send(peer=link, message=Credit(**self._me.header(), room=room)))
+                sends.append(make_send(peer=link, message=make_credit(**self._me.header(), room=room)))
         return sends
 
     def _room(self, producer: Session) -> Room | None:

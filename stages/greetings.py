@@ -16,6 +16,9 @@ from zswarm.ids import Address, JobStatus, Session, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Attach, Job, Ready, Result
+from zswarm.slots import maker
+
+make_attach, make_ready, make_send = maker(Attach), maker(Ready), maker(Send)
 
 
 class Greetings:
@@ -42,9 +45,9 @@ class Greetings:
 
     def greet(self) -> list[Send]:
         """Tell everybody concerned who we are."""
-        attach = Attach(**self._me.header())
+        attach = make_attach(**self._me.header())
         both = (*self._own.values(), *self._next.values())
-        return [*(Send(peer=work, message=attach) for _, work in both), *self.ready()]
+        return [*(make_send(peer=work, message=attach) for _, work in both), *self.ready()]
 
     def news(self) -> list[Send]:
         """Tell of another version, or that there is room again."""
@@ -56,13 +59,16 @@ class Greetings:
         """Tell the own brokers what we hold."""
         slots = self.slots()
         self._told_version = self._state.version
+        me, state = self._me, self._state
         return [
-            Send(
+            make_send(
                 peer=addresses[0],
-                message=Ready(
-                    **self._me.header(),
-                    branch=self._state.branch,
-                    step=self._state.step,
+                message=make_ready(
+                    run=me.run,
+                    generation=me.generation,
+                    session=me.session,
+                    branch=state.branch,
+                    step=state.step,
                     slots=slots,
                     held=self._jobs.of(broker)[: limits.MAX_LEASES_PER_WORKER],
                 ),

@@ -22,6 +22,9 @@ from zswarm.ids import Branch, Microbatch, Peer, Round, Session, Step, Version
 from zswarm.machine import Exit, Send
 from zswarm.membership import Membership
 from zswarm.messages import Abort, Chunk, ChunkAck, Commit, Load, Prepare, Prepared
+from zswarm.slots import maker
+
+make_chunk_ack, make_send = maker(ChunkAck), maker(Send)
 
 Command = Send | Task | Exit
 
@@ -140,7 +143,7 @@ class Participant:
             self._inbox = Inbox(message.round)
         if message.round != self._inbox.round or not self._inbox.put(message, load):
             return []
-        ack = ChunkAck(
+        ack = make_chunk_ack(
             **self._me.header(),
             branch=message.branch,
             step=message.step,
@@ -149,7 +152,7 @@ class Participant:
             shard=message.shard,
             chunk=message.chunk,
         )
-        commands: list[Command] = [Send(peer=peer, message=ack)]
+        commands: list[Command] = [make_send(peer=peer, message=ack)]
         if self._reduction is not None and self._reduction.round == message.round:
             commands += self._reduction.received(message.session, now)
         return commands

@@ -26,6 +26,9 @@ from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Chunk, ChunkAck, Load
 from zswarm.patience import patience
+from zswarm.slots import maker
+
+make_chunk, make_send = maker(Chunk), maker(Send)
 
 ChunkKey = tuple[ReducePhase, int, int]
 """Phase, shard, chunk."""
@@ -162,7 +165,7 @@ class Reduction:
     def _enqueue(self, peer: Session, phase: ReducePhase, shard: int, chunks: tuple[Load, ...]) -> None:
         branch, step = self._version
         for chunk, load in enumerate(chunks):
-            message = Chunk(
+            message = make_chunk(
                 **self._header,
                 branch=branch,
                 step=step,
@@ -193,7 +196,7 @@ class Reduction:
 
     def _send(self, peer: Session, transfer: Transfer) -> Send:
         address: Peer = self._addresses[peer]
-        return Send(peer=address, message=transfer.message, frames=transfer.load.frames)
+        return make_send(peer=address, message=transfer.message, frames=transfer.load.frames)
 
     def _sum_task(self) -> Sum | None:
         if self._own is None or self._is_summing:

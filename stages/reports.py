@@ -19,6 +19,9 @@ from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Failure, WorkerHeartbeat
 from zswarm.outbox import Outbox
+from zswarm.slots import maker
+
+make_heartbeat = maker(WorkerHeartbeat)
 
 
 class Reports:
@@ -57,7 +60,7 @@ class Reports:
 
     def due(self, outbox: Outbox, now: float, *, is_beat: bool) -> list[Send]:
         """Say what is to be said now."""
-        if self.is_fatal:
+        if self._fatal is not None:
             return [Send(peer=self._me.coordinator, message=self.failure())] if is_beat else []
         if is_beat:
             return [self.report(outbox, now), *self._participant.send_prepared()]
@@ -75,7 +78,7 @@ class Reports:
         me, state, work, participant = self._me, self._state, self._work, self._participant
         self._told = self._news()
         self.number += 1
-        message = WorkerHeartbeat(
+        message = make_heartbeat(
             **me.header(),
             branch=state.branch,
             step=state.step,

@@ -69,6 +69,7 @@ from zswarm.messages import (
     Commit,
     Credit,
     Fence,
+    HeartbeatAck,
     Job,
     Load,
     Member,
@@ -85,7 +86,10 @@ from zswarm.messages import (
     Welcome,
 )
 from zswarm.outbox import Outbox
+from zswarm.slots import maker
 from zswarm.wiring import Random, make_wiring
+
+make_load = maker(Load)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,32 +145,47 @@ class WorkerMachine:
 
     def next_deadline_s(self) -> float:
         """Return when something is to be repeated."""
-        parts = (self.outbox, self.participant, self.parameters)
-        times = [part.next_deadline_s() for part in parts if part is not None]
-        times.append(self.work.device.stuck_at_s(self.membership.heartbeat_s))
-        return min(self._reports.next_at_s, *(at_s for at_s in times if at_s is not None), float("inf"))
+        deadline_s, device = self._reports.next_at_s, self.work.device
+        outbox, participant, parameters = self.outbox, self.participant, self.parameters
+        if outbox is not None and (at_s := outbox.next_deadline_s()) is not None and at_s < deadline_s:
+            deadline_s = at_s
+        if (at_s := participant.next_deadline_s()) is not None and at_s < deadline_s:
+            deadline_s = at_s
+        if (at_s := parameters.next_deadline_s()) is not None and at_s < deadline_s:
+            deadline_s = at_s
+        if device.is_resetting:
+            at_s = device.stuck_at_s(self.membership.heartbeat_s)
+            if at_s is not None and at_s < deadline_s:
+                deadline_s = at_s
+        return deadline_s
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""
         self._now = now
+        device = self.work.device
         if self._reports.woke(now):
-            self.work.device.excuse(now)
+            device.excuse(now)
         commands: list[Command] = []
         if isinstance(event, Received):
             commands += self._received(event, now)
         elif isinstance(event, Leave):
             return self._leave("asked to")
         elif not isinstance(event, Tick):
-            self.work.device.answered(event, now)
+            device.answered(event, now)
             commands += self._outcome(event, now)
-        stuck_at_s = self.work.device.stuck_at_s(self.membership.heartbeat_s)
-        if stuck_at_s is not None and now >= stuck_at_s:
-            return [Exit(code=HANGS, text="the device hangs: what it is at does not end")]
+        if device.is_resetting:
+            stuck_at_s = device.stuck_at_s(self.membership.heartbeat_s)
+            if stuck_at_s is not None and now >= stuck_at_s:
+                return [Exit(code=HANGS, text="the device hangs: what it is at does not end")]
         commands += self._carry_on(now)
-        for command in commands:
-            if isinstance(command, Task):
-                self.work.device.submitted(command, now)
-        return [self._dated(command) for command in commands]
+        generation = self.membership.generation
+        for place, command in enumerate(commands):
+            if isinstance(command, Send):
+                if command.message.generation < generation:
+                    commands[place] = self._dated(command)
+            elif isinstance(command, Task):
+                device.submitted(command, now)
+        return commands
 
     def _carry_on(self, now: float) -> list[Command]:
         """Do what follows from the state and the time, whatever the event was."""
@@ -181,15 +200,15 @@ class WorkerMachine:
             commands += self._reports.due(self.outbox, now, is_beat=is_beat)
         elif is_beat:
             commands += self._register()
-        commands += self._greet(is_beat=is_beat)
-        return commands + self._begin()
+        is_able = self._is_able
+        commands += self._greet(is_beat=is_beat, is_able=is_able)
+        if is_able and not self.participant.is_applying:
+            commands += self.work.begin()
+        return commands
 
-    def _dated(self, command: Command) -> Command:
+    def _dated(self, send: Send) -> Send:
         """Let nothing go out under a generation of the trainer that has passed: nobody would listen to it."""
-        generation = self.membership.generation
-        if not isinstance(command, Send) or command.message.generation >= generation:
-            return command
-        return replace(command, message=replace(command.message, generation=generation))
+        return replace(send, message=replace(send.message, generation=self.membership.generation))
 
     # -- messages ------------------------------------------------------------------------------------
 
@@ -208,35 +227,38 @@ class WorkerMachine:
         return self._take_part(self.outbox, event, now) if self.outbox is not None else []
 
     def _take_part(self, outbox: Outbox, event: Received, now: float) -> list[Command]:
+        """Do what a message of the run asks for; those that come most often are looked for first."""
         match event.message:
+            case HeartbeatAck():
+                return []
+            case Job() as message:
+                return [*self.work.take(message, event.frames, is_able=self._is_able)] if self.is_built else []
+            case Chunk() as message:
+                load = make_load(parcel=message.parcel, frames=event.frames)
+                return self.participant.chunk(message, load, event.peer, now)
+            case ChunkAck() as message:
+                return self.participant.acknowledged(message, now)
+            case Ack() as message:
+                return [*outbox.acknowledge(message, now)]
+            case Credit() as message:
+                return [*outbox.update_room(message.session, message.room, now)]
             case View() as message:
                 return self._see(outbox, message, event.frames, now)
+            case Nack() as message:
+                return [*outbox.refuse(message, now)]
             case Restore() as message:
                 return self._restore(outbox, message, now)
             case Void() as message:
                 self.work.void(message, outbox)
                 return []
-            case Job() as message:
-                return [*self.work.take(message, event.frames, is_able=self._is_able)] if self.is_built else []
             case Revoke() as message:
                 return [*self.work.revoke(message)]
-            case Ack() as message:
-                return [*outbox.acknowledge(message, now)]
-            case Nack() as message:
-                return [*outbox.refuse(message, now)]
-            case Credit() as message:
-                return [*outbox.update_room(message.session, message.room, now)]
             case Prepare() as message:
                 return self.participant.prepare(message, now) if self._is_able else []
             case Abort() as message:
                 return self.participant.abort(message)
             case Commit() as message:
                 return self._commit(message)
-            case Chunk() as message:
-                load = Load(parcel=message.parcel, frames=event.frames)
-                return self.participant.chunk(message, load, event.peer, now)
-            case ChunkAck() as message:
-                return self.participant.acknowledged(message, now)
             case Pull() as message:
                 return [*self.parameters.pull(message, event.peer, is_applying=self.participant.is_applying)]
             case State() as message:
@@ -328,10 +350,6 @@ class WorkerMachine:
         is_idle = self.outbox is None or self.work.device.is_resetting or self._reports.is_fatal
         return self.parameters.is_ready and not is_idle
 
-    def _begin(self) -> list[Command]:
-        """Begin the next job, if one may begin."""
-        return [*self.work.begin()] if self._is_able and not self.participant.is_applying else []
-
     def _outcome(self, outcome: Outcome, now: float) -> list[Command]:
         match outcome:
             case Built():
@@ -389,12 +407,12 @@ class WorkerMachine:
         is_open = self.outbox is not None and self._is_able and self.outbox.num_waiting < limits.OUTBOX_LENGTH
         return limits.PREFETCH + self.work.device.num_unfinished if is_open else 0
 
-    def _greet(self, *, is_beat: bool) -> list[Command]:
+    def _greet(self, *, is_beat: bool, is_able: bool) -> list[Command]:
         """Tell the brokers who we are once per interval, at news, and when this worker begins to be able."""
-        was_able, self._was_able = self._was_able, self._is_able
+        was_able, self._was_able = self._was_able, is_able
         if not self.is_built or self.outbox is None or self._reports.is_fatal:
             return []
-        begins = self._was_able and not was_able
+        begins = is_able and not was_able
         return [*(self._greetings.greet() if is_beat or begins else self._greetings.news())]
 
     def _report(self) -> list[Command]:

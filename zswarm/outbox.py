@@ -107,12 +107,12 @@ class Outbox:
 
     def brokers(self) -> list[BrokerState]:
         """Return what is known of the next stage's brokers, sorted by session."""
-        return [self._brokers[broker] for broker in sorted(self._brokers)]
+        return list(self._brokers.values())
 
     def set_brokers(self, addresses: dict[Session, Address]) -> None:
         """Replace the brokers of the next stage by these (session -> work address)."""
         self._addresses = dict(addresses)
-        self._brokers = {b: self._brokers.get(b) or BrokerState(broker=b) for b in addresses}
+        self._brokers = {b: self._brokers.get(b) or BrokerState(broker=b) for b in sorted(addresses)}
         self._keep_sent(lambda entry: not isinstance(entry.message, Forward) or entry.broker in addresses)
 
     def forget_brokers(self, live: Collection[Session]) -> None:
@@ -224,7 +224,7 @@ class Outbox:
         """Repeat what has not been acknowledged in time."""
         sends: list[Send] = []
         for entry in self._sent.values():
-            if entry.peer is not None and entry.resend_at_s <= now:
+            if entry.resend_at_s <= now and entry.peer is not None:
                 entry.num_sent += 1
                 entry.resend_at_s = now + patience(self._resend_s, entry.num_sent)
                 sends.append(Send(peer=entry.peer, message=entry.message, frames=entry.frames))
@@ -251,7 +251,9 @@ class Outbox:
 
     def next_deadline_s(self) -> float | None:
         """Return when `resend_due` has something to do."""
-        return min((entry.resend_at_s for entry in self._sent.values() if entry.peer is not None), default=None)
+        if not self._sent:
+            return None
+        return min([entry.resend_at_s for entry in self._sent.values() if entry.peer is not None], default=None)
 
     def pending(self) -> Iterator[EntryKey]:
         """Yield the keys of all outputs that are wanted."""
@@ -263,6 +265,8 @@ class Outbox:
 
         One for a broker without an address is not among them: it may never come.
         """
+        if not self._waiting and not self._sent:
+            return 0
         messages: list[Parcelled] = [message for message, _ in self._waiting]
         messages += [e.message for e in self._sent.values() if e.peer is not None and not e.is_given_up]
         bitmap = 0

@@ -89,7 +89,7 @@ def test_who_has_left_is_in_no_view(roster):
     assert roster.remove(joined[0].session, 7.0) is joined[0]
     assert [member.node for member in roster.members()] == ["b"]
     assert [worker.node for worker in roster.workers()] == ["b"]
-    assert roster.of(Role.WORKER, 0) == []
+    assert roster.of(Role.WORKER, 0) == ()
     assert roster.view == before + 1
     assert (roster.lost_view, roster.lost_at_s) == (roster.view, 7.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -22,11 +22,11 @@ class EventQueue(Generic[T]):
     def put(self, time_s: float, item: T) -> None:
         """Let `item` happen at `time_s`; the past is now."""
         self._sequence += 1
-        heapq.heappush(self._heap, (max(self.now_s, time_s), self._sequence, item))
+        heappush(self._heap, (max(self.now_s, time_s), self._sequence, item))
 
     def pop(self) -> T:
         """Take the next event and advance the time to it; IndexError where nothing is left."""
-        self.now_s, _, item = heapq.heappop(self._heap)
+        self.now_s, _, item = heappop(self._heap)
         return item
 
 

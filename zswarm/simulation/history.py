@@ -14,7 +14,7 @@ from typing import Any
 
 from zswarm.ids import Branch, Round, Session, Stage, Step, Version
 from zswarm.messages import Commit, Prepare, Prepared, Welcome
-from zswarm.simulation.violation import require
+from zswarm.simulation.violation import Violation, require
 from zswarm.trainer.settings import Append
 
 MUST_BE_DURABLE = frozenset({"start", "commit", "rollback", "finish"})
@@ -50,8 +50,10 @@ class History:
         """Check a record of the event log, and take it in."""
         record = append.record
         event = record["event"]
-        require(self.finish is None or event in ("start", "checkpoint", "leave"), "I4", f"{record} comes after the end")
-        require(append.durable or event not in MUST_BE_DURABLE, "I4", f"{record} is not durable")
+        if self.finish is not None and event not in ("start", "checkpoint", "leave"):
+            raise Violation("I4", f"{record} comes after the end")
+        if not append.durable and event in MUST_BE_DURABLE:
+            raise Violation("I4", f"{record} is not durable")
         match event:
             case "start":
                 require(record["generation"] > self._generation, "I4", f"{record} after {self._generation}")
@@ -110,11 +112,9 @@ class History:
     def told(self, message: Commit, name: str) -> None:
         """Check that a commit is told only after it has been decided."""
         rounds = self.commits.get((message.branch, message.step))
-        require(
-            rounds is not None and message.round in rounds.values(),
-            "I4",
-            f"{name} tells of the commit of step {message.step}, round {message.round}, before it is durable",
-        )
+        if rounds is None or message.round not in rounds.values():
+            what = f"the commit of step {message.step}, round {message.round}"
+            raise Violation("I4", f"{name} tells of {what}, before it is durable")
 
     def opened(self, message: Prepare) -> None:
         """Note a round when it is first told of; a number that is used again is a Violation."""
@@ -125,8 +125,8 @@ class History:
             why = [self.left[session] for session in gone]
             require(not gone, "I5", f"round {message.round} is begun with {gone}, given up before: {why}")
             self._rounds[message.round] = SeenRound(participants)
-        else:
-            require(seen.participants == participants, "R5", f"round {message.round} is begun twice")
+        elif seen.participants != participants:
+            raise Violation("R5", f"round {message.round} is begun twice")
 
     def prepared(self, message: Prepared) -> None:
         """The coordinator hears that a participant has the result."""

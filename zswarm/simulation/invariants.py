@@ -38,7 +38,7 @@ from zswarm.simulation.nodes import Node
 from zswarm.simulation.reference import Reference
 from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.states import content_of
-from zswarm.simulation.violation import require
+from zswarm.simulation.violation import Violation, require
 from zswarm.trainer.coordinator import Coordinator, Phase
 from zswarm.trainer.settings import Append, EvaluationDone, Seal
 
@@ -46,6 +46,9 @@ LEAVING_HEARTBEATS = 2.5
 """How long a trainer may take to leave then, by a clock that may run slow."""
 UNHELD_HEARTBEATS = 20.0
 """How long nobody may have an unfinished microbatch while nothing goes wrong."""
+
+TELLING = frozenset({Commit, Prepare, Void, WorkerHeartbeat, Welcome})
+"""The messages in which something is to be checked."""
 
 Ticket = tuple[Purpose, Step, Microbatch]
 
@@ -150,6 +153,8 @@ class Invariants:
 
     def sent(self, node: Node, send: Send) -> None:
         """Check what a node says."""
+        if type(send.message) not in TELLING:
+            return
         match send.message:
             case Commit() as message:
                 self.history.told(message, node.name)
@@ -158,16 +163,18 @@ class Invariants:
             case Void():
                 self.history.replayed = True
             case WorkerHeartbeat() as message if message.ready:
-                step = message.step
-                require(step <= self._settings.steps, "I3", f"{node.name} reports step {step}")
-                wanted = self.reference.versions[step][message.stage]
-                require(
-                    message.parameter_digest == wanted,
-                    "I3",
-                    f"{node.name} is ready at step {step}, and has other parameters than a run without faults",
-                )
+                self._ready(node, message)
             case Welcome() as message:
                 self.history.welcomed(message)
+
+    def _ready(self, node: Node, message: WorkerHeartbeat) -> None:
+        """Check the parameters that a worker reports."""
+        step = message.step
+        if step > self._settings.steps:
+            raise Violation("I3", f"{node.name} reports step {step}")
+        if message.parameter_digest != self.reference.versions[step][message.stage]:
+            text = f"{node.name} is ready at step {step}, and has other parameters than a run without faults"
+            raise Violation("I3", text)
 
     def _applied(self, node: Node) -> None:
         """Check the parameters that an optimizer step has led to."""
@@ -204,19 +211,20 @@ class Invariants:
             for _ in range(num_layers):
                 for part in StatePart:
                     wanted = content_of(self.reference.versions[step][stage], part, layer)
-                    found = content.get((layer, part))
-                    name = f"{part.name} of layer {layer}"
-                    require(found == wanted, "I3", f"{name} in the checkpoint of step {step} is not the reference's")
+                    if content.get((layer, part)) != wanted:
+                        name = f"{part.name} of layer {layer}"
+                        raise Violation("I3", f"{name} in the checkpoint of step {step} is not the reference's")
                 layer += 1
 
     # -- every event ---------------------------------------------------------------------------------
 
     def before_event(self, node: Node, event: object) -> None:
         """Check what a node is about to hear."""
-        if isinstance(event, Applied):
+        if type(event) is Received:
+            if node.number == 0 and isinstance(event.message, Prepared):
+                self.history.prepared(event.message)
+        elif type(event) is Applied:
             self._applied(node)
-        elif node.number == 0 and isinstance(event, Received) and isinstance(event.message, Prepared):
-            self.history.prepared(event.message)
 
     def after_event(self, node: Node, event: object) -> None:
         """Check the state of the node that handled an event."""
@@ -225,8 +233,12 @@ class Invariants:
             if machine.queue is not None:
                 # A bound shrinks when producers leave; what was promised under the larger one stays promised.
                 life = (node.number, node.life)
-                bound_bytes = max(self._bounds_bytes.get(life, 0), machine.queue.credits.bound_bytes)
-                self._bounds_bytes[life] = bound_bytes
+                bound_bytes = machine.queue.credits.bound_bytes
+                known_bytes = self._bounds_bytes.setdefault(life, bound_bytes)
+                if known_bytes > bound_bytes:
+                    bound_bytes = known_bytes
+                elif known_bytes < bound_bytes:
+                    self._bounds_bytes[life] = bound_bytes
                 check_queue(node.name, machine.queue, bound_bytes)
         elif isinstance(machine, WorkerMachine):
             check_worker(node.name, machine, num_brokers=self._num_brokers)
@@ -245,10 +257,11 @@ class Invariants:
         for node, other in self._workers():
             if other is counter or other.membership.stage != mine.stage or other.membership.session not in live:
                 continue
-            if other.state.version == counter.state.version and other.membership.is_welcome:
-                both = list(members(counter.state.ledger & other.state.ledger))
-                text = f"is counted by the live sessions {mine.session} and {other.membership.session} ({node.name})"
-                require(not both, "I1", f"microbatch {both[0] if both else 0} (of {both}) {text}")
+            if other.state.version != counter.state.version or not other.membership.is_welcome:
+                continue
+            if both := list(members(counter.state.ledger & other.state.ledger)):
+                who = f"the live sessions {mine.session} and {other.membership.session} ({node.name})"
+                raise Violation("I1", f"microbatch {both[0]} (of {both}) is counted by {who}")
 
     def check_conservation(self, now_s: float) -> None:
         """I6: what has been admitted and is not finished is in the memory of somebody who will act on it.
@@ -272,8 +285,9 @@ class Invariants:
         self._unheld_since_s = {key: self._unheld_since_s.get(key, now_s) for key in unheld}
         patience_s = 0.0 if is_strict else UNHELD_HEARTBEATS * schedule.heartbeat_s
         for (_, (purpose, step, microbatch)), at_s in self._unheld_since_s.items():
-            what = f"{purpose.name} microbatch {microbatch} of step {step}"
-            require(now_s - at_s < patience_s, "I6", f"{what} is held by nobody since {at_s:.2f} s")
+            if now_s - at_s >= patience_s:
+                what = f"{purpose.name} microbatch {microbatch} of step {step}"
+                raise Violation("I6", f"{what} is held by nobody since {at_s:.2f} s")
 
     def _held(self, coordinator: Coordinator) -> set[Ticket]:
         held = {_ticket(key) for _, key in coordinator.outbox.pending()}

@@ -89,11 +89,9 @@ def _fenced_still_counts() -> Patches:
     original: Method = Roster.remove
 
     def remove(self: Roster, session: Session, now: float) -> Record:
-        record = self.records[session]
-        place = self._places[record.role, record.stage]
-        original(self, session, now)
+        record: Record = original(self, session, now)
         if record.role is Role.WORKER:
-            place[session] = record
+            self._places[record.role, record.stage] = (*self.of(record.role, record.stage), record)
         return record
 
     return {(Roster, "remove"): remove}

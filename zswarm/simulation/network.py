@@ -12,7 +12,9 @@ connections between two nodes, and `blocked` holds the pairs of nodes of which t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, log
 from random import Random
 from typing import NamedTuple
@@ -69,6 +71,10 @@ class Delivery(NamedTuple):
     time_s: float
     receiver: int
     peer: Peer
+
+
+make_delivery: Callable[[tuple[float, int, Peer]], Delivery] = partial(tuple.__new__, Delivery)
+"""Makes a delivery of its fields in half the time."""
 
 
 class Network:
@@ -137,7 +143,7 @@ class Network:
             delay_s = delay_s * weather.payload_factor + way.busy_until_s - now_s
         delay_s += waits_s
         if now_s >= weather.fair_from_s or weather.is_fair:
-            return [Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as)]
+            return [make_delivery((self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as))]
         point = random()
         if point < weather.loss:
             self.counters["lost"] += 1
@@ -145,7 +151,7 @@ class Network:
         if random() < weather.straggling:
             self.counters["straggling"] += 1
             delay_s += random() * weather.straggle_s
-        deliveries = [Delivery(self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as)]
+        deliveries = [make_delivery((self._arrival_s(way, now_s + delay_s), way.receiver, way.seen_as))]
         if point < weather.loss + weather.duplication:
             self.counters["duplicated"] += 1
             again_s = random() * weather.straggle_s if random() < 0.5 else -way.latency_s * log(1.0 - random())
@@ -157,7 +163,8 @@ class Network:
             if self.weather.in_order:
                 return way.free_at_s
             self.counters["reordered"] += 1
-        way.free_at_s = max(way.free_at_s, time_s)
+        else:
+            way.free_at_s = time_s
         return time_s
 
     def _dial(self, sender: int, address: Address) -> Direction | None:

@@ -33,7 +33,7 @@ def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
         raise Violation("I7", f"{name} reserves {credits.reserved_bytes}, its entries take {reserved} bytes")
     promised = 0
     for producer, account in credits.accounts.items():
-        credit_bytes = account.credit_bytes
+        credit_bytes = account.granted_bytes - account.received_bytes
         promised += credit_bytes
         if credit_bytes < 0:
             raise Violation("I7", f"{name}: session {producer} has {credit_bytes} bytes of credit")
@@ -43,6 +43,8 @@ def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
             f"{name} holds {held}, reserves {reserved}, keeps {kept} and promises 2 * {promised} of {bound_bytes} bytes",
         )
     for worker in queue.workers.values():
+        if not worker.leases:
+            continue
         num_leased -= len(worker.leases)
         if len(worker.leases) > limits.PREFETCH + limits.MAX_UNFINISHED:
             raise Violation("I7", f"{name} leases {len(worker.leases)} jobs to session {worker.session}")
@@ -63,7 +65,7 @@ def check_worker(name: str, machine: WorkerMachine, *, num_brokers: int) -> None
     if outbox is None:
         return
     for state in outbox.brokers():
-        if state.credit_bytes < 0:
+        if state.granted_bytes < state.sent_bytes:
             raise Violation("I7", f"{name} owes broker {state.broker} {-state.credit_bytes} bytes")
     num_held, num_waiting = len(machine.jobs.held), outbox.num_waiting
     if num_held > 1 or num_waiting > 1:

@@ -8,7 +8,7 @@ from stages import tasks
 from zswarm.ids import Round, Stage
 from zswarm.messages import Load
 from zswarm.simulation.symbols import Contribution, Part, Share, fingerprint, is_finite, load, square_norm
-from zswarm.simulation.violation import require
+from zswarm.simulation.violation import Violation, require
 
 PART_BYTES = 64
 
@@ -86,16 +86,13 @@ class Rounds:
         """Return the shares that the chunks of one shard hold, after checking that they belong together."""
         parts = [chunk.frames[0] for chunk in chunks]
         expected = self._num_chunks(shard, num_shards)
-        require(
-            len(parts) == expected
-            and all(
-                isinstance(part, Part)
-                and part[:5] == (round_, shard, num_shards, place, expected)
-                and part.shares == parts[0].shares
-                for place, part in enumerate(parts)
-            ),
-            "I3",
-            f"shard {shard} of {num_shards} of round {round_} was put together from {parts}",
-        )
+        if len(parts) != expected or not all(
+            isinstance(part, Part)
+            and part[:5] == (round_, shard, num_shards, place, expected)
+            and part.shares == parts[0].shares
+            for place, part in enumerate(parts)
+        ):
+            text = f"shard {shard} of {num_shards} of round {round_} was put together from {parts}"
+            raise Violation("I3", text)
         shares: tuple[Share, ...] = parts[0].shares
         return shares

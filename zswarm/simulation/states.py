@@ -7,7 +7,7 @@ import struct
 from stages import tasks
 from zswarm.ids import StatePart
 from zswarm.messages import Load, Parcel
-from zswarm.simulation.violation import require
+from zswarm.simulation.violation import Violation, require
 
 STATE_BYTES = 40
 STATE_RANGE_BYTES = 16
@@ -22,11 +22,11 @@ def content_of(version: int, part: StatePart, layer: int) -> bytes:
 
 def version_of(content: bytes, part: StatePart, layer: int) -> int:
     """Return the version that a file is of; Violation if it is of several, or of another part or layer."""
-    require(len(content) == STATE_BYTES, "I3", f"{part.name} of layer {layer} has {len(content)} bytes")
+    if len(content) != STATE_BYTES:
+        raise Violation("I3", f"{part.name} of layer {layer} has {len(content)} bytes")
     version = int(_HEAD.unpack_from(content)[0])
-    require(
-        content == content_of(version, part, layer), "I3", f"{part.name} of layer {layer} is a mixture: {content!r}"
-    )
+    if content != content_of(version, part, layer):
+        raise Violation("I3", f"{part.name} of layer {layer} is a mixture: {content!r}")
     return version
 
 
@@ -47,11 +47,9 @@ class Imports:
         """Keep a range; Violation if it leaves a gap or overlaps."""
         file = (task.part, task.layer)
         before = self._files.get(file, b"") if task.offset_bytes else b""
-        require(
-            len(before) == task.offset_bytes,
-            "I3",
-            f"{task.part.name} of layer {task.layer} is imported from {task.offset_bytes} on after {len(before)} bytes",
-        )
+        if len(before) != task.offset_bytes:
+            file_name = f"{task.part.name} of layer {task.layer}"
+            raise Violation("I3", f"{file_name} is imported from {task.offset_bytes} on after {len(before)} bytes")
         (content,) = task.load.frames
         self._files[file] = before + content
 

@@ -23,13 +23,14 @@ from zswarm.simulation.faults import Strike
 from zswarm.simulation.invariants import Invariants
 from zswarm.simulation.lives import Item, Lives, is_from_thread
 from zswarm.simulation.network import Network
-from zswarm.simulation.nodes import WAKE, FromThread, Node, Rest, TaskEnded, Wake
+from zswarm.simulation.nodes import NOBODY, WAKE, FromThread, Node, Rest, TaskEnded, Wake
 from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.strikes import Strikes
 from zswarm.simulation.symbols import Activation, load
 from zswarm.simulation.trace import Trace
 from zswarm.simulation.violation import Violation, require
 from zswarm.simulation.wire_check import check_wire
+from zswarm.slots import maker
 from zswarm.trainer.coordinator import Coordinator
 from zswarm.trainer.settings import (
     Append,
@@ -57,6 +58,8 @@ RESTART_S = 1.0
 """How soon a process that has failed is started again."""
 UNREACHABLE_S = 0.02
 """How soon a sender learns that the connection behind a link is gone (measured)."""
+
+make_received = maker(Received)
 
 
 class Swarm:
@@ -103,8 +106,9 @@ class Swarm:
 
     def run(self) -> None:
         """Run to the end of the training and, where the schedule says so, until the swarm is empty."""
+        pop = self._queue.pop
         while not self._is_over():
-            node, life, event = self._queue.pop()
+            node, life, event = pop()
             if node is None:
                 event()
             elif node.life == life and node.exit is None:
@@ -117,8 +121,8 @@ class Swarm:
             self.invariants.at_end(drained=self._drains_until_s is not None)
 
     def _is_over(self) -> bool:
-        now_s = self._queue.now_s
-        if self._trainer.exit is not None or (not self._trainer.is_up and self.disk.is_finished):
+        now_s, trainer = self._queue.now_s, self.nodes[0]
+        if trainer.exit is not None or (trainer.machine is NOBODY and self.disk.is_finished):
             return self._drains_until_s is None or now_s >= self._drains_until_s
         if now_s > self._ends_at_s or self.num_events > MOST_EVENTS:
             step = self.invariants.history.step
@@ -136,6 +140,10 @@ class Swarm:
         now_s = self._queue.now_s
         if node.frozen_at_s is not None:
             node.held.append((now_s, event))
+        elif type(event) is Received:
+            # What comes most often is looked for first.
+            if not (self.strikes.armed and self.strikes.on_event(node, event, now_s)):
+                self._handle(node, event, node.clock.local_s(now_s))
         elif isinstance(event, Wake):
             self._wake(node)
         elif node.thread is not None and node.thread.hangs and is_from_thread(event):
@@ -145,7 +153,7 @@ class Swarm:
             self._put_from_thread(node, node.thread.ended())
         elif isinstance(event, Rest):
             self._go_on(node, event)
-        elif not (self.strikes.armed and self.strikes.on_event(node, event, now_s)):
+        else:
             self._handle(node, event, node.clock.local_s(now_s))
 
     def _wake(self, node: Node) -> None:
@@ -161,11 +169,11 @@ class Swarm:
 
     def _handle(self, node: Node, event: Any, local_s: float) -> None:
         self.num_events += 1
-        life = node.life
+        life, invariants = node.life, self.invariants
         self.trace.record_event(self._queue.now_s, node.number, node.name, event)
-        if isinstance(event, Sealed):
+        if type(event) is Sealed:
             self.disk.finish_sealing(event)
-        self.invariants.before_event(node, event)
+        invariants.before_event(node, event)
         try:
             commands = node.machine.handle(event, local_s)
         except Violation:
@@ -178,9 +186,10 @@ class Swarm:
             self._strike_amid(node, commands[struck[0] :], struck[1])
         if node.life != life:
             return
-        self.invariants.after_event(node, event)
-        self._sample(node, samples)
-        if isinstance(event, Tick) and not commands:
+        invariants.after_event(node, event)
+        if samples:
+            self._sample(node, samples)
+        if not commands and type(event) is Tick:
             self._idle(node)
         self._schedule_wake(node)
 
@@ -216,7 +225,8 @@ class Swarm:
         if deadline_s is None or deadline_s == float("inf"):
             return
         wake_at_s = node.clock.true_s(deadline_s)
-        wake_at_s = max(wake_at_s, self._queue.now_s)
+        now_s = self._queue.now_s
+        wake_at_s = max(wake_at_s, now_s)
         if node.wake_at_s is None or wake_at_s < node.wake_at_s:
             node.wake_at_s = wake_at_s
             self._queue.put(wake_at_s, (node, node.life, WAKE))
@@ -226,8 +236,10 @@ class Swarm:
     def _obey(self, node: Node, commands: list[Any]) -> list[Sample]:
         """Carry out a node's commands, but for the samples that it wants, which are returned."""
         samples = []
+        is_kept = self.trace.is_kept
         for command in commands:
-            self.trace.record_command(self._queue.now_s, node.name, command)
+            if is_kept:
+                self.trace.record_command(self._queue.now_s, node.name, command)
             if type(command) is Send:
                 self._send(node, command)
             elif isinstance(command, Sample):
@@ -264,19 +276,19 @@ class Swarm:
                 self._submit(node, command)
 
     def _send(self, node: Node, send: Send) -> None:
-        message = send.message
-        self.census.count_send(node.number, send)
+        message, frames, number = send.message, send.frames, node.number
+        now_s, put = self._queue.now_s, self._queue.put
+        self.census.count_send(number, send)
         self.invariants.sent(node, send)
         if self.census.num_messages % self.schedule.codec_one_in == 0:
-            check_wire(message, send.frames)
+            check_wire(message, frames)
         if self.schedule.drains and isinstance(message, Stop):
             return
-        for delivery in self.network.send(node.number, send.peer, self.now_s, has_payload=bool(send.frames)):
-            event = Received(peer=delivery.peer, message=message, frames=send.frames)
-            receiver = self.nodes[delivery.receiver]
-            self._queue.put(delivery.time_s, (receiver, receiver.life, event))
-        if node.number == 0 and self.network.is_gone(send.peer):
-            self._queue.put(self.now_s + UNREACHABLE_S, (node, node.life, Unreachable(peer=send.peer)))
+        for time_s, receiver_number, peer in self.network.send(number, send.peer, now_s, has_payload=bool(frames)):
+            receiver = self.nodes[receiver_number]
+            put(time_s, (receiver, receiver.life, make_received(peer=peer, message=message, frames=frames)))
+        if number == 0 and self.network.is_gone(send.peer):
+            put(now_s + UNREACHABLE_S, (node, node.life, Unreachable(peer=send.peer)))
 
     def _sampled(self, sample: Sample) -> Sampled:
         symbol = Activation(sample.purpose, sample.step, sample.microbatch, ())

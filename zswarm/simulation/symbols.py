@@ -8,10 +8,14 @@ last stage first.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import NamedTuple
 
 from zswarm.ids import Purpose, Round, Stage, Step
 from zswarm.messages import Load, Parcel, TensorSpec
+from zswarm.slots import maker
+
+make_load = maker(Load)
 
 NOT_FINITE_ONE_IN = 31
 """How rare a gradient that is not finite is, where a schedule has any."""
@@ -69,8 +73,13 @@ def fingerprint(*parts: object) -> int:
 
 def load(symbol: object, size_bytes: int) -> Load:
     """Wrap a symbol as a payload of one frame that claims to have `size_bytes`."""
+    return make_load(parcel=_parcel(size_bytes), frames=(symbol,))
+
+
+@lru_cache(maxsize=64)
+def _parcel(size_bytes: int) -> Parcel:
     spec = TensorSpec(codec="none", dtype="uint8", shape=(size_bytes,), size_bytes=size_bytes)
-    return Load(parcel=Parcel(tensors=(spec,), size_bytes=size_bytes, crc=0), frames=(symbol,))
+    return Parcel(tensors=(spec,), size_bytes=size_bytes, crc=0)
 
 
 def initial_version(seed: int, stage: Stage) -> int:
@@ -78,8 +87,12 @@ def initial_version(seed: int, stage: Stage) -> int:
     return fingerprint("fresh", seed, stage)
 
 
+@lru_cache(maxsize=1024, typed=True)
 def next_version(version: int, contributions: tuple[Contribution, ...], scale: float, lr: float, *, apply: bool) -> int:
-    """Return the version after an optimizer step with the gradient that these (sorted) contributions sum to."""
+    """Return the version after an optimizer step with the gradient that these (sorted) contributions sum to.
+
+    The replicas of a stage take the same steps, as the reference does: few are worked out anew.
+    """
     if not apply:
         return fingerprint("skipped", version)
     return fingerprint("stepped", version, contributions, scale, lr)

@@ -23,6 +23,8 @@ _SHOWN_ELSEWHERE = frozenset({"run", "generation", "branch"})
 
 Listener = Callable[[str], None]
 """Is told what happens, a line each."""
+Numbers = Callable[[Any], tuple[int, int]]
+"""Gives the numbers that identify a message."""
 
 
 class Happening(NamedTuple):
@@ -40,30 +42,27 @@ class Trace:
     def __init__(self, *, length: int = 0, listener: Listener | None = None) -> None:
         self.last: deque[Happening] = deque(maxlen=length)
         self._listener = listener
-        self._is_kept = length > 0 or listener is not None
+        self.is_kept = length > 0 or listener is not None
+        """Does anybody want to know more than the digest?"""
         self._digest = hashlib.blake2b(digest_size=16)
-        self._kinds: dict[type, int] = {}
+        self._kinds: dict[type, tuple[int, Numbers | None]] = {}
+        """Of what kinds the events were, in the order of their first one, and what identifies one of a kind."""
 
     def record_event(self, time_s: float, number: int, node: str, event: object) -> None:
         """Note that a node is about to handle an event."""
-        if self._is_kept:
+        if self.is_kept:
             self._keep(Happening(time_s, node, is_event=True, what=event))
         subject = event.message if type(event) is Received else event
-        kind = self._kinds.get(type(subject))
-        if kind is None:
-            kind = self._kinds[type(subject)] = len(self._kinds)
-        first = second = -1
-        if isinstance(subject, StepMessage):
-            first = subject.step
-            if isinstance(subject, MicrobatchMessage):
-                second = subject.microbatch
-            elif type(subject) is Chunk:
-                second = subject.chunk + 64 * subject.shard
+        known = self._kinds.get(type(subject))
+        if known is None:
+            known = self._kinds[type(subject)] = (len(self._kinds), _numbers_of(type(subject)))
+        kind, numbers = known
+        first, second = (-1, -1) if numbers is None else numbers(subject)
         self._digest.update(_PACKED.pack(time_s, number, kind, first, second))
 
     def record_command(self, time_s: float, node: str, command: object) -> None:
         """Note a command that the event led to; what it does shows in the events to come."""
-        if self._is_kept:
+        if self.is_kept:
             self._keep(Happening(time_s, node, is_event=False, what=command))
 
     def _keep(self, happening: Happening) -> None:
@@ -83,6 +82,16 @@ class Trace:
             if not mentions or any(_field(happening.what, name) == value for name, value in mentions.items()):
                 lines.append(describe(happening))
         return list(lines)
+
+
+def _numbers_of(kind: type) -> Numbers | None:
+    if issubclass(kind, MicrobatchMessage):
+        return lambda message: (message.step, message.microbatch)
+    if issubclass(kind, Chunk):
+        return lambda message: (message.step, message.chunk + 64 * message.shard)
+    if issubclass(kind, StepMessage):
+        return lambda message: (message.step, -1)
+    return None
 
 
 def _field(what: object, name: str) -> object:

@@ -22,17 +22,20 @@ def check_wire(message: Message, frames: tuple[Any, ...]) -> None:
         decoded = decode_untrusted(encode(message, payload)).message
     except ZswarmError as error:
         raise Violation("wire", f"the codec refuses {message}: {error}") from error
-    require(decoded == message, "wire", f"{message} arrives as {decoded}")
+    if decoded != message:
+        raise Violation("wire", f"{message} arrives as {decoded}")
 
 
 def _payload(message: Message, frames: tuple[Any, ...]) -> list[bytes]:
     if isinstance(message, View):
         packed = pack_members(frames)
-        require(unpack_members_untrusted(packed) == frames, "wire", f"the members of {message} change on the way")
+        if unpack_members_untrusted(packed) != frames:
+            raise Violation("wire", f"the members of {message} change on the way")
         return [packed] if message.size_bytes else []
     if isinstance(message, Welcome):
         return [bytes(frame) for frame in frames]
     parcels = payload_parcels(message)
-    require(len(frames) == sum(parcel.num_frames for parcel in parcels), "wire", f"{message} with {len(frames)} frames")
+    if len(frames) != sum(parcel.num_frames for parcel in parcels):
+        raise Violation("wire", f"{message} with {len(frames)} frames")
     require(all(p.size_bytes <= limits.MAX_FRAME_BYTES for p in parcels), "wire", "a symbol takes one frame")
     return [bytes(parcel.size_bytes) for parcel in parcels]

@@ -75,6 +75,7 @@ class Committer:
         self._header = header
         self.branch, self.step = Branch(0), Step(0)
         self._full = ledger.full(settings.num_microbatches)
+        self._stages = [Stage(index) for index in range(settings.num_stages)]
         self._rounds: dict[Stage, OpenRound] = {}
         self._num_rounds = 0
         self._commits: dict[Stage, Commit] = {}
@@ -111,11 +112,16 @@ class Committer:
         """What a worker that has applied every commit holds."""
         return (self.branch, self.step)
 
+    @property
+    def is_reducing(self) -> bool:
+        """Has every stage a round?"""
+        return len(self._rounds) == len(self._stages)
+
     def owned(self, stage: Stage) -> int:
         """Return the bitmap of microbatches that some worker of the stage has counted in this step."""
-        union = 0
+        union, version = 0, self.version
         for worker in self._roster.of(Role.WORKER, stage):
-            if worker.is_ready and worker.version == self.version:
+            if worker.is_ready and worker.version == version:
                 union |= worker.ledger
         return union
 
@@ -135,17 +141,19 @@ class Committer:
 
     def is_conflict(self, worker: Record) -> bool:
         """Has a worker counted what another one has counted too? A bug, if it ever has."""
-        return worker.version == self.version and any(
+        version = self.version
+        if worker.version != version or not worker.ledger:
+            return False
+        return any(
             other.ledger & worker.ledger
             for other in self._roster.of(Role.WORKER, worker.stage)
-            if other is not worker and other.version == self.version
+            if other is not worker and other.version == version
         )
 
     def consider(self) -> list[Send | Append]:
         """Open the rounds of stages that have counted everything."""
         commands: list[Send | Append] = []
-        for index in range(self._settings.num_stages):
-            stage = Stage(index)
+        for stage in self._stages:
             if stage not in self._rounds and self.owned(stage) == self._full:
                 commands += self._open(stage)
         return commands
@@ -252,9 +260,10 @@ class Committer:
 
         With `with_snapshot` one live participant of each stage is asked to keep a copy of the new state.
         """
-        rounds = [self._rounds.get(Stage(stage)) for stage in range(self._settings.num_stages)]
-        ready = [opened for opened in rounds if opened is not None and opened.is_prepared]
-        if len(ready) < len(rounds):
+        if not self.is_reducing:
+            return None
+        ready = [opened for stage in self._stages if (opened := self._rounds[stage]).is_prepared]
+        if len(ready) < len(self._stages):
             return None
         decision = self._decision(ready)
         self._commits = {opened.stage: self._commit(opened, decision) for opened in ready}

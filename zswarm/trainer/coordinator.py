@@ -151,9 +151,9 @@ class Coordinator:
         """Return when something is to be repeated."""
         if self._exit is not None:
             return min(self._beat_at_s, self._close_at_s)
+        deadline_s = min(self._beat_at_s, self.judge.next_deadline_s())
         resend_at_s = self.outbox.next_deadline_s()
-        resend_at_s = float("inf") if resend_at_s is None else resend_at_s
-        return min(self._beat_at_s, self.judge.next_deadline_s(), resend_at_s)
+        return deadline_s if resend_at_s is None else min(deadline_s, resend_at_s)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""
@@ -343,7 +343,7 @@ class Coordinator:
     # -- steps ---------------------------------------------------------------------------------------
 
     def _commit(self) -> list[Command]:
-        if not self.admission.is_evaluated(self.committer.step):
+        if not self.committer.is_reducing or not self.admission.is_evaluated(self.committer.step):
             return []
         decided = self.committer.decide(with_snapshot=self.archive.is_due(Step(self.committer.step + 1)))
         if decided is None:

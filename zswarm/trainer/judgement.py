@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from math import inf
 
 from zswarm import limits
 from zswarm.ids import Role, Session, Stage
@@ -28,34 +29,37 @@ class Judge:
         self._roster = roster
         self._num_stages = num_stages
         self._heartbeat_s = heartbeat_s
+        self._never_stuck_s = min(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_FIRST_S)
+        """Whoever has been busy for no longer is not stuck, however long jobs take."""
+        self._places = [(role, Stage(index)) for role in Role for index in range(num_stages)]
         self._accusations_after_s = float("-inf")
         """Reports that are older than this blame somebody for whom another has been given up."""
         self._lacking_since_s: dict[tuple[Role, Stage], float] = {}
 
     def next_deadline_s(self) -> float:
         """Return when a lost connection becomes a verdict; everything else is looked at with every heartbeat."""
-        gone = (r.gone_at_s for r in self._roster.records.values() if r.gone_at_s is not None)
-        return min(gone, default=float("inf")) + limits.GONE_HEARTBEATS * self._heartbeat_s
+        gone = [r.gone_at_s for r in self._roster.records.values() if r.gone_at_s is not None]
+        return min(gone) + limits.GONE_HEARTBEATS * self._heartbeat_s if gone else inf
 
     def verdicts(self, now: float) -> Iterator[tuple[Session, str]]:
         """Yield who is to be given up now."""
+        silence_s = limits.SILENCE_HEARTBEATS * self._heartbeat_s
         for record in list(self._roster.records.values()):
-            reason = self._silent(record, now) or self._gone(record, now) or self._stuck(record)
-            if reason:
+            silent_s = now - record.heard_at_s
+            if silent_s > silence_s:
+                yield record.session, f"silent for {silent_s:.1f} s"
+            elif record.gone_at_s is not None and now >= record.gone_at_s + limits.GONE_HEARTBEATS * self._heartbeat_s:
+                yield record.session, "its connection was lost"
+            elif record.busy_s > self._never_stuck_s and (reason := self._stuck(record)):
                 yield record.session, reason
         if (cut_off := self._cut_off(now)) is not None:
             yield cut_off
+        roster, lacking = self._roster, self._lacking_since_s
+        if not lacking and all(roster.of(role, stage) for role, stage in self._places):
+            return
         for role in Role:
             if (needed := self._needed_elsewhere(role, now)) is not None:
                 yield needed
-
-    def _silent(self, record: Record, now: float) -> str:
-        silent_s = now - record.heard_at_s
-        return f"silent for {silent_s:.1f} s" if silent_s > limits.SILENCE_HEARTBEATS * self._heartbeat_s else ""
-
-    def _gone(self, record: Record, now: float) -> str:
-        is_gone = record.gone_at_s is not None and now >= record.gone_at_s + limits.GONE_HEARTBEATS * self._heartbeat_s
-        return "its connection was lost" if is_gone else ""
 
     def _stuck(self, record: Record) -> str:
         if record.role is not Role.WORKER:
@@ -74,7 +78,7 @@ class Judge:
         pairs = [
             (accuser, records[accused])
             for accuser in records.values()
-            if accuser.reported_at_s > self._accusations_after_s
+            if accuser.accused and accuser.reported_at_s > self._accusations_after_s
             for accused in accuser.accused
             if accused in records
         ]

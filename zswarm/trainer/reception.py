@@ -12,9 +12,12 @@ from zswarm.ids import Peer, RejectCode, Role
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import HeartbeatAck, Register, Reject, View, Welcome
+from zswarm.slots import maker
 from zswarm.trainer.commit import Committer
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import CoordinatorSettings
+
+make_send, make_view, make_heartbeat_ack = maker(Send), maker(View), maker(HeartbeatAck)
 
 
 class Reception:
@@ -69,7 +72,7 @@ class Reception:
 
     def ping(self, record: Record) -> Send:
         """Say that we are there; if the connection is lost, this is how it shows."""
-        return Send(peer=record.peer, message=HeartbeatAck(**self._header, view=self._roster.view))
+        return make_send(peer=record.peer, message=make_heartbeat_ack(**self._header, view=self._roster.view))
 
     def pings(self) -> list[Send]:
         """Say so to everybody who has spoken to this generation."""
@@ -77,14 +80,14 @@ class Reception:
 
     def view(self, record: Record) -> Send:
         """Tell somebody who is in the swarm."""
-        message = View(
+        message = make_view(
             **self._header,
             branch=self._committer.branch,
             step=self._committer.step,
             view=self._roster.view,
             size_bytes=0,
         )
-        return Send(peer=record.peer, message=message, frames=self._roster.members())
+        return make_send(peer=record.peer, message=message, frames=self._roster.members())
 
     def views(self) -> list[Send]:
         """Tell everybody who has spoken to this generation."""

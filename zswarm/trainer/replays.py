@@ -117,12 +117,13 @@ class Replays:
         return self.repeat()
 
     def _seen(self) -> int:
-        branch, step = self._version
+        branch, step = version = self._version
+        before = (branch, step - 1)
         seen = 0
         for record in self._roster.records.values():
-            if record.version == self._version:
+            if record.version == version:
                 seen |= record.pending
-            elif record.version == (branch, step - 1):
+            elif record.version == before:
                 seen |= record.ahead
         return seen
 

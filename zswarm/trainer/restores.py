@@ -41,7 +41,7 @@ class Restorer:
         version = self._committer.version
         sends = []
         for worker in self._roster.workers():
-            if not self._needs_state(worker):
+            if (worker.is_ready and worker.version == version) or not self._needs_state(worker):
                 self._orders.pop(worker.session, None)
                 continue
             donor = self._donor(worker, version, checkpoint_step)
@@ -97,7 +97,7 @@ class Restorer:
         for index in range(self._committer.num_stages):
             stage = Stage(index)
             workers = self._roster.of(Role.WORKER, stage)
-            if any(self._holds(w) or self._committer.awaits_commit(w) or w.is_silent for w in workers):
+            if any(self._holds(w) or w.is_silent or self._committer.awaits_commit(w) for w in workers):
                 self._empty_since_s.pop(stage, None)
                 self._was_held.add(stage)
                 continue

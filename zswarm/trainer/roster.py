@@ -87,7 +87,7 @@ class Roster:
         self._by_node: dict[NodeId, Session] = {}
         self._ended: dict[NodeId, deque[int]] = {}
         """The nonces of lives that have ended; the node of which one has ended last comes last."""
-        self._places: dict[tuple[Role, Stage], dict[Session, Record]] = {}
+        self._places: dict[tuple[Role, Stage], tuple[Record, ...]] = {}
         self.records: dict[Session, Record] = {}
         self.view = 1
         self.lost_view = 0
@@ -143,7 +143,7 @@ class Roster:
     def _add(self, record: Record) -> None:
         self.records[record.session] = record
         self._by_node[record.node] = record.session
-        self._places.setdefault((record.role, record.stage), {})[record.session] = record
+        self._places[record.role, record.stage] = (*self.of(record.role, record.stage), record)
         self.num_workers += record.role is Role.WORKER
         self.view += 1
 
@@ -165,7 +165,8 @@ class Roster:
         """Take a process out of the swarm for good."""
         record = self.records.pop(session)
         del self._by_node[record.node]
-        del self._places[record.role, record.stage][session]
+        others = tuple(other for other in self.of(record.role, record.stage) if other is not record)
+        self._places[record.role, record.stage] = others
         self._note_end(record)
         self._departed_bytes += record.sent_bytes
         self.view += 1
@@ -201,13 +202,18 @@ class Roster:
         least = len(self.of(role, self._emptiest_stage(role)))
         return least >= limits.MAX_PARTICIPANTS or len(self.records) >= limits.MAX_MEMBERS
 
-    def of(self, role: Role, stage: Stage) -> list[Record]:
+    def of(self, role: Role, stage: Stage) -> tuple[Record, ...]:
         """Return the processes of a role in a stage, sorted by session."""
-        return list(self._places.get((role, stage), {}).values())
+        return self._places.get((role, stage), ())
 
     def workers(self) -> Iterator[Record]:
         """Yield all workers, sorted by session."""
         return (r for r in self.records.values() if r.role is Role.WORKER)
+
+    @property
+    def num_live_workers(self) -> int:
+        """Workers that are in the swarm."""
+        return sum(len(records) for (role, _), records in self._places.items() if role is Role.WORKER)
 
     def has(self, *, workers: int, brokers: int) -> bool:
         """Are there that many workers for each stage, ready to compute, and brokers, and no stage without either?

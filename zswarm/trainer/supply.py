@@ -78,7 +78,7 @@ class Supply:
         return [*admission.admit(step=step, window=self._window(), now=now, is_ahead=has_room)]
 
     def _window(self) -> int:
-        return self._settings.window or limits.PREFETCH * max(1, sum(1 for _ in self._roster.workers()))
+        return self._settings.window or limits.PREFETCH * max(1, self._roster.num_live_workers)
 
     def look(self, now: float) -> list[Command]:
         """Void what nobody has any more."""
