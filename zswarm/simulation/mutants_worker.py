@@ -104,7 +104,7 @@ def _void_answered_in_a_job() -> Patches:
     original: Method = Voids.settle
 
     def settle(self: Voids, _: Any) -> None:
-        original(self, None)
+        original(self, ())
 
     return {(Voids, "settle"): settle}
 
