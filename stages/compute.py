@@ -104,13 +104,14 @@ class Compute:
 
     def _perform(self, task: Task) -> Iterator[Outcome]:
         if not isinstance(task, (Run, Reset)):
-            while self.has_unfinished:
-                yield from self.go_on()
+            yield from self._finish()
         match task:
             case Build():
                 yield self._build(task)
             case Run():
                 yield from self._stage.passes.run(task)
+                if self._stage.passes.is_urgent:
+                    yield from self._finish()
             case Snapshot():
                 yield self._snapshot(task)
             case Sum():
@@ -133,6 +134,11 @@ class Compute:
                 yield self._adopt()
             case _:
                 assert_never(task)
+
+    def _finish(self) -> Iterator[Outcome]:
+        """Do all that is unfinished; a part that fails is its own job's failure."""
+        while self.has_unfinished:
+            yield from self.go_on()
 
     @property
     def _stage(self) -> _Built:

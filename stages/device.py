@@ -23,13 +23,18 @@ from collections.abc import Iterator
 from stages.jobs import HeldJob
 from stages.tasks import Discard, Emitted, Import, Outcome, Ran, Reset, Run, Task, WasReset
 from zswarm import limits
-from zswarm.ids import Lease
+from zswarm.ids import Lease, Session, Stage
 from zswarm.messages import Key
 
 HANGS = 70
 """Exit code of a worker whose device does not answer, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
 NEWEST_SHARE = 0.1
 """Weight of the newest job in the moving average of job times."""
+
+
+def most_unfinished(stage: Stage) -> int:
+    """Return how many jobs of a stage may be unfinished: one more than the stages that its dx has yet to pass."""
+    return min(stage + 1, limits.MAX_UNFINISHED)
 
 
 class Device:
@@ -52,15 +57,14 @@ class Device:
         self._since_s = 0.0
         """When what is in work began."""
 
-    def is_free(self, most_unfinished: int) -> bool:
+    def is_free(self, most: int) -> bool:
         """May a job begin, if so many may be unfinished with it?"""
-        is_occupied = len(self._running) > len(self._unfinished) or len(self._running) >= most_unfinished
+        is_occupied = len(self._running) > len(self._unfinished) or len(self._running) >= most
         return not (is_occupied or self.is_resetting)
 
-    @property
-    def num_unfinished(self) -> int:
-        """Jobs of which only the dx is out."""
-        return len(self._unfinished)
+    def num_unfinished(self, broker: Session) -> int:
+        """Return of how many of a broker's jobs only the dx is out."""
+        return sum(self._running[lease].job.session == broker for lease in self._unfinished)
 
     def running_keys(self) -> Iterator[Key]:
         """Yield what is being worked on and may still be counted."""

@@ -7,7 +7,7 @@ when one of these changes to the better. Results go to the broker that has lease
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from stages.jobs import Jobs
 from stages.participant import StepState
@@ -22,58 +22,59 @@ make_attach, make_ready, make_send = maker(Attach), maker(Ready), maker(Send)
 
 
 class Greetings:
-    """See the module. `slots` says how many leases each broker may have out here."""
+    """See the module. `slots` says how many leases a broker may have out here."""
 
-    def __init__(self, membership: Membership, state: StepState, jobs: Jobs, slots: Callable[[], int]) -> None:
+    def __init__(self, membership: Membership, state: StepState, jobs: Jobs, slots: Callable[[Session], int]) -> None:
         self._me = membership
         self._state = state
         self._jobs = jobs
         self._slots = slots
         self._own: dict[Session, tuple[Address, ...]] = {}
         self._next: dict[Session, tuple[Address, ...]] = {}
-        self._told_slots = 0
+        self._told_slots: dict[Session, int] = {}
         self._told_version: Version | None = None
 
     def see(self) -> None:
         """Learn from the view who the brokers of both stages are."""
         self._own, self._next = self._me.brokers(self._me.stage), self._me.brokers(self._me.stage + 1)
+        self._told_slots = {broker: slots for broker, slots in self._told_slots.items() if broker in self._own}
 
-    def slots(self) -> int:
-        """Return how many leases each broker may have, which it is told with this message."""
-        self._told_slots = self._slots()
-        return self._told_slots
+    def slots(self, broker: Session) -> int:
+        """Return how many leases a broker may have, which it is told with this message."""
+        slots = self._told_slots[broker] = self._slots(broker)
+        return slots
 
     def greet(self) -> list[Send]:
         """Tell everybody concerned who we are."""
         attach = make_attach(**self._me.header())
         both = (*self._own.values(), *self._next.values())
-        return [*(make_send(peer=work, message=attach) for _, work in both), *self.ready()]
+        return [*(make_send(peer=work, message=attach) for _, work in both), *self.ready(self._own)]
 
     def news(self) -> list[Send]:
         """Tell of another version, or that there is room again."""
-        if self._state.version != self._told_version or self._slots() > self._told_slots:
-            return self.ready()
-        return []
+        if self._state.version != self._told_version:
+            return self.ready(self._own)
+        told = self._told_slots
+        return self.ready([broker for broker in self._own if self._slots(broker) > told.get(broker, 0)])
 
-    def ready(self) -> list[Send]:
-        """Tell the own brokers what we hold."""
-        slots = self.slots()
+    def ready(self, brokers: Iterable[Session]) -> list[Send]:
+        """Tell these of the own brokers what we hold."""
         self._told_version = self._state.version
         me, state = self._me, self._state
         return [
             make_send(
-                peer=addresses[0],
+                peer=self._own[broker][0],
                 message=make_ready(
                     run=me.run,
                     generation=me.generation,
                     session=me.session,
                     branch=state.branch,
                     step=state.step,
-                    slots=slots,
+                    slots=self.slots(broker),
                     held=self._jobs.of(broker)[: limits.MAX_LEASES_PER_WORKER],
                 ),
             )
-            for broker, addresses in self._own.items()
+            for broker in brokers
         ]
 
     def refusal(self, job: Job, status: JobStatus) -> Result:
@@ -86,7 +87,7 @@ class Greetings:
             status=status,
             kept=False,
             compute_s=0.0,
-            slots=self.slots(),
+            slots=self.slots(job.session),
         )
 
     def tell(self, broker: Session, result: Result) -> list[Send]:

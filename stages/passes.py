@@ -45,6 +45,8 @@ class _Unfinished:
     """On this job until now."""
     found: dict[str, Any]
     """What Ran will say of it."""
+    may_wait: bool
+    """Its worker knows that dx is out, and its gradient need not be counted by itself."""
 
 
 class Passes:
@@ -62,8 +64,13 @@ class Passes:
         """The lease of the job that `go_on` would go on with; None if there is nothing to do."""
         return self._unfinished[0].task.lease if self._unfinished else None
 
+    @property
+    def is_urgent(self) -> bool:
+        """Must what is unfinished be done before anything else?"""
+        return bool(self._unfinished) and not (self._unfinished[-1].may_wait and self._kept.has_room())
+
     def run(self, task: Run) -> Iterator[Emitted | Ran]:
-        """Do a job.
+        """Do a job, but for what it leaves unfinished.
 
         Raises:
             LayerFailed: a layer or the loss raised.
@@ -126,15 +133,13 @@ class Passes:
 
     def _emit(self, task: Run, begun_s: float, dx: Tensor | None, **found: Any) -> Iterator[Emitted | Ran]:
         """Hand out dx first: the stage before waits for it, nobody waits for the weights' gradients."""
-        job = _Unfinished(task=task, rest=self._engine.rest(), spent_s=0.0, found=found)
+        rest = self._engine.rest()
         emitted = Emitted(lease=task.lease, dx=encode([dx], self._codec)) if dx is not None else None
-        job.spent_s = time.perf_counter() - begun_s
-        self._unfinished.append(job)
+        spent_s = time.perf_counter() - begun_s
+        may_wait = emitted is not None and not self._accumulator.is_exclusive
+        self._unfinished.append(_Unfinished(task=task, rest=rest, spent_s=spent_s, found=found, may_wait=may_wait))
         if emitted is not None:
             yield emitted
-        if emitted is None or self._accumulator.is_exclusive or not self._kept.has_room():
-            while self._unfinished:
-                yield from self.go_on()
 
     def go_on(self) -> Iterator[Ran]:
         """Do a part of the oldest job that is unfinished; it ends with its last part."""

@@ -15,14 +15,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from stages.device import Device
+from stages.device import Device, most_unfinished
 from stages.greetings import Greetings
 from stages.jobs import HeldJob, Jobs
 from stages.outputs import Outputs
 from stages.participant import StepState
 from stages.tasks import Emitted, Ran, Reset, Run
 from stages.voids import Voids
-from zswarm import ledger, limits
+from zswarm import ledger
 from zswarm.ids import Attempt, JobKind, JobStatus, Session
 from zswarm.machine import Send
 from zswarm.membership import Membership
@@ -91,7 +91,7 @@ class Work:
         return self._greetings.tell(job.session, result)
 
     def _tell_again(self, broker: Session, result: Result) -> list[Send]:
-        return self._greetings.tell(broker, replace(result, slots=self._greetings.slots()))
+        return self._greetings.tell(broker, replace(result, slots=self._greetings.slots(broker)))
 
     # -- what becomes void ---------------------------------------------------------------------------
 
@@ -124,9 +124,8 @@ class Work:
 
     def begin(self) -> list[Run]:
         """Give the compute thread its next job, if it is free to take one."""
-        # One more than the stages that its dx has yet to pass: see device.py.
-        most_unfinished = min(self._me.stage + 1, limits.MAX_UNFINISHED)
-        held = self.jobs.next(self._state.version) if self.device.is_free(most_unfinished) else None
+        is_free = self.device.is_free(most_unfinished(self._me.stage))
+        held = self.jobs.next(self._state.version) if is_free else None
         if held is None:
             return []
         job = held.job
@@ -171,7 +170,7 @@ class Work:
             status=outcome.status,
             kept=outcome.kept,
             compute_s=outcome.compute_s,
-            slots=self._greetings.slots(),
+            slots=self._greetings.slots(job.session),
         )
         self.jobs.finish(held, result)
         return [*sends, *self._greetings.tell(job.session, result)]

@@ -58,7 +58,7 @@ from stages.tasks import (
 from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
-from zswarm.ids import Address, Generation, JobStatus, NodeId, Role
+from zswarm.ids import Address, Generation, JobStatus, NodeId, Role, Session
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -402,10 +402,10 @@ class WorkerMachine:
 
     # -- what is repeated ----------------------------------------------------------------------------
 
-    def _slots(self) -> int:
-        """Leases that each broker may have out here; none while outputs pile up."""
+    def _slots(self, broker: Session) -> int:
+        """Return how many leases a broker may have out here; none while outputs pile up."""
         is_open = self.outbox is not None and self._is_able and self.outbox.num_waiting < limits.OUTBOX_LENGTH
-        return limits.PREFETCH + self.work.device.num_unfinished if is_open else 0
+        return limits.PREFETCH + self.work.device.num_unfinished(broker) if is_open else 0
 
     def _greet(self, *, is_beat: bool, is_able: bool) -> list[Command]:
         """Tell the brokers who we are once per interval, at news, and when this worker begins to be able."""

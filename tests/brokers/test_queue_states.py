@@ -89,7 +89,7 @@ class QueueStates(QueueWorld):
     @invariant()
     def books_balance(self):
         queue = self.queue
-        check_queue("broker", queue, self.bound_bytes)
+        check_queue("broker", queue, self.bound_bytes, most=PREFETCH)
         states = [entry.state for entry in queue.entries.values()]
         queued = [s for s in states if s in (EntryState.FORWARD_QUEUED, EntryState.BACKWARD_QUEUED)]
         assert queue.leasing.backlog.num_entries == len(queued)

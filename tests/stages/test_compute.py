@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-import time
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,14 +265,15 @@ def test_another_job_may_come_before_the_rest_of_a_backward(two_jobs):
     assert counted(worker) == counted(in_turn)
 
 
-def test_the_time_of_a_job_is_its_own(two_jobs):
-    """What another one takes in between does not count."""
+def test_the_time_of_a_job_is_its_own(two_jobs, monkeypatch):
+    """What another one takes in between does not count: by a clock that goes on with each look, equal jobs are equal."""
     worker, (first, second) = two_jobs()
+    monkeypatch.setattr("stages.passes.time", SimpleNamespace(perf_counter=count().__next__))
     only(worker.perform(first))
-    time.sleep(0.5)
+    assert list(worker.go_on()) == []
     only(worker.perform(second))
-    ran, _ = rest(worker)
-    assert (ran.lease, ran.compute_s < 0.5) == (100, True)
+    times_s = [ran.compute_s for ran in rest(worker)]
+    assert times_s[0] == times_s[1] > 2
 
 
 def test_a_snapshot_holds_what_was_unfinished(two_jobs):
@@ -319,6 +321,24 @@ def test_a_part_that_raises_fails_its_own_job(two_jobs, monkeypatch):
     assert failed == Failed(layer="Run", text="RuntimeError: out of memory", lease=Lease(100))
     ran, _ = worker.perform(Snapshot(round=Round(1), num_shards=1))
     assert (type(ran), ran.lease) == (Ran, 101)
+
+
+def test_a_part_that_has_to_be_done_at_once_fails_its_own_job_too(two_jobs, monkeypatch):
+    """The memory that the second job leaves is short; that the first one fails then is not the second one's failure."""
+    worker, (first, second) = two_jobs()
+    only(worker.perform(first))
+    kernels = type(worker._built.engine._deferred.kernels)
+    add, errors = kernels.add_weight_gradient, [RuntimeError("out of memory")]
+
+    def raising_once(*args):
+        if errors:
+            raise errors.pop()
+        add(*args)
+
+    monkeypatch.setattr(kernels, "add_weight_gradient", raising_once)
+    monkeypatch.setattr(worker._built.kept, "has_room", lambda: False)
+    outcomes = [(type(outcome), outcome.lease) for outcome in worker.perform(second)]
+    assert outcomes == [(Emitted, 101), (Failed, 100), (Ran, 101)]
 
 
 def test_a_snapshot_is_a_copy(pair):

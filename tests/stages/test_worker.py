@@ -196,6 +196,20 @@ def test_what_is_left_of_a_backward_waits_for_the_next_job(worker):
     assert (state.ledger, state.accumulating) == (0b110, 0b1000)
 
 
+def test_what_is_unfinished_makes_room_at_its_own_broker_alone(worker):
+    """Each broker would send two jobs, and more for those of all the others."""
+    first, *_ = of_type([c for lease in range(1, 3) for c in worker.get_job(lease, B, lease)], Run)
+    commands = worker.do(Emitted(lease=first.lease, dx=load("dx1")))
+    assert [(s.peer, s.message.slots) for s in commands if isinstance(getattr(s, "message", None), Ready)] == [
+        ("sim://broker-41/control", PREFETCH + 1)
+    ]
+    (second,) = of_type(commands, Run)
+    commands = worker.do(Emitted(lease=second.lease, dx=load("dx2")))
+    assert [ready.slots for ready in of_type(commands, Ready)] == [PREFETCH + 2]
+    assert [ready.slots for ready in of_type(worker.tick(1.0), Ready)] == [PREFETCH + 2, PREFETCH]
+    assert [result.slots for result in of_type(worker.ran(first), Result)] == [PREFETCH + 1]
+
+
 def test_nothing_comes_between_a_forward_and_its_output(worker):
     worker.get_job(1, F, 0)
     assert of_type(worker.get_job(2, B, 1), Run) == []

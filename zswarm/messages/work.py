@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from zswarm import limits
-from zswarm.ids import Direction, Generation, JobKind, JobStatus, Lease, NackCode, Session
+from zswarm.ids import Direction, Generation, JobKind, JobStatus, Lease, NackCode
 from zswarm.messages.base import (
     U32,
     U64,
@@ -34,8 +34,8 @@ class Room:
     counts, so that losing, repeating or reordering them does no harm and the largest ones hold.
     """
 
-    producer: Annotated[Session, U64]
-    trainer: Annotated[Generation, U64]
+    producer: SessionField
+    trainer: Annotated[Generation, U32]
     """The trainer's generation that the counts began with, if the producer is the trainer; else 0."""
     granted_bytes: Bytes
     received_bytes: Bytes
@@ -103,7 +103,7 @@ class Nack(MicrobatchMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready(StepMessage):
-    """Worker -> broker of its stage (control), once per interval and whenever `step` changes."""
+    """Worker -> broker of its stage (control), once per interval, whenever `step` changes and when there are more slots."""
 
     slots: Annotated[int, Range(0, limits.MAX_LEASES_PER_WORKER)]
     """How many leases of this broker the worker will hold at once."""

@@ -33,7 +33,7 @@ from zswarm.simulation.end_checks import check_books, check_drained
 from zswarm.simulation.faults import Fault
 from zswarm.simulation.history import History
 from zswarm.simulation.lives import Lives
-from zswarm.simulation.node_checks import active_keys, check_queue, check_worker, held_keys
+from zswarm.simulation.node_checks import active_keys, check_queue, check_worker, held_keys, most_leases
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.reference import Reference
 from zswarm.simulation.schedule import Schedule
@@ -234,7 +234,7 @@ class Invariants:
                     bound_bytes = known_bytes
                 elif known_bytes < bound_bytes:
                     self._bounds_bytes[life] = bound_bytes
-                check_queue(node.name, machine.queue, bound_bytes)
+                check_queue(node.name, machine.queue, bound_bytes, most=most_leases(machine.membership.stage))
         elif isinstance(machine, WorkerMachine):
             check_worker(node.name, machine, num_brokers=self._num_brokers)
             if isinstance(event, Ran):

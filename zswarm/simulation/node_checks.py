@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from brokers.entries import EntryState
 from brokers.machine import BrokerMachine
 from brokers.queue import Queue
+from stages.device import most_unfinished
 from stages.worker import WorkerMachine
 from zswarm import limits
+from zswarm.ids import Stage
 from zswarm.messages import Key
 from zswarm.simulation.violation import Violation, require
 
@@ -16,8 +18,14 @@ LATE_COPIES = 3
 LEASED = (EntryState.FORWARD_LEASED, EntryState.BACKWARD_LEASED)
 
 
-def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
-    """I7 at a broker: bytes and credits within the bound, every lease of one entry, books that balance."""
+def most_leases(stage: Stage) -> int:
+    """Return how many jobs one broker may have out at a worker of this stage."""
+    return limits.PREFETCH + most_unfinished(stage)
+
+
+def check_queue(name: str, queue: Queue, bound_bytes: int, *, most: int) -> None:
+    """I7 at a broker: bytes and credits within the bound, every lease of one entry and at most so many of a worker,
+    books that balance."""
     credits = queue.credits
     reserved = num_leased = 0
     held = kept = queue.credits.kept_bytes
@@ -46,7 +54,7 @@ def check_queue(name: str, queue: Queue, bound_bytes: int) -> None:
         if not worker.leases:
             continue
         num_leased -= len(worker.leases)
-        if len(worker.leases) > limits.PREFETCH + limits.MAX_UNFINISHED:
+        if len(worker.leases) > most:
             raise Violation("I7", f"{name} leases {len(worker.leases)} jobs to session {worker.session}")
         for record in worker.leases.values():
             if record.entry.record is not record:
@@ -69,7 +77,7 @@ def check_worker(name: str, machine: WorkerMachine, *, num_brokers: int) -> None
             raise Violation("I7", f"{name} owes broker {state.broker} {-state.credit_bytes} bytes")
     num_held, num_waiting = len(machine.jobs.held), outbox.num_waiting
     if num_held > 1 or num_waiting > 1:
-        most = (limits.PREFETCH + limits.MAX_UNFINISHED) * num_brokers + 1
+        most = most_leases(machine.membership.stage) * num_brokers + 1
         if num_held > most:
             raise Violation("I7", f"{name} holds {num_held} jobs, more than {most}")
         # Each broker may have sent what it was told to before it heard that the outbox is full, and once
