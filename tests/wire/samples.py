@@ -33,7 +33,7 @@ LABELLED = Parcel(
 
 ROOM = Room(
     producer=0,
-    trainer=2**64 - 1,
+    trainer=2**32 - 1,
     received_bytes=7,
     granted_bytes=2**53,
     free_bytes=2**30,
