@@ -433,3 +433,22 @@ def test_attempts_of_a_later_generation_are_above_all_of_an_earlier_one():
     swarm.lose()
     assert first_attempt(1) == 0
     assert swarm.replays.wave.attempt == first_attempt(3) + 1 == (2 << 32) + 1
+
+
+def test_what_was_admitted_again_is_suspect_no_more(swarm):
+    """It may be on its way for as long as anything else: voiding it at once, again and again, would never end."""
+    swarm.replays.begin((1, 3), is_suspect=True)
+    swarm.report_all(1.0)
+    assert lost_at(swarm, 1.0) == FULL
+    attempt = swarm.replays.wave.attempt
+    swarm.report_all(1.1, voided=attempt)
+    assert len(swarm.replays.take()) == 4
+    assert lost_at(swarm, 1.0 + 0.5 * HEARTBEAT_S) == 0
+    now = 1.0 + 0.5 * HEARTBEAT_S + UNSEEN_S
+    swarm.report_all(now, voided=attempt)
+    assert lost_at(swarm, now) == FULL
+
+
+def lost_at(swarm, now) -> int:
+    swarm.look(now)
+    return lost(swarm)

@@ -68,6 +68,8 @@ class Replays:
         self._covered = covered
         self._version = (Branch(0), Step(0))
         self._is_suspect = False
+        self._admitted_again = 0
+        """Microbatches of this step that are not suspect any more: what was admitted anew may be on its way."""
         self._seen_at_s: dict[Microbatch, float] = {}
         self._counted: list[int] = []
         self._demanded = 0
@@ -76,7 +78,7 @@ class Replays:
 
     def begin(self, version: Version, *, is_suspect: bool = False) -> None:
         """Another step is in work; with `is_suspect` what is in nobody's report by now is lost."""
-        self._is_suspect = is_suspect
+        self._is_suspect, self._admitted_again = is_suspect, 0
         if self.wave is not None and (self._version[0], self.wave.step) != version:
             self.wave = None
         self._version = version
@@ -140,7 +142,7 @@ class Replays:
             if (seen | progress) & bit:
                 self._seen_at_s[microbatch] = now
             elif microbatch not in self._seen_at_s:
-                lost |= bit if self._is_suspect else 0
+                lost |= bit if self._is_suspect and not self._admitted_again & bit else 0
                 self._seen_at_s[microbatch] = now
             elif self._is_lost(self._seen_at_s[microbatch], now):
                 lost |= bit
@@ -186,6 +188,7 @@ class Replays:
             mask = sum(1 << stage for stage in self._stages if not covered[stage] >> microbatch & 1)
             if not is_next:
                 self._seen_at_s.pop(microbatch, None)
+                self._admitted_again |= 1 << microbatch
             if mask:
                 replays.append(Replay(step=wave.step, microbatch=microbatch, attempt=wave.attempt, mask=mask))
         return replays
