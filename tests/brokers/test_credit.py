@@ -150,7 +150,7 @@ def test_a_grant_takes_the_room_of_what_is_kept():
     assert (flow.kept_bytes, flow.excess_bytes) == (0, 0)
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(
     capacity_bytes=st.integers(0, 200),
     sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, UNIT)), max_size=80),

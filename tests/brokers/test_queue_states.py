@@ -203,4 +203,4 @@ class QueueStates(QueueWorld):
 
 
 TestQueueStates = QueueStates.TestCase
-TestQueueStates.settings = settings(derandomize=True, deadline=None, max_examples=120, stateful_step_count=50)
+TestQueueStates.settings = settings(derandomize=True, max_examples=120, stateful_step_count=50)

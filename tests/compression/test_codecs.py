@@ -37,7 +37,7 @@ def values(seed: int, count: int, scale: float) -> torch.Tensor:
     return torch.randn(count, generator=generator) * scale
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 1000),
@@ -227,7 +227,7 @@ def test_our_own_mistakes_are_called_so():
             encode(tensors, codec)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     content=st.binary(min_size=1, max_size=64),
     codec=st.sampled_from(["none", "bf16", "int8", "bnb8", "raw"]),

@@ -35,7 +35,7 @@ def twins(make):
 
 
 @pytest.mark.parametrize("product", KERNELS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes=st.tuples(*[st.integers(1, 33)] * 3), is_transposed=st.booleans(), seed=st.integers(0, 1000))
 def test_products_are_the_products(product, sizes, is_transposed, seed):
     """Whichever library multiplies: y, dx and dW are what the definition says, for transposed views as well."""

@@ -19,7 +19,7 @@ def cuts(num_layers, num_stages):
         yield [0, *inner, num_layers]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.data())
 def test_no_cut_has_a_cheaper_costliest_stage(costs, data):
     """Against all cuts there are: the largest stage is as small as can be, and then the cut as even."""

@@ -181,7 +181,9 @@ class ReductionStates(RuleBasedStateMachine):
             self.show(host)
         for _ in range(FAIR_ROUNDS):
             self.fair_turn()
-            if all((self.round, session) in self.results for session in self.sessions) and not self.mail:
+            # A result may be everywhere while an acknowledgement is lost: that chunk is sent again, and not soon.
+            is_known = all((self.round, session) in self.results for session in self.sessions)
+            if is_known and not self.mail and all(h.part.next_deadline_s() is None for h in self.hosts.values()):
                 break
         for session, host in self.hosts.items():
             assert self.results[self.round, session].digest == self.round
@@ -209,4 +211,4 @@ class ReductionStates(RuleBasedStateMachine):
 
 
 TestReductionStates = ReductionStates.TestCase
-TestReductionStates.settings = settings(derandomize=True, deadline=None, max_examples=40, stateful_step_count=25)
+TestReductionStates.settings = settings(derandomize=True, max_examples=40, stateful_step_count=25)

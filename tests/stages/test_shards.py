@@ -21,7 +21,7 @@ def floats(seed, count):
     return np.random.default_rng(seed).standard_normal(count).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(count=st.integers(256, 3000), participants=st.integers(1, 6), seed=st.integers(0, 100))
 def test_everybody_gets_the_sum(count, participants, seed):
     """Cut, added shard by shard in one order, and joined: the sum of all, with the same bits for all."""
@@ -101,7 +101,7 @@ def test_shares_of_other_sizes_are_refused():
         shards.join([pack(floats(0, 300))], np.zeros(301, np.float32))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(count=st.integers(256, 3000), participants=st.integers(2, 5), seed=st.integers(0, 100), data=st.data())
 def test_the_sum_of_integers_has_no_order(count, participants, seed, data):
     """int64 shares are added exactly, whoever comes first."""

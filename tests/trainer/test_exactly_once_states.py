@@ -340,4 +340,4 @@ class ExactlyOnce(RuleBasedStateMachine):
 
 
 TestExactlyOnce = ExactlyOnce.TestCase
-TestExactlyOnce.settings = hypothesis_settings(derandomize=True, deadline=None, max_examples=80, stateful_step_count=50)
+TestExactlyOnce.settings = hypothesis_settings(derandomize=True, max_examples=80, stateful_step_count=50)

@@ -256,4 +256,4 @@ class OutboxStates(RuleBasedStateMachine):
 
 
 TestOutboxStates = OutboxStates.TestCase
-TestOutboxStates.settings = settings(derandomize=True, deadline=None, max_examples=60, stateful_step_count=25)
+TestOutboxStates.settings = settings(derandomize=True, max_examples=60, stateful_step_count=25)

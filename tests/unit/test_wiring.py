@@ -64,7 +64,7 @@ def first_wins():
     return lambda: next(count) / 10**6
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(derandomize=True, max_examples=50)
 @given(response_s=st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0, 8.0]), min_size=1, max_size=5))
 def test_iwrr_follows_the_papers_algorithm(response_s):
     brokers = [broker(session, response_s=s) for session, s in enumerate(response_s)]
