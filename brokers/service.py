@@ -16,6 +16,7 @@ from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit
 from zswarm.sigterm import sigterm_as
+from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
 
 COLLECT_AFTER = 20_000
@@ -23,18 +24,26 @@ COLLECT_AFTER = 20_000
 
 
 def serve_broker(
-    *, node: NodeId, coordinator: Address, host: str, capacity_bytes: int, lifeline: Lifeline | None = None
+    *,
+    node: NodeId,
+    coordinator: Address,
+    listen: Address,
+    capacity_bytes: int,
+    key: SwarmKey | None = None,
+    lifeline: Lifeline | None = None,
 ) -> Exit:
     """Take part in the coordinator's run as a broker until it is over.
 
-    `host` is the address to listen on; ports are chosen by the system. `UserError` if that is impossible. A broker
-    without a lifeline, which nobody else ends, leaves at SIGTERM.
+    `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
+    key. `UserError` if that is impossible or the coordinator has another key. A broker without a lifeline, which nobody
+    else ends, leaves at SIGTERM.
     """
     keep_freed_memory(one_arena=True)
     _collect_garbage_rarely()
-    with Switchboard() as switchboard:
-        control = switchboard.bind("control", Address(f"tcp://{host}:*"))
-        work = switchboard.bind("work", Address(f"tcp://{host}:*"))
+    with Switchboard(key=key) as switchboard:
+        control = switchboard.bind("control", listen)
+        work = switchboard.bind("work", listen)
+        switchboard.dial(coordinator, is_first=True)
         machine = BrokerMachine(
             node=node,
             boot_nonce=secrets.randbits(63),

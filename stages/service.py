@@ -16,21 +16,29 @@ from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit
 from zswarm.sigterm import sigterm_as
+from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
 
 
 def serve_worker(
-    *, node: NodeId, coordinator: Address, host: str, threads: int, lifeline: Lifeline | None = None
+    *,
+    node: NodeId,
+    coordinator: Address,
+    listen: Address,
+    threads: int,
+    key: SwarmKey | None = None,
+    lifeline: Lifeline | None = None,
 ) -> Exit:
     """Take part in the coordinator's run as a worker until it is over.
 
-    `host` is the address to listen on; the port is chosen by the system. `UserError` if that is
-    impossible. `threads` is what torch may use for one operation. A worker without a lifeline, which nobody
-    else ends, leaves at SIGTERM.
+    `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
+    key. `UserError` if that is impossible or the coordinator has another key. `threads` is what torch may use for one
+    operation. A worker without a lifeline, which nobody else ends, leaves at SIGTERM.
     """
     nonce = secrets.randbits(63)
-    with Switchboard() as switchboard:
-        peer = switchboard.bind("peer", Address(f"tcp://{host}:*"))
+    with Switchboard(key=key) as switchboard:
+        peer = switchboard.bind("peer", listen)
+        switchboard.dial(coordinator, is_first=True)
         machine = WorkerMachine(
             node=node,
             boot_nonce=nonce,

@@ -10,6 +10,7 @@ from zswarm.benchmarks import broker
 from zswarm.benchmarks.broker import LARGE, LARGE_BARE, RESIDENT, SMALL, SMALL_BARE, START, figures_of
 from zswarm.benchmarks.traffic import BROKER, KIND_OF, KIND_OFFSET, forwards, results
 from zswarm.messages import Forward, Result
+from zswarm.swarm_key import make_key_file
 
 FIRST = first_lease(BROKER)
 VALUES = {
@@ -60,9 +61,13 @@ def test_results_answer_the_leases_in_order():
 
 
 @pytest.mark.parametrize("payload_bytes", [100, 3 << 20])
-def test_traffic_goes_through_a_real_broker(payload_bytes):
+@pytest.mark.parametrize("has_key", [False, True], ids=["plain", "encrypted"])
+def test_traffic_goes_through_a_real_broker(tmp_path, payload_bytes, has_key):
     """A real broker process takes every microbatch and every result, whatever the payload."""
-    assert broker._through_broker(payload_bytes, 20, 4) > 0
+    key_file = tmp_path / "key" if has_key else None
+    if key_file is not None:
+        make_key_file(key_file)
+    assert broker._through_broker(key_file, payload_bytes, 20, 4) > 0
 
 
 def test_traffic_goes_through_the_bare_loop():
@@ -70,7 +75,7 @@ def test_traffic_goes_through_the_bare_loop():
 
 
 def test_an_idle_broker_is_weighed():
-    found = broker._idle()
+    found = broker._idle(None)
     assert 1 < found[broker.UNIQUE] <= found[RESIDENT]
     assert found[START] > 0
 
@@ -79,7 +84,7 @@ def test_everything_is_printed_and_written(tmp_path, monkeypatch, capsys):
     """Each figure stands beside its target, and the file has every round."""
     monkeypatch.setattr(broker, "_through_broker", lambda *_: 12_000.0)
     monkeypatch.setattr(broker, "_through_bare_loop", lambda *_: 60_000.0)
-    monkeypatch.setattr(broker, "_idle", lambda: {START: 0.2, RESIDENT: 40.0})
+    monkeypatch.setattr(broker, "_idle", lambda _: {START: 0.2, RESIDENT: 40.0})
     file = tmp_path / "found.json"
     broker.main(pairs=2, json_file=file)
     assert ">= 20000" in capsys.readouterr().out

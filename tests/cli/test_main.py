@@ -83,6 +83,7 @@ def test_help_names_every_command_and_every_command_has_help():
         "simulate",
         "bench",
         "chaos",
+        "key",
     } == set(commands)
     for command in commands:
         result = zswarm(command, "--help")
@@ -114,7 +115,13 @@ def test_the_version_is_printed():
         (["audit", "/nowhere"], "/nowhere: cannot read"),
         (["local", "/nowhere.toml"], "/nowhere.toml: there is no such run file"),
         (["broker", "--coordinator", "localhost:1"], "--coordinator: 'localhost:1' is no address: write tcp://"),
-        (["worker", "--coordinator", "tcp://192.168.0.2:4711"], "zswarm talks over loopback only; write tcp://"),
+        (["worker", "--coordinator", "tcp://192.168.0.2:4711"], "make one with `zswarm key init`"),
+        (
+            ["broker", "--coordinator", "tcp://127.0.0.1:1", "--host", "10.0.0.1"],
+            "--host: 'tcp://10.0.0.1:*' is not of",
+        ),
+        (["worker", "--coordinator", "tcp://127.0.0.1:1", "--key", "/nowhere"], "/nowhere: cannot read the swarm key"),
+        (["local", "run.toml", "--key", "/dev/null"], "/dev/null: is no file"),
     ],
 )
 def test_what_the_user_can_mend_is_one_message_and_exit_code_2(arguments, says):

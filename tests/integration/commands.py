@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,13 @@ class Zswarm:
 
     def start(self, name: str, *options: str, out: str = "out") -> Command:
         """Start `zswarm NAME run.toml --out OUT ...`."""
-        arguments = [sys.executable, "-m", "zswarm", name, "run.toml", "--out", out, *options]
+        return self.start_any(name, "run.toml", "--out", out, *options, out=out)
+
+    def start_any(self, *arguments: str, before: Sequence[str] = (), out: str = "out") -> Command:
+        """Start `zswarm` with these arguments, by the command `before` it."""
         environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
         process = subprocess.Popen(
-            arguments,
+            [*before, sys.executable, "-m", "zswarm", *arguments],
             cwd=self.folder,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -6,7 +6,7 @@
 
 A *message* is one that the broker takes in: each is unpacked, checked and decided upon, and of a microbatch's
 two (Forward, Result) the first leads to two more going out (Job, Ack). The bare loop's messages go in and out
-unseen. GB/s are payload bytes that have gone in and out again, 8 MiB in frames of 1 MiB.
+unseen, and never encrypted. GB/s are payload bytes that have gone in and out again, 8 MiB in frames of 1 MiB.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,7 @@ from zswarm.benchmarks.traffic import BROKER, GENERATION, RUN, WORKER, Traffic
 from zswarm.errors import RunFailed
 from zswarm.ids import TRAINER, Address, Branch, NodeId, Role, Stage, Step
 from zswarm.messages import BrokerHeartbeat, Member, Register, View, Welcome
+from zswarm.swarm_key import read_key_file
 from zswarm.transport import Switchboard
 
 SMALL_BYTES = 100
@@ -63,13 +65,13 @@ class Welcomed:
     """From the start of the process to its first message."""
 
 
-def main(*, pairs: int = 3, json_file: Path | None = None) -> None:
+def main(*, pairs: int = 3, key_file: Path | None = None, json_file: Path | None = None) -> None:
     """Measure everything `pairs` times and print each figure beside its target.
 
-    With `json_file`, write the figures there too.
+    With `key_file`, the broker and its ends have a swarm key. With `json_file`, write the figures there too.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the key cannot be used, or the file cannot be written.
         RunFailed: a process did not do what it should.
 
     """
@@ -80,7 +82,7 @@ def main(*, pairs: int = 3, json_file: Path | None = None) -> None:
     for order in alternating([SMALL, SMALL_BARE, LARGE, LARGE_BARE, RESIDENT], pairs):
         for name in order:
             bystanders = Bystanders()
-            for measured, value in _measure(name).items():
+            for measured, value in _measure(name, key_file).items():
                 values.setdefault(measured, []).append(value)
             others_cores.append(bystanders.cores())
     figures = figures_of(values)
@@ -104,18 +106,18 @@ def figures_of(values: dict[str, list[float]]) -> list[Figure]:
     return figures
 
 
-def _measure(name: str) -> dict[str, float]:
+def _measure(name: str, key_file: Path | None) -> dict[str, float]:
     if name == RESIDENT:
-        return _idle()
-    through = _through_broker if name in (SMALL, LARGE) else _through_bare_loop
+        return _idle(key_file)
+    through = partial(_through_broker, key_file) if name in (SMALL, LARGE) else _through_bare_loop
     if name in (LARGE, LARGE_BARE):
         return {name: LARGE_BYTES / GB * through(LARGE_BYTES, LARGE_COUNT, LARGE_WINDOW)}
     num_in = IN_PER_MICROBATCH if name == SMALL else 1
     return {name: num_in * through(SMALL_BYTES, SMALL_COUNT, SMALL_WINDOW)}
 
 
-def _through_broker(payload_bytes: int, count: int, window: int) -> float:
-    with broker_process(unit_bytes=payload_bytes * window) as broker:
+def _through_broker(key_file: Path | None, payload_bytes: int, count: int, window: int) -> float:
+    with broker_process(unit_bytes=payload_bytes * window, key_file=key_file) as broker:
         traffic = Traffic(
             role="ends",
             payload_bytes=payload_bytes,
@@ -123,6 +125,7 @@ def _through_broker(payload_bytes: int, count: int, window: int) -> float:
             window=window,
             work=broker.work,
             control=broker.control,
+            key_file="" if key_file is None else str(key_file),
         )
         return _run_ends(traffic)
 
@@ -143,8 +146,8 @@ def _run_ends(traffic: Traffic) -> float:
         return float(json.loads(children.read_line(0))["microbatches_per_s"])
 
 
-def _idle() -> dict[str, float]:
-    with broker_process(unit_bytes=SMALL_BYTES) as broker:
+def _idle(key_file: Path | None) -> dict[str, float]:
+    with broker_process(unit_bytes=SMALL_BYTES, key_file=key_file) as broker:
         memory = psutil.Process(broker.pid).memory_full_info()
         return {START: broker.start_s, RESIDENT: memory.rss / MB, UNIQUE: memory.uss / MB}
 
@@ -160,18 +163,21 @@ def _cores() -> list[int]:
 
 
 @contextmanager
-def broker_process(*, unit_bytes: int) -> Iterator[Welcomed]:
+def broker_process(*, unit_bytes: int, key_file: Path | None = None) -> Iterator[Welcomed]:
     """Start `zswarm broker` on a core of its own and welcome it to a swarm of one stage with one worker.
 
     `unit_bytes` is what its producer's credit comes in.
 
     Raises:
+        UserError: the key cannot be used.
         RunFailed: it does not answer.
 
     """
-    with Switchboard() as switchboard:
+    with Switchboard(key=None if key_file is None else read_key_file(key_file)) as switchboard:
         coordinator = switchboard.bind("coordinator", HOST)
         command = ["-m", "zswarm", "broker", "--coordinator", coordinator]
+        if key_file is not None:
+            command += ["--key", str(key_file)]
         begun_s = time.monotonic()
         with Children([command], deadline_s=DEADLINE_S, cores=_cores()[:1]) as children:
             control, work = _welcome(switchboard, unit_bytes, children)

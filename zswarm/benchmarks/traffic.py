@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import zmq
@@ -36,6 +37,8 @@ from zswarm.ids import (
 )
 from zswarm.kinds import KINDS
 from zswarm.messages import Ack, Attach, Credit, Forward, Job, Message, Parcel, Ready, Result, TensorSpec
+from zswarm.swarm_key import read_key_file
+from zswarm.transport.curve import Curve
 from zswarm.wire.codec import PRELUDE
 
 if TYPE_CHECKING:
@@ -71,6 +74,8 @@ class Traffic:
     """Where the broker, or the bare forwarder, listens."""
     control: str = ""
     """Empty for the bare forwarder, which has no jobs and takes no results."""
+    key_file: str = ""
+    """Of the broker's swarm, if that has one."""
 
 
 def main(text: str) -> None:
@@ -121,6 +126,10 @@ class Ends:
         self._producer = context.socket(zmq.DEALER)
         self._worker = context.socket(zmq.DEALER)
         self._control = context.socket(zmq.DEALER)
+        if traffic.key_file:
+            curve = Curve.of(read_key_file(Path(traffic.key_file)))
+            for socket in (self._producer, self._worker, self._control):
+                curve.secure(socket)
         self._producer.connect(traffic.work)
         self._worker.connect(traffic.work)
         if not self._is_bare:

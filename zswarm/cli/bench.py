@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from zswarm.cli.key import key_option
+
 COUNT = click.IntRange(min=1)
 
 pairs_option = click.option(
@@ -38,6 +40,7 @@ def codec(**options: Any) -> None:
 
 @bench.command()
 @pairs_option
+@key_option
 @json_file_option
 def broker(**options: Any) -> None:
     """Messages and bytes per second through one broker, beside a bare loop, and its memory."""

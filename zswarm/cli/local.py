@@ -25,8 +25,10 @@ from zswarm.config import RunConfig
 from zswarm.errors import INTERRUPTED
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
+from zswarm.swarm_key import SwarmKey
 
 HOST = "127.0.0.1"
+LISTEN = Address(f"tcp://{HOST}:*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class LocalOptions:
     """Per stage, as `brokers`."""
     brokers: int
     threads: int
+    key: SwarmKey | None
+    """Its children inherit it in memory: it is in no argument and no file."""
     begun_s: float
 
 
@@ -54,18 +58,19 @@ def run_local(config: RunConfig, options: LocalOptions) -> int:
         bodies: dict[str, Body] = {}
         for index in range(config.pipeline.stages * options.brokers):
             name = f"broker-{index}"
-            bodies[name] = partial(_broker, name, coordinator, family)
+            bodies[name] = partial(_broker, name, coordinator, options.key, family)
             family.fork(name, partial(bodies[name], 0))
         others, note = _prepare_with_torch(config, options, coordinator, family)
         return Supervisor(family, bodies | others, note=note).run()
 
 
-def _broker(name: str, coordinator: Address, family: Family, _num_lives: int) -> int:
+def _broker(name: str, coordinator: Address, key: SwarmKey | None, family: Family, _num_lives: int) -> int:
     end = serve_broker(
         node=NodeId(name),
         coordinator=coordinator,
-        host=HOST,
+        listen=LISTEN,
         capacity_bytes=limits.BROKER_CAPACITY_BYTES,
+        key=key,
         lifeline=family.lifeline,
     )
     return _leave(name, end)
@@ -101,6 +106,7 @@ def _prepare_with_torch(
             listen=coordinator,
             workers_per_stage=options.workers,
             brokers_per_stage=options.brokers,
+            key=options.key,
         )
         end = serve_trainer(config, plan, trainer_options, lifeline=family.lifeline)
         if end.code not in {0, INTERRUPTED}:
@@ -109,7 +115,12 @@ def _prepare_with_torch(
 
     def worker(name: str, _num_lives: int) -> int:
         end = serve_worker(
-            node=NodeId(name), coordinator=coordinator, host=HOST, threads=options.threads, lifeline=family.lifeline
+            node=NodeId(name),
+            coordinator=coordinator,
+            listen=LISTEN,
+            threads=options.threads,
+            key=options.key,
+            lifeline=family.lifeline,
         )
         return _leave(name, end)
 

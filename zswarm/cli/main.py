@@ -25,11 +25,13 @@ import click
 from zswarm import __version__
 from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
+from zswarm.cli.key import key, key_option
 from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
 if TYPE_CHECKING:
     from zswarm.machine import Exit
+    from zswarm.swarm_key import SwarmKey
 
 BEGUN_S = monotonic()
 """When the user's command began, as nearly as it can be known."""
@@ -87,7 +89,10 @@ coordinator_option = click.option(
     help="Where the trainer listens, such as tcp://127.0.0.1:4711.",
 )
 host_option = click.option(
-    "--host", default="127.0.0.1", show_default=True, metavar="IP", help="The loopback address to listen on."
+    "--host",
+    metavar="IP",
+    help="The address of this machine to listen on, by which the others reach it; "
+    "otherwise the one that its way to the trainer begins at.",
 )
 name_option = click.option("--name", metavar="NAME", help="What this process is called in logs.")
 level_option = click.option(
@@ -116,9 +121,8 @@ def app() -> None:
 @resumed_out_option
 @overrides_option
 @threads_option
-def local(
-    *, run_file: Path, workers: int, brokers: int, out: Path | None, overrides: tuple[str, ...], threads: int
-) -> None:
+@key_option
+def local(*, run_file: Path, overrides: tuple[str, ...], key_file: Path | None, **swarm: Any) -> None:
     """Train with a whole swarm on this machine.
 
     Starts a trainer, brokers and workers that talk over loopback, starts again whichever of them dies, and ends
@@ -128,9 +132,7 @@ def local(
     from zswarm.config import load_run_file
 
     allow_own_models()
-    options = LocalOptions(
-        run_file=run_file, out=out, workers=workers, brokers=brokers, threads=threads, begun_s=BEGUN_S
-    )
+    options = LocalOptions(run_file=run_file, key=_key(key_file), begun_s=BEGUN_S, **swarm)
     sys.exit(run_local(load_run_file(run_file, overrides), options))
 
 
@@ -206,14 +208,17 @@ def generate(*, folder: Path, **sampling: Any) -> None:
     default="tcp://127.0.0.1:4711",
     show_default=True,
     metavar="ADDRESS",
-    help="The loopback address and port where everybody comes to.",
+    help="The address of this machine, and port, where everybody comes to.",
 )
 @workers_option
 @brokers_option
 @resumed_out_option
 @overrides_option
+@key_option
 @level_option
-def train(*, run_file: Path, listen: str, overrides: tuple[str, ...], level: str, **swarm: Any) -> None:
+def train(
+    *, run_file: Path, listen: str, overrides: tuple[str, ...], key_file: Path | None, level: str, **swarm: Any
+) -> None:
     """Own a run: wait for its brokers and workers, and train.
 
     The run begins when every stage has its brokers and workers, which `zswarm broker` and `zswarm worker`
@@ -224,14 +229,16 @@ def train(*, run_file: Path, listen: str, overrides: tuple[str, ...], level: str
 
     allow_own_models()
     _node("trainer", "trainer", level)
-    address = _address("--listen", listen)
-    command = TrainerCommand(run_file=run_file, listen=address, begun_s=BEGUN_S, **swarm)
+    swarm_key = _key(key_file)
+    address = _address("--listen", listen, swarm_key, listening=True)
+    command = TrainerCommand(run_file=run_file, listen=address, key=swarm_key, begun_s=BEGUN_S, **swarm)
     _end(run_trainer(load_run_file(run_file, overrides), command))
 
 
 @app.command()
 @coordinator_option
 @host_option
+@key_option
 @click.option(
     "--capacity-gib",
     type=FiniteRange(min=0.01),
@@ -242,26 +249,27 @@ def train(*, run_file: Path, listen: str, overrides: tuple[str, ...], level: str
 )
 @name_option
 @level_option
-def broker(*, coordinator: str, host: str, capacity_gib: float, name: str | None, level: str) -> None:
+def broker(*, capacity_gib: float, name: str | None, level: str, **place: Any) -> None:
     """Take part in a run as a broker: hold a stage's queue."""
     from brokers.service import serve_broker
 
-    address, node = _address("--coordinator", coordinator), _node("broker", name, level)
-    _end(serve_broker(node=node, coordinator=address, host=host, capacity_bytes=int(capacity_gib * 2**30)))
+    node = _node("broker", name, level)
+    _end(serve_broker(node=node, capacity_bytes=int(capacity_gib * 2**30), **_place(**place)))
 
 
 @app.command()
 @coordinator_option
 @host_option
+@key_option
 @threads_option
 @name_option
 @level_option
-def worker(*, coordinator: str, host: str, threads: int, name: str | None, level: str) -> None:
+def worker(*, threads: int, name: str | None, level: str, **place: Any) -> None:
     """Take part in a run as a worker: compute one stage."""
     from stages.service import serve_worker
 
-    address, node = _address("--coordinator", coordinator), _node("worker", name, level)
-    _end(serve_worker(node=node, coordinator=address, host=host, threads=threads))
+    node = _node("worker", name, level)
+    _end(serve_worker(node=node, threads=threads, **_place(**place)))
 
 
 @app.command()
@@ -286,6 +294,7 @@ def simulate(*, schedules: int, seed: int, mutant: str | None, trace: bool, jobs
 
 app.add_command(bench)
 app.add_command(chaos)
+app.add_command(key)
 
 
 def main() -> None:
@@ -338,13 +347,30 @@ def _show_traceback() -> None:
         traceback.print_exc()
 
 
-def _address(option: str, text: str) -> Address:
+def _key(path: Path | None) -> SwarmKey | None:
+    from zswarm.swarm_key import read_key_file
+
+    return None if path is None else read_key_file(path)
+
+
+def _address(option: str, text: str, swarm_key: SwarmKey | None, *, listening: bool = False) -> Address:
     from zswarm.transport import checked_address
 
     try:
-        return checked_address(text)
+        return checked_address(text, listening=listening, has_key=swarm_key is not None)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
+
+
+def _place(*, coordinator: str, host: str | None, key_file: Path | None) -> dict[str, Any]:
+    """Return where a broker or worker listens and dials, and with what key."""
+    from zswarm.transport import any_port, host_towards
+
+    swarm_key = _key(key_file)
+    address = _address("--coordinator", coordinator, swarm_key)
+    option, host = ("--coordinator", host_towards(address)) if host is None else ("--host", host)
+    listen = _address(option, any_port(host), swarm_key, listening=True)
+    return {"coordinator": address, "listen": listen, "key": swarm_key}
 
 
 def _node(role: str, name: str | None, level: str) -> NodeId:

@@ -11,6 +11,7 @@ from zswarm.config import RunConfig
 from zswarm.data import open_source
 from zswarm.ids import Address
 from zswarm.machine import Exit
+from zswarm.swarm_key import SwarmKey
 from zswarm.trainer.progress import Progress
 from zswarm.trainer.run_folder import RunFolder, open_run_folder
 from zswarm.trainer.service import TrainerOptions, serve_trainer
@@ -26,6 +27,7 @@ class TrainerCommand:
     workers: int
     """Per stage, as `brokers`: the run begins when so many have come."""
     brokers: int
+    key: SwarmKey | None
     begun_s: float
 
 
@@ -51,5 +53,6 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
         listen=command.listen,
         workers_per_stage=command.workers,
         brokers_per_stage=command.brokers,
+        key=command.key,
     )
     return serve_trainer(config, plan, options)

@@ -20,6 +20,7 @@ from zswarm.lifeline import Lifeline
 from zswarm.loop import Loop
 from zswarm.machine import Exit
 from zswarm.schedule import learning_rate
+from zswarm.swarm_key import SwarmKey
 from zswarm.trainer.checkpoint_thread import CheckpointThread, Tidy
 from zswarm.trainer.checkpoints import Checkpoints
 from zswarm.trainer.coordinator import Coordinator
@@ -72,6 +73,8 @@ class TrainerOptions:
     listen: Address
     workers_per_stage: int
     brokers_per_stage: int
+    key: SwarmKey | None = None
+    """Without one, `listen` is of the loopback."""
 
 
 def coordinator_settings(
@@ -227,7 +230,7 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, lif
         RunFailed: the summary or the model cannot be written.
 
     """
-    with Switchboard() as switchboard:
+    with Switchboard(key=options.key) as switchboard:
         switchboard.bind("coordinator", options.listen)
         interruption = Interruption(switchboard.waker())
         with options.open_folder() as folder, _interruptible(interruption.set):

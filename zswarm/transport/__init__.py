@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zswarm.transport.addresses import checked_address
+from zswarm.transport.addresses import any_port, checked_address, host_towards
 from zswarm.transport.counters import Counters
 from zswarm.transport.switchboard import Switchboard
 
-__all__ = ["Counters", "Switchboard", "checked_address"]
+__all__ = ["Counters", "Switchboard", "any_port", "checked_address", "host_towards"]

@@ -15,29 +15,63 @@ from zswarm.ids import Address
 _IPC = "ipc://"
 _TCP = re.compile(r"tcp://(?P<host>\[[^]]+\]|[^:\[\]]+):(?P<port>\*|[0-9]{1,5})")
 _PROBE_S = 1.0
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
 
-def checked_address(address: str, *, listening: bool = False) -> Address:
+def checked_address(address: str, *, listening: bool = False, has_key: bool = False) -> Address:
     """Return the address if zswarm may listen on it or dial it; the ports `*` and 0 are for listening only.
 
+    Without a swarm key that is a path or an address of the loopback; with one, any address of one machine.
+
     Raises:
-        UserError: it is no address, or not one of this machine.
+        UserError: it is no address, or none that may be used.
 
     """
     if address.startswith(_IPC) and len(address) > len(_IPC):
         return Address(address)
     match = _TCP.fullmatch(address)
     if match is None:
-        raise UserError(f"{address!r} is no address: write tcp://127.0.0.1:PORT or ipc://PATH")
+        raise UserError(f"{address!r} is no address: write tcp://IP:PORT, such as tcp://127.0.0.1:4711, or ipc://PATH")
     port = match["port"]
     if int(port.replace("*", "0")) > 65_535 or (port in ("*", "0") and not listening):
         raise UserError(f"{address!r} has no port that can be used: write a number from 1 to 65535")
-    if not _is_loopback(match["host"].strip("[]")):
+    try:
+        host = ipaddress.ip_address(match["host"].strip("[]"))
+    except ValueError:
+        raise UserError(f"{address!r} has a name: write the IP address that it stands for") from None
+    if not has_key and not host.is_loopback:
         raise UserError(
-            f"{address!r} is not of this machine: until swarms have keys, zswarm talks over loopback only; "
-            "write tcp://127.0.0.1:PORT or ipc://PATH"
+            f"{address!r} is not of the loopback, where alone zswarm talks without a swarm key: make one with "
+            "`zswarm key init` and give it to everybody with --key, or write tcp://127.0.0.1:PORT or ipc://PATH"
         )
+    if host.is_unspecified or host.is_multicast or host == _BROADCAST:
+        raise UserError(f"{address!r} is not of one machine: write an address by which others can reach it")
     return Address(address)
+
+
+def any_port(host: str) -> Address:
+    """Return the address that stands for any free port of an IP address; it is not checked."""
+    return Address(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
+
+
+def host_towards(address: Address) -> str:
+    """Return this machine's IP address on the way to `address`, which has been checked; nothing is sent.
+
+    Raises:
+        UserError: there is no way.
+
+    """
+    match = _TCP.fullmatch(address)
+    if match is None:
+        return "127.0.0.1"
+    host = match["host"].strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, int(match["port"])))
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise UserError(f"{address}: this machine has no way there: {error.strerror}") from None
 
 
 def refuse_if_taken(address: Address) -> None:
@@ -56,14 +90,11 @@ def refuse_if_taken(address: Address) -> None:
 
 def cannot_listen(address: Address, number: int) -> UserError:
     """Return the error for a system's errno on listening there."""
+    if number in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return UserError(
+            f"cannot listen on {address}: this machine has no such address; `ip address` shows those it has"
+        )
     if number != errno.EADDRINUSE:
         return UserError(f"cannot listen on {address}: {os.strerror(number)}")
     remedy = "write another path" if address.startswith(_IPC) else "write * for the port to take any free one"
     return UserError(f"cannot listen on {address}: another process does; stop it, or {remedy}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

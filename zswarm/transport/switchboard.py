@@ -13,6 +13,9 @@ machines count on nothing else. One exception keeps start-up fast: the last few 
 that has never been reached wait for the connection, because a lost first Register would cost a whole
 heartbeat. Once a connection has been up, nothing waits for its return. A link that turns out to be dead is
 remembered until somebody asks: who had dialled in has closed, or has been cut off.
+
+With a swarm key every socket is encrypted and lets in nobody but members (curve.py); without one every address is of
+this machine's loopback or a path.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import socket as posix
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import zmq
@@ -33,9 +37,12 @@ from zswarm.ids import Address, Generation, Link, Peer, RejectCode, RunId, Sessi
 from zswarm.logs import get_log
 from zswarm.machine import Received
 from zswarm.messages import Message, Reject
+from zswarm.swarm_key import SwarmKey
 from zswarm.transport.addresses import cannot_listen, checked_address, refuse_if_taken
 from zswarm.transport.connections import Connections
 from zswarm.transport.counters import Counters
+from zswarm.transport.curve import Curve, Gatekeeper
+from zswarm.transport.handshake import HandshakeWatch, Outcome, check_listener
 from zswarm.transport.options import set_options
 from zswarm.wire import VersionMismatch, decode_untrusted, encode
 
@@ -58,8 +65,14 @@ class Switchboard:
     A context manager: leaving it closes every socket without waiting for anything.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Make a switchboard without sockets; `clock` limits the rate of complaints in the log."""
+    def __init__(self, *, key: SwarmKey | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Make a switchboard without sockets; `clock` limits the rate of complaints in the log.
+
+        Raises:
+            UserError: there is a key, and this libzmq cannot encrypt.
+
+        """
+        self._curve = None if key is None else Curve.of(key)
         self.counters = Counters()
         self._clock = clock
         self._log = get_log()
@@ -73,11 +86,14 @@ class Switchboard:
         self._connections = Connections()
         self._unreachable: dict[Link, None] = {}
         """Links found dead, in the order in which they were."""
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int | zmq.Socket[bytes], Callable[[], None]] = {}
         self._bell, self._clapper = posix.socketpair()
         self._bell.setblocking(False)
         self._clapper.setblocking(False)
         self.watch(self._bell.fileno(), self._silence)
+        if self._curve is not None:
+            self._gatekeeper = Gatekeeper(self._context, self._curve)
+            self.watch(self._gatekeeper.socket, self._gatekeeper.answer)
 
     def __enter__(self) -> Self:
         """Return the switchboard."""
@@ -108,13 +124,13 @@ class Switchboard:
         `name` says what for: control, work, peer or coordinator.
 
         Raises:
-            UserError: the address is not of this machine, or somebody else listens there.
+            UserError: the address may not be used, somebody else listens there, or the self-test of a key failed.
 
         """
-        checked_address(address, listening=True)
+        checked_address(address, listening=True, has_key=self._curve is not None)
         assert len(self._listeners) < MAX_LISTENERS
         refuse_if_taken(address)
-        socket = self._socket(zmq.ROUTER, address, plane=name)
+        socket = self._socket(zmq.ROUTER, address, self._curve, plane=name)
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
@@ -123,19 +139,28 @@ class Switchboard:
         self._origins[socket] = bytes((len(self._listeners),))
         self._listeners.append(socket)
         self._poller.register(socket, zmq.POLLIN)
-        return Address(cast("bytes", socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode())
+        bound = Address(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        if self._curve is not None:
+            check_listener(bound, self._curve, self._gatekeeper, partial(self._socket, zmq.DEALER, bound))
+        return bound
 
-    def dial(self, address: Address) -> None:
+    def dial(self, address: Address, *, is_first: bool = False) -> None:
         """Begin to connect to `address`, unless that has been done; `send` does it by itself.
 
+        The user of a process learns from its first address of all whether it has the right key: a handshake there that
+        fails is told in the log, or raises UserError from `poll` if ZeroMQ would not try again.
+
         Raises:
-            UserError: the address is not of this machine.
+            UserError: the address may not be used.
 
         """
         if address in self._dialled:
             return
-        checked_address(address)
-        socket = self._socket(zmq.DEALER, address)
+        checked_address(address, has_key=self._curve is not None)
+        socket = self._socket(zmq.DEALER, address, self._curve)
+        if is_first:
+            watch = HandshakeWatch(socket)
+            self.watch(watch.socket, partial(self._judge_handshake, address, watch))
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
@@ -308,14 +333,14 @@ class Switchboard:
         self.counters.num_malformed += 1
         self._complain(peer, str(error))
 
-    def _complain(self, peer: Peer, text: str) -> None:
+    def _complain(self, peer: Peer, text: str, *, of: str = "message dropped") -> None:
         """Log what is wrong with a peer, at most once a minute for each."""
         connection = self._connections[peer]
         now = self._clock()
         if now - connection.complained_s >= COMPLAINT_INTERVAL_S:
             connection.complained_s = now
             name = peer.hex() if isinstance(peer, bytes) else peer
-            self._log.warning("message dropped", peer=name, reason=text)
+            self._log.warning(of, peer=name, reason=text)
 
     # -- other things to wait for --------------------------------------------------------------------
 
@@ -323,10 +348,10 @@ class Switchboard:
         """Return a callable that makes `poll` return; any thread or signal handler may call it, at any time."""
         return self._ring
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call `callback` from `poll` whenever `fd` is readable or at its end."""
-        self._callbacks[fd] = callback
-        self._poller.register(fd, zmq.POLLIN)
+    def watch(self, source: int | zmq.Socket[bytes], callback: Callable[[], None]) -> None:
+        """Call `callback` from `poll` whenever a file descriptor or socket is readable or at its end."""
+        self._callbacks[source] = callback
+        self._poller.register(source, zmq.POLLIN)
 
     def _ring(self) -> None:
         try:
@@ -338,12 +363,29 @@ class Switchboard:
     def _silence(self) -> None:
         self._bell.recv(4096)
 
-    def _socket(self, kind: int, address: Address, *, plane: str = "") -> zmq.Socket[bytes]:
+    def _judge_handshake(self, address: Address, watch: HandshakeWatch) -> None:
+        """Tell how a handshake with the first address of all has ended."""
+        for outcome in watch.outcomes():
+            if outcome is Outcome.SUCCEEDED:
+                self._poller.unregister(watch.socket)
+                del self._callbacks[watch.socket]
+                watch.close()
+                return
+            if outcome is Outcome.BROKEN_OFF:
+                # Whoever is ending does that, too; ZeroMQ tries again.
+                self._complain(address, "it was broken off: is the swarm key there another one?", of="no handshake")
+            else:
+                rule = "no swarm key, nor may it" if self._curve is None else "a swarm key, and it needs the same one"
+                raise UserError(f"{address}: no handshake with whoever listens there: this process has {rule} (--key)")
+
+    def _socket(self, kind: int, address: Address, curve: Curve | None, *, plane: str = "") -> zmq.Socket[bytes]:
         try:
             socket = self._context.socket(kind)
         except zmq.ZMQError as error:
             raise UserError(f"no socket for {address}: {error.strerror}; raise the limit of open files") from None
         set_options(socket, plane=plane)
+        if curve is not None:
+            curve.secure(socket)
         if address.startswith("tcp://["):
             socket.setsockopt(zmq.IPV6, 1)
         return socket
