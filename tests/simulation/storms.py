@@ -156,10 +156,50 @@ def _jobs_come_late(seed: int) -> Schedule:
     )
 
 
+def _voided_on_the_way(seed: int) -> Schedule:
+    """A trainer that is started again finds in nobody's report what is on its way over slow links, and brokers are full."""
+    random = Random(f"voided {seed}")
+    drawn = storm(seed)
+    return replace(
+        drawn,
+        faults=frozenset({Fault.KILL_TRAINER, Fault.STRAGGLING, Fault.DUPLICATION}),
+        strikes=tuple(
+            _strike(
+                Fault.KILL_TRAINER,
+                round(random.uniform(0.8, 6.0), 3),
+                round(random.uniform(0.05, 0.5), 3),
+                random.getrandbits(32),
+            )
+            for _ in range(6)
+        ),
+        poisons=(),
+        num_stages=2,
+        brokers_per_stage=2,
+        workers_per_stage=3,
+        num_microbatches=6,
+        steps=5,
+        capacity_bytes=6000,
+        weather=replace(
+            drawn.weather,
+            latency_high_s=random.choice((0.05, 0.1, 0.2)),
+            payload_factor=random.choice((3.0, 6.0, 10.0)),
+            jitter=random.choice((0.1, 1.0)),
+            loss=0.0,
+            straggling=random.choice((0.0, 0.0, 0.3)),
+            straggle_s=random.choice((1.0, 3.0)),
+        ),
+        pace=replace(drawn.pace, forward_s=random.choice((0.05, 0.2, 0.5))),
+        slowness=random.choice((1.0, 3.0)),
+    )
+
+
 AIMED: dict[str, Callable[[int], Schedule]] = {
     "forward-sent-on-again": _forwards_sent_on,
     "leave-not-durable": _leave_forgotten,
     "pulls-once": _pull_lost,
     "job-of-an-old-life": _jobs_come_late,
+    "void-forgotten": _voided_on_the_way,
+    "void-answered-in-a-job": _voided_on_the_way,
+    "replay-unvoided": _voided_on_the_way,
 }
 """Mutant -> schedules that come often to the moment that shows it."""

@@ -17,12 +17,13 @@ BUDGET = 100
 """Schedules of each sort within which each mutant must be noticed."""
 KNOWN = {
     "job-of-an-old-life": ("aimed", 0),
-    "void-answered-in-a-job": ("storm", 48),
+    "void-answered-in-a-job": ("aimed", 52),
     "needs-input-is-done": ("drawn", 22),
     "forward-sent-on-again": ("aimed", 11),
     "round-outlives-its-member": ("storm", 24),
     "round-used-again": ("drawn", 21),
-    "void-forgotten": ("storm", 13),
+    "void-forgotten": ("aimed", 52),
+    "replay-unvoided": ("aimed", 58),
     "waiting-is-active": ("storm", 16),
 }
 """What notices a mutant that most schedules do not, to save time; of no account once it does not."""

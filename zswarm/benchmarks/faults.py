@@ -131,6 +131,7 @@ class StepEnds(Trace):
 
     def __init__(self) -> None:
         super().__init__()
+        self.is_kept = True
         self.ends_s: dict[Step, float] = {}
 
     def record_command(self, time_s: float, node: str, command: object) -> None:

@@ -43,7 +43,7 @@ class Trace:
         self.last: deque[Happening] = deque(maxlen=length)
         self._listener = listener
         self.is_kept = length > 0 or listener is not None
-        """Does anybody want to know more than the digest?"""
+        """Does anybody want to know more than the digest? Otherwise no command is recorded."""
         self._digest = hashlib.blake2b(digest_size=16)
         self._kinds: dict[type, tuple[int, Numbers | None]] = {}
         """Of what kinds the events were, in the order of their first one, and what identifies one of a kind."""
