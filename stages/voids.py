@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from zswarm import ledger
-from zswarm.ids import Attempt, Microbatch, Purpose, Version
+from zswarm.floors import Floors
+from zswarm.ids import Attempt, Version
 from zswarm.messages import Key, Void
 
 
@@ -20,7 +20,7 @@ class Voids:
     """See the module."""
 
     def __init__(self) -> None:
-        self._floors: dict[Version, dict[Microbatch, Attempt]] = {}
+        self._floors = Floors()
         self._asked = Attempt(0)
         self.newest = Attempt(0)
         """The newest Void that has been carried out in this life, of whichever step; 0 for none."""
@@ -28,18 +28,12 @@ class Voids:
     def note(self, message: Void, present: Version) -> None:
         """Raise the floors; those of steps before the present one are of no use any more."""
         self._asked = max(self._asked, message.attempt)
-        floors = self._floors.setdefault((message.branch, message.step), {})
-        for microbatch in ledger.members(ledger.from_bytes(message.ledger)):
-            floors[microbatch] = max(floors.get(microbatch, message.attempt), message.attempt)
-        self._floors = {version: floors for version, floors in self._floors.items() if version >= present}
+        self._floors.note(message)
+        self._floors.drop_before(present)
 
     def covers(self, key: Key) -> bool:
         """Is this attempt void? What is evaluated is counted nowhere, and never void."""
-        branch, step, purpose, microbatch, attempt = key
-        floors = self._floors.get((branch, step))
-        if floors is None or purpose is not Purpose.TRAIN:
-            return False
-        return attempt < floors.get(microbatch, Attempt(0))
+        return self._floors.covers(key)
 
     def settle(self, running: Iterable[Key]) -> None:
         """Every Void so far is carried out, unless one of the jobs in work is void."""

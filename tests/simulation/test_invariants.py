@@ -15,35 +15,22 @@ from zswarm.ids import TRAINER, Attempt, Branch, Direction, Link, Microbatch, Pu
 from zswarm.ledger import from_bytes
 from zswarm.machine import Exit, Send
 from zswarm.messages import Backward, Commit, Forward, Stop, Welcome, WorkerHeartbeat
-from zswarm.simulation.network import Weather
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.swarm import Swarm
-from zswarm.simulation.symbolic import Pace
 from zswarm.simulation.trace import Trace
 from zswarm.simulation.violation import Violation
 from zswarm.trainer.settings import Append, EvaluationDone, Store
 
 CALM = Schedule(
     seed=1,
-    faults=frozenset(),
     num_stages=2,
     brokers_per_stage=1,
     workers_per_stage=2,
-    late_brokers=0,
-    late_workers=0,
     num_microbatches=3,
     steps=2,
     num_held_out=1,
-    grad_clip=1.0,
-    wiring="queue",
-    window=0,
-    capacity_bytes=100_000,
-    weather=Weather(),
-    pace=Pace(),
-    slowness=1.0,
     drains=True,
-    interrupted_at_s=None,
     codec_one_in=1,
 )
 

@@ -14,7 +14,6 @@ from stages.worker import WorkerMachine
 from zswarm.machine import Received
 from zswarm.messages import Prepare, Stop
 from zswarm.simulation.faults import AFTER_RECORD, AMID_SENDS, BEFORE_RECORD, HOOKS, Fault, Strike
-from zswarm.simulation.network import Weather
 from zswarm.simulation.nodes import NOBODY
 from zswarm.simulation.poison import Poison
 from zswarm.simulation.schedule import Schedule
@@ -27,25 +26,13 @@ from zswarm.trainer.settings import Append, Unreachable
 
 CALM = Schedule(
     seed=2,
-    faults=frozenset(),
     num_stages=2,
     brokers_per_stage=1,
     workers_per_stage=2,
-    late_brokers=0,
-    late_workers=0,
     num_microbatches=4,
     steps=3,
     num_held_out=1,
-    grad_clip=1.0,
-    wiring="queue",
-    window=0,
-    capacity_bytes=100_000,
-    weather=Weather(),
     pace=Pace(forward_s=0.1),
-    slowness=1.0,
-    drains=False,
-    interrupted_at_s=None,
-    codec_one_in=50,
     layers_per_stage=(1, 2),
     checkpoint_every=1,
     calm_from_s=16.0,

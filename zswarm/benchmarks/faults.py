@@ -53,29 +53,19 @@ STRUCK, NEXT = Step(1), Step(2)
 
 CALM = Schedule(
     seed=0,
-    faults=frozenset(),
     num_stages=4,
     brokers_per_stage=2,
     workers_per_stage=4,
-    late_brokers=0,
-    late_workers=0,
     num_microbatches=32,
     steps=NEXT + 1,
-    num_held_out=0,
-    grad_clip=1.0,
-    wiring="queue",
-    window=0,
     capacity_bytes=1 << 20,
     weather=Weather(latency_low_s=0.0008, latency_high_s=0.0012),
     pace=Pace(forward_s=0.229, jitter=0.02, unit_bytes=UNIT_BYTES),
-    slowness=1.0,
-    drains=False,
-    interrupted_at_s=None,
     codec_one_in=1000,
     calm_from_s=NEVER_S,
     heartbeat_s=HEARTBEAT_S,
 )
-"""A local network and workers of one speed: a step takes about 8.2 s."""
+"""A local network and workers of one speed: a step takes about 7.6 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,29 +34,29 @@ class Schedule:
     """One run. `pace` is that of the fastest worker."""
 
     seed: int
-    faults: frozenset[Fault]
+    faults: frozenset[Fault] = frozenset()
     num_stages: int
     brokers_per_stage: int
     workers_per_stage: int
-    late_brokers: int
+    late_brokers: int = 0
     """Processes beyond those that the run waits for: they come any time."""
-    late_workers: int
+    late_workers: int = 0
     num_microbatches: int
     steps: int
-    num_held_out: int
-    grad_clip: float
-    wiring: str
-    window: int
-    capacity_bytes: int
-    weather: Weather
-    pace: Pace
-    slowness: float
+    num_held_out: int = 0
+    grad_clip: float = 1.0
+    wiring: str = "queue"
+    window: int = 0
+    capacity_bytes: int = 100_000
+    weather: Weather = Weather()
+    pace: Pace = Pace()
+    slowness: float = 1.0
     """A worker takes up to this many times as long as the fastest."""
-    drains: bool
+    drains: bool = False
     """The goodbye of the trainer is lost, so that one can see that nothing is left in the swarm."""
-    interrupted_at_s: float | None
+    interrupted_at_s: float | None = None
     """When the user asks for the end, if ever."""
-    codec_one_in: int
+    codec_one_in: int = 50
     """Of so many messages one goes through the wire codec."""
     heartbeat_s: float = HEARTBEAT_S
     layers_per_stage: tuple[int, ...] = ()
