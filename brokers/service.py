@@ -36,7 +36,7 @@ def serve_broker(
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
     key. `UserError` if that is impossible or the coordinator has another key. A broker without a lifeline, which nobody
-    else ends, leaves at SIGTERM.
+    else ends, leaves at SIGTERM, and one whose parent tells it so.
     """
     keep_freed_memory(one_arena=True)
     _collect_garbage_rarely()
@@ -55,7 +55,9 @@ def serve_broker(
         log.info("listening", control=control, work=work, coordinator=coordinator)
         if lifeline is not None:
             lifeline.watch(switchboard)
-        with sigterm_as(Leave(), wake=switchboard.waker(), is_child=lifeline is not None) as leaves:
+        with sigterm_as(
+            Leave(), wake=switchboard.waker(), is_child=lifeline is not None and not lifeline.is_gentle
+        ) as leaves:
             end = Loop(
                 machine,
                 switchboard,

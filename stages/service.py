@@ -33,7 +33,8 @@ def serve_worker(
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
     key. `UserError` if that is impossible or the coordinator has another key. `threads` is what torch may use for one
-    operation. A worker without a lifeline, which nobody else ends, leaves at SIGTERM.
+    operation. A worker without a lifeline, which nobody else ends, leaves at SIGTERM, and one whose
+    parent tells it so.
     """
     nonce = secrets.randbits(63)
     with Switchboard(key=key) as switchboard:
@@ -49,7 +50,7 @@ def serve_worker(
         log = get_log()
         log.info("listening", peer=peer, coordinator=coordinator)
         wake = switchboard.waker()
-        leaving = sigterm_as(Leave(), wake=wake, is_child=lifeline is not None)
+        leaving = sigterm_as(Leave(), wake=wake, is_child=lifeline is not None and not lifeline.is_gentle)
         with ComputeThread(wake=wake, threads=threads) as compute, leaving as leaves:
 
             def perform(task: Task) -> Iterable[object]:

@@ -40,21 +40,31 @@ from zswarm.messages import (
     Chunk,
     ChunkAck,
     Commit,
+    ContactReport,
     Credit,
     Evaluated,
     Failure,
     Fence,
     Forward,
+    Greet,
+    Greeted,
     HeartbeatAck,
+    Inspect,
+    Inspection,
     Job,
     Key,
     Load,
+    Measure,
+    Measured,
     Member,
     Message,
     Nack,
+    Offer,
     Parcel,
     Prepare,
     Prepared,
+    Probe,
+    Probed,
     Pull,
     Ready,
     Register,
@@ -492,4 +502,28 @@ def one_of_each(session: int, *, step: int, round_: int = 1, microbatch: int = 0
         chunk_ack(session, round_, scatter, 0, step=step),
         pull(0, step=step),
         state(session, 0, 0, 10, 10, step=step),
+    ]
+
+
+# -- between machines --------------------------------------------------------------------------------
+
+
+def between_machines() -> list[Message]:
+    """One message of every kind that beacons and those who ask them exchange."""
+    nowhere: Header = {"run": RunId(0), "generation": Generation(0), "session": TRAINER}
+    here, there = Address("tcp://10.0.0.1:4710"), Address("tcp://10.0.0.2:4710")
+    offer = Offer(name="prose", coordinator=Address("tcp://10.0.0.3:4711"), nonce=5)
+    report = ContactReport(address=there, machine="lab2", is_heard=True, round_trip_s=0.001, origin="mdns", problem="")
+    who: dict[str, Any] = {"machine": "lab1", "boot_nonce": 7, "release": "0.1.0", "number": 3}
+    return [
+        Greet(**nowhere, **who, address=here, known=(there,), offer=offer),
+        Greeted(**nowhere, **who, known=(there,), offers=(offer,)),
+        Inspect(**nowhere, first=0),
+        Inspection(
+            **nowhere, machine="lab1", address=here, release="0.1.0", first=0, num_contacts=1, contacts=(report,)
+        ),
+        Measure(**nowhere, address=there),
+        Measured(**nowhere, address=there, bytes_per_s=1e8, problem=""),
+        Probe(**nowhere, number=1, parcel=parcel()),
+        Probed(**nowhere, number=1),
     ]

@@ -16,13 +16,21 @@ from zswarm.messages import (
     Failure,
     Fence,
     Forward,
+    Greet,
+    Greeted,
     HeartbeatAck,
+    Inspect,
+    Inspection,
     Job,
+    Measure,
+    Measured,
     Message,
     Nack,
     Parcel,
     Prepare,
     Prepared,
+    Probe,
+    Probed,
     Pull,
     Ready,
     Register,
@@ -70,6 +78,14 @@ KINDS: dict[int, type[Message]] = {
     65: ChunkAck,
     66: Pull,
     67: State,
+    80: Greet,
+    81: Greeted,
+    82: Inspect,
+    83: Inspection,
+    84: Measure,
+    85: Measured,
+    86: Probe,
+    87: Probed,
 }
 """The number of each kind on the wire. A number is never reused."""
 
@@ -79,4 +95,4 @@ def payload_parcels(message: Message) -> tuple[Parcel, ...]:
     if isinstance(message, Job):
         x = () if message.x is None else (message.x,)
         return x if message.dy is None else (*x, message.dy)
-    return (message.parcel,) if isinstance(message, (Forward, Backward, Chunk, State)) else ()
+    return (message.parcel,) if isinstance(message, (Forward, Backward, Chunk, State, Probe)) else ()

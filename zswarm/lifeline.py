@@ -11,7 +11,9 @@ from zswarm.transport import Switchboard
 class Lifeline:
     """The parent keeps the writing end, each child watches the reading end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_gentle: bool = False) -> None:
+        """Make one; with `is_gentle` the parent tells children to go by SIGTERM, and they leave in peace."""
+        self.is_gentle = is_gentle
         self._read_fd, self._write_fd = os.pipe()
 
     def enter_child(self) -> None:

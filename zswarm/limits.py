@@ -103,3 +103,40 @@ MAX_CHUNKS = 1 << 16
 """Chunks of one shard: 64 GiB of gradient."""
 LINGER_S = 0.2
 """How long a process that ends waits for its last messages to leave."""
+
+GREET_S = 0.5
+"""How often a beacon greets those that it hears: a run is noticed within this, and n machines of n - 1 others each send
+and answer 4 (n - 1) small messages a second."""
+GREET_LONGEST_S = 4.0
+"""Between two tries of an address that does not answer: each takes twice the wait of the one before it."""
+GREETED_S = 2.0
+"""Whoever has not answered, or offered its run again, for so long is not heard any more."""
+FORGET_S = 60.0
+"""An address that has not answered for so long is dropped, unless it is a seed; whoever is there says so again."""
+MAX_CONTACTS = 256
+"""Beacons that a beacon keeps in touch with: a connection each. Forged addresses push out no seed and nobody that
+answers."""
+MAX_KNOWN = 16
+"""Addresses in one greeting: with MAX_ADDRESS_CHARS each they fit a header."""
+MAX_OFFERS = 8
+"""Runs of one swarm at a time that a beacon tells of."""
+MAX_MACHINE_CHARS = 64
+"""The name of a machine, a run or a release: a label of the domain name system has 63."""
+MAX_ADDRESS_CHARS = 64
+"""`tcp://[`, 39 characters of IPv6, a zone, a port."""
+MAX_REPORTED_CONTACTS = 8
+"""In one Inspection: with all their texts they fit a header."""
+MAX_SIGHTINGS = 64
+"""Addresses seen by mDNS that wait for the loop; of more, the newest."""
+ALONE_S = 10.0
+"""After so long without an answer from anybody, a beacon says what it has tried."""
+AVOID_S = 5.0
+"""How long a run that is over is not tried again: its offer is heard for GREETED_S more."""
+REFUSED_S = 60.0
+"""How long a run that has refused a process is not tried again: it may have been full."""
+PROBE_BYTES = 8 << 20
+"""What one measurement of bandwidth sends: 0.3 s at 200 Mb/s."""
+MEASURE_S = 10.0
+"""How long it may take: 6.7 Mb/s, below which nothing trains anyway."""
+DRAIN_S = 10.0
+"""How long a process that is asked to go has for what it has begun; what is not done by then is done again."""

@@ -52,10 +52,12 @@ def modules_after(code):
     return {name.partition(".")[0] for name in result.stderr.split()}
 
 
-HEAVY = {"torch", "bitsandbytes", "pydantic", "numpy", "zmq", "rich", "structlog"}
+HEAVY = {"torch", "bitsandbytes", "pydantic", "numpy", "zmq", "rich", "structlog", "zeroconf", "psutil"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["local", "--help"], ["broker", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["local", "--help"], ["broker", "--help"], ["join", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     """It starts in a fraction of a second on any machine."""
     assert not HEAVY & modules_after(f"from zswarm.cli.main import run; run({arguments!r})")
@@ -84,6 +86,11 @@ def test_help_names_every_command_and_every_command_has_help():
         "bench",
         "chaos",
         "key",
+        "join",
+        "beacon",
+        "doctor",
+        "pause",
+        "resume",
     } == set(commands)
     for command in commands:
         result = zswarm(command, "--help")

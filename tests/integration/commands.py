@@ -102,7 +102,8 @@ class Zswarm:
 
     def start_any(self, *arguments: str, before: Sequence[str] = (), out: str = "out") -> Command:
         """Start `zswarm` with these arguments, by the command `before` it."""
-        environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
+        folders = {name: str(self.folder / name.lower()) for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME")}
+        environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]), **folders)
         process = subprocess.Popen(
             [*before, sys.executable, "-m", "zswarm", *arguments],
             cwd=self.folder,
@@ -117,6 +118,13 @@ class Zswarm:
         self.running.append(command)
         return command
 
+    def end(self) -> None:
+        """Kill whoever is still there."""
+        for command in self.running:
+            if command.process.poll() is None:
+                os.killpg(command.process.pid, signal.SIGKILL)
+                command.process.communicate()
+
     def run(self, name: str, *options: str, out: str = "out") -> dict[str, Any]:
         """Run a command to its good end; returns the summary."""
         command = self.start(name, *options, out=out)
@@ -130,12 +138,9 @@ class Zswarm:
 def zswarm(tmp_path):
     (tmp_path / "run.toml").write_text(RUN_FILE)
     (tmp_path / "text.txt").write_text("".join(f"{i} times {i} is {i * i}. " for i in range(2000)))
-    running: list[Command] = []
-    yield Zswarm(tmp_path, running)
-    for command in running:
-        if command.process.poll() is None:
-            os.killpg(command.process.pid, signal.SIGKILL)
-            command.process.communicate()
+    commands = Zswarm(tmp_path, [])
+    yield commands
+    commands.end()
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:

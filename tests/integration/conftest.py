@@ -1,7 +1,8 @@
-"""The fixture of all tests of real runs."""
+"""The fixtures of all tests of real runs."""
 
 from __future__ import annotations
 
 from tests.integration.commands import zswarm
+from tests.integration.lan import lan
 
-__all__ = ["zswarm"]
+__all__ = ["lan", "zswarm"]

@@ -47,6 +47,7 @@ _LETTERS: tuple[Message, ...] = (
     letters.reject(),
     letters.failure(2**40, "ValueError: no"),
     letters.stop(),
+    *letters.between_machines(),
 )
 _SAME: dict[str, Any] = {
     "run": 2**64 - 1,
@@ -115,6 +116,11 @@ _OWN: dict[str, dict[str, Any]] = {
     "Chunk": {"phase": ReducePhase.GATHER, "shard": 255, "chunk": 2, "num_chunks": 3},
     "ChunkAck": {"chunk": 2},
     "Pull": {"layer": 4, "offset_bytes": 2**53},
+    "Greet": {"run": 0, "machine": "lab-ü2", "boot_nonce": 2**64 - 1, "address": "", "offer": None},
+    "Greeted": {"known": ("tcp://[fe80::1]:65535",) * limits.MAX_KNOWN},
+    "Inspect": {"first": 2**32 - 1},
+    "Measured": {"bytes_per_s": 0.0, "problem": "it took too long"},
+    "Probe": {"number": 2**64 - 1},
     "State": {"part": StatePart.OPTIMIZER, "layer": 4, "total_bytes": 2**40},
 }
 

@@ -47,8 +47,9 @@ class Ended:
 class Family:
     """See the module. A context manager: on leaving, whoever still lives is killed."""
 
-    def __init__(self) -> None:
-        self.lifeline = Lifeline()
+    def __init__(self, *, is_gentle: bool = False) -> None:
+        """Begin without children; see Lifeline for `is_gentle`."""
+        self.lifeline = Lifeline(is_gentle=is_gentle)
         self._names: dict[int, str] = {}
 
     def fork(self, name: str, body: Callable[[], int]) -> int:

@@ -16,6 +16,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,8 @@ from zswarm import __version__
 from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
 from zswarm.cli.key import key, key_option
+from zswarm.cli.places import BEACON_PORT, TRAINER_PORT, beacon_address, key_of, place_of, seeds_option
+from zswarm.cli.swarm import beacon, doctor, join, pause, resume
 from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
@@ -84,15 +88,14 @@ threads_option = click.option(
 )
 coordinator_option = click.option(
     "--coordinator",
-    required=True,
     metavar="ADDRESS",
-    help="Where the trainer listens, such as tcp://127.0.0.1:4711.",
+    help="Where the trainer listens, such as tcp://127.0.0.1:4711; otherwise whatever run this machine's beacon, or a "
+    "seed, tells of, one after the other.",
 )
 host_option = click.option(
     "--host",
     metavar="IP",
-    help="The address of this machine to listen on, by which the others reach it; "
-    "otherwise the one that its way to the trainer begins at.",
+    help="The address of this machine to listen on, by which the others reach it; otherwise chosen by route.",
 )
 name_option = click.option("--name", metavar="NAME", help="What this process is called in logs.")
 level_option = click.option(
@@ -132,7 +135,7 @@ def local(*, run_file: Path, overrides: tuple[str, ...], key_file: Path | None, 
     from zswarm.config import load_run_file
 
     allow_own_models()
-    options = LocalOptions(run_file=run_file, key=_key(key_file), begun_s=BEGUN_S, **swarm)
+    options = LocalOptions(run_file=run_file, key=key_of(key_file, default=False), begun_s=BEGUN_S, **swarm)
     sys.exit(run_local(load_run_file(run_file, overrides), options))
 
 
@@ -205,38 +208,65 @@ def generate(*, folder: Path, **sampling: Any) -> None:
 @run_file_argument
 @click.option(
     "--listen",
-    default="tcp://127.0.0.1:4711",
-    show_default=True,
     metavar="ADDRESS",
-    help="The address of this machine, and port, where everybody comes to.",
+    help="The address of this machine, and port, where everybody comes to; otherwise the address that machines "
+    f"of the swarm reach it by, and port {TRAINER_PORT}.",
 )
-@workers_option
-@brokers_option
+@click.option(
+    "--workers",
+    type=COUNT,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Workers per stage to wait for; more may come.",
+)
+@click.option(
+    "--brokers",
+    type=COUNT,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Brokers per stage to wait for; more may come.",
+)
+@seeds_option
 @resumed_out_option
 @overrides_option
 @key_option
 @level_option
 def train(
-    *, run_file: Path, listen: str, overrides: tuple[str, ...], key_file: Path | None, level: str, **swarm: Any
+    *,
+    run_file: Path,
+    listen: str | None,
+    seeds: tuple[str, ...],
+    overrides: tuple[str, ...],
+    key_file: Path | None,
+    level: str,
+    **swarm: Any,
 ) -> None:
     """Own a run: wait for its brokers and workers, and train.
 
-    The run begins when every stage has its brokers and workers, which `zswarm broker` and `zswarm worker`
-    start. Whoever of them dies may be started again at any time, and so may this command, with the same --out.
+    The run begins when every stage has its brokers and workers: those of machines that have joined the swarm
+    (`zswarm join`) come by themselves, others are started with `zswarm broker` and `zswarm worker`. Whoever of
+    them dies may come back at any time, and so may this command, with the same --out.
     """
     from zswarm.cli.trainer import TrainerCommand, run_trainer
     from zswarm.config import load_run_file
+    from zswarm.transport import host_of
 
     allow_own_models()
     _node("trainer", "trainer", level)
-    swarm_key = _key(key_file)
-    address = _address("--listen", listen, swarm_key, listening=True)
-    command = TrainerCommand(run_file=run_file, listen=address, key=swarm_key, begun_s=BEGUN_S, **swarm)
+    swarm_key = key_of(key_file)
+    given = None if listen is None else _address("--listen", listen, swarm_key, listening=True)
+    host = None if given is None else host_of(given)
+    place, _ = place_of(name=None, host=host, seeds=seeds, key=swarm_key, beacon_port=BEACON_PORT)
+    address = given or _address("--listen", beacon_address(place.host, TRAINER_PORT), swarm_key, listening=True)
+    command = TrainerCommand(run_file=run_file, listen=address, place=place, begun_s=BEGUN_S, **swarm)
     _end(run_trainer(load_run_file(run_file, overrides), command))
 
 
 @app.command()
 @coordinator_option
+@seeds_option
 @host_option
 @key_option
 @click.option(
@@ -249,27 +279,28 @@ def train(
 )
 @name_option
 @level_option
-def broker(*, capacity_gib: float, name: str | None, level: str, **place: Any) -> None:
-    """Take part in a run as a broker: hold a stage's queue."""
+def broker(*, capacity_gib: float, name: str | None, level: str, **where: Any) -> None:
+    """Take part in runs as a broker: hold a stage's queue."""
     from brokers.service import serve_broker
 
     node = _node("broker", name, level)
-    _end(serve_broker(node=node, capacity_bytes=int(capacity_gib * 2**30), **_place(**place)))
+    _end(_serve(partial(serve_broker, node=node, capacity_bytes=int(capacity_gib * 2**30)), **where))
 
 
 @app.command()
 @coordinator_option
+@seeds_option
 @host_option
 @key_option
 @threads_option
 @name_option
 @level_option
-def worker(*, threads: int, name: str | None, level: str, **place: Any) -> None:
-    """Take part in a run as a worker: compute one stage."""
+def worker(*, threads: int, name: str | None, level: str, **where: Any) -> None:
+    """Take part in runs as a worker: compute one stage."""
     from stages.service import serve_worker
 
     node = _node("worker", name, level)
-    _end(serve_worker(node=node, threads=threads, **_place(**place)))
+    _end(_serve(partial(serve_worker, node=node, threads=threads), **where))
 
 
 @app.command()
@@ -292,9 +323,8 @@ def simulate(*, schedules: int, seed: int, mutant: str | None, trace: bool, jobs
         raise RunFailed("a schedule broke a promise")
 
 
-app.add_command(bench)
-app.add_command(chaos)
-app.add_command(key)
+for command in (bench, chaos, key, join, beacon, pause, resume, doctor):
+    app.add_command(command)
 
 
 def main() -> None:
@@ -347,12 +377,6 @@ def _show_traceback() -> None:
         traceback.print_exc()
 
 
-def _key(path: Path | None) -> SwarmKey | None:
-    from zswarm.swarm_key import read_key_file
-
-    return None if path is None else read_key_file(path)
-
-
 def _address(option: str, text: str, swarm_key: SwarmKey | None, *, listening: bool = False) -> Address:
     from zswarm.transport import checked_address
 
@@ -362,15 +386,28 @@ def _address(option: str, text: str, swarm_key: SwarmKey | None, *, listening: b
         raise UserError(f"{option}: {error}") from None
 
 
-def _place(*, coordinator: str, host: str | None, key_file: Path | None) -> dict[str, Any]:
-    """Return where a broker or worker listens and dials, and with what key."""
+def _serve(
+    serve: Callable[..., Exit],
+    *,
+    coordinator: str | None,
+    seeds: tuple[str, ...],
+    host: str | None,
+    key_file: Path | None,
+) -> Exit:
+    """Have a broker or worker take part in the coordinator's run, or without one in whatever runs there are."""
+    from zswarm.cli.serving import serve_runs
+    from zswarm.logs import get_log
     from zswarm.transport import any_port, host_towards
 
-    swarm_key = _key(key_file)
+    swarm_key = key_of(key_file)
+    if coordinator is None:
+        place, _ = place_of(name=None, host=host, seeds=seeds, key=swarm_key, beacon_port=BEACON_PORT)
+        listen = _address("--host", any_port(place.host), swarm_key, listening=True)
+        return serve_runs(place, partial(serve, listen=listen, key=swarm_key), say=get_log().info)
     address = _address("--coordinator", coordinator, swarm_key)
     option, host = ("--coordinator", host_towards(address)) if host is None else ("--host", host)
     listen = _address(option, any_port(host), swarm_key, listening=True)
-    return {"coordinator": address, "listen": listen, "key": swarm_key}
+    return serve(coordinator=address, listen=listen, key=swarm_key)
 
 
 def _node(role: str, name: str | None, level: str) -> NodeId:

@@ -1,17 +1,22 @@
-"""`zswarm train`: the process that owns a run; its brokers and workers are started by hand."""
+"""`zswarm train`: the process that owns a run, and a child that tells the machines of the swarm of it."""
 
 from __future__ import annotations
 
+import secrets
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from zswarm import limits
+from zswarm.beacon.service import Place, announce
+from zswarm.cli.family import Family
 from zswarm.cli.planning import plan_run
 from zswarm.config import RunConfig
 from zswarm.data import open_source
 from zswarm.ids import Address
 from zswarm.machine import Exit
-from zswarm.swarm_key import SwarmKey
+from zswarm.messages import Offer
 from zswarm.trainer.progress import Progress
 from zswarm.trainer.run_folder import RunFolder, open_run_folder
 from zswarm.trainer.service import TrainerOptions, serve_trainer
@@ -27,7 +32,8 @@ class TrainerCommand:
     workers: int
     """Per stage, as `brokers`: the run begins when so many have come."""
     brokers: int
-    key: SwarmKey | None
+    place: Place
+    """Where machines of the swarm are looked for; its key is the trainer's, too."""
     begun_s: float
 
 
@@ -53,6 +59,18 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
         listen=command.listen,
         workers_per_stage=command.workers,
         brokers_per_stage=command.brokers,
-        key=command.key,
+        key=command.place.key,
     )
-    return serve_trainer(config, plan, options)
+    with Family() as family:
+        offer = Offer(
+            name=config.run.name[: limits.MAX_MACHINE_CHARS], coordinator=command.listen, nonce=secrets.randbits(63)
+        )
+        family.fork("announcer", partial(_announce, command.place, offer, family))
+        return serve_trainer(config, plan, options)
+
+
+def _announce(place: Place, offer: Offer, family: Family) -> int:
+    def say(text: str) -> None:
+        print(f"zswarm: {text}", file=sys.stderr, flush=True)
+
+    return announce(place, offer, say=say, lifeline=family.lifeline).code

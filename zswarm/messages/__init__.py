@@ -6,7 +6,8 @@ with a default may be missing on the wire (older peer); unknown fields are ignor
 
 Sockets (see docs/protocol.md): `coordinator` (a ROUTER at the trainer, everybody dials), `control` and
 `work` (two ROUTERs at each broker, so that small messages never wait behind payloads), `peer` (a
-ROUTER at each worker, the workers of its own stage and the trainer dial).
+ROUTER at each worker, the workers of its own stage and the trainer dial), `beacon` (a ROUTER at each machine, those
+who look for machines and runs dial).
 """
 
 from __future__ import annotations
@@ -24,6 +25,18 @@ from zswarm.messages.base import (
     StepMessage,
     TensorSpec,
     key_fields,
+)
+from zswarm.messages.beacon import (
+    ContactReport,
+    Greet,
+    Greeted,
+    Inspect,
+    Inspection,
+    Measure,
+    Measured,
+    Offer,
+    Probe,
+    Probed,
 )
 from zswarm.messages.commit import Abort, Commit, Evaluated, Prepare, Prepared
 from zswarm.messages.membership import (
@@ -53,24 +66,34 @@ __all__ = [
     "Chunk",
     "ChunkAck",
     "Commit",
+    "ContactReport",
     "Credit",
     "Evaluated",
     "Failure",
     "Fence",
     "Forward",
+    "Greet",
+    "Greeted",
     "HeartbeatAck",
+    "Inspect",
+    "Inspection",
     "Job",
     "Key",
     "Length",
     "Load",
     "Mask",
+    "Measure",
+    "Measured",
     "Member",
     "Message",
     "MicrobatchMessage",
     "Nack",
+    "Offer",
     "Parcel",
     "Prepare",
     "Prepared",
+    "Probe",
+    "Probed",
     "Pull",
     "Range",
     "Ready",

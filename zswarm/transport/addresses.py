@@ -54,6 +54,18 @@ def any_port(host: str) -> Address:
     return Address(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
 
 
+def host_of(address: Address) -> str:
+    """Return the IP address in an address that has been checked, without brackets; that of the loopback for a path."""
+    match = _TCP.fullmatch(address)
+    return match["host"].strip("[]") if match is not None else "127.0.0.1"
+
+
+def port_of(address: Address) -> int:
+    """Return the port in an address that has been checked; 0 for a path, or where any port will do."""
+    match = _TCP.fullmatch(address)
+    return int(match["port"].replace("*", "0")) if match is not None else 0
+
+
 def host_towards(address: Address) -> str:
     """Return this machine's IP address on the way to `address`, which has been checked; nothing is sent.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from zswarm.wire.codec import MAJOR, Envelope, VersionMismatch, decode_untrusted, encode
 from zswarm.wire.members import pack_members, unpack_members_untrusted
-from zswarm.wire.payload import checksum, intact, parcelled, split, verify
+from zswarm.wire.payload import IDENTITY_CODEC, checksum, intact, parcelled, split, verify
 
 __all__ = [
+    "IDENTITY_CODEC",
     "MAJOR",
     "Envelope",
     "VersionMismatch",

@@ -29,7 +29,7 @@ import msgpack
 from zswarm import limits
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
 from zswarm.kinds import KINDS
-from zswarm.messages import Backward, Chunk, Forward, Job, Message, State, View, Welcome
+from zswarm.messages import Backward, Chunk, Forward, Job, Message, Probe, State, View, Welcome
 from zswarm.wire.crc import crc32
 from zswarm.wire.fields import FieldFault, reader, writer
 from zswarm.wire.payload import payload_fault
@@ -56,7 +56,7 @@ _HEADER_LIMITS = {
 _pack = msgpack.Packer().pack
 _SEEDS = {kind: crc32(MAGIC + bytes((MAJOR, kind))) for kind in KINDS}
 _KIND_OF: dict[type, int] = {cls: kind for kind, cls in KINDS.items()}
-_CARRIERS: frozenset[type] = frozenset((Welcome, View, Forward, Backward, Job, Chunk, State))
+_CARRIERS: frozenset[type] = frozenset((Welcome, View, Forward, Backward, Job, Chunk, State, Probe))
 
 
 class Envelope(NamedTuple):

@@ -1,0 +1,125 @@
+"""Where a process of this machine listens and looks for others: options that several commands share."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zswarm import limits
+from zswarm.errors import UserError
+from zswarm.ids import Address
+
+if TYPE_CHECKING:
+    from zswarm.beacon.service import Place
+    from zswarm.swarm_key import SwarmKey
+
+BEACON_PORT = 4710
+TRAINER_PORT = 4711
+LOOPBACK = "127.0.0.1"
+_SEED = re.compile(r"(?:tcp://)?(?P<host>\[[^]]+\]|[^:/\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
+
+seeds_option = click.option(
+    "--seed",
+    "seeds",
+    metavar="HOST[:PORT]",
+    multiple=True,
+    envvar="ZSWARM_SEEDS",
+    help="A machine of the swarm to ask for the others, beside those that mDNS finds; repeatable, also from "
+    f"ZSWARM_SEEDS, with blanks between. PORT is {BEACON_PORT} unless it says otherwise.",
+)
+machine_option = click.option(
+    "--name", metavar="NAME", help="What this machine is called; otherwise its host name. Each has another one."
+)
+
+
+def seed_addresses(seeds: Iterable[str]) -> tuple[Address, ...]:
+    """Return the addresses of seeds; names are looked up here and now.
+
+    Raises:
+        UserError: one is no address, or its name is not known.
+
+    """
+    return tuple(_seed_address(seed) for seed in seeds)
+
+
+def _seed_address(seed: str) -> Address:
+    match = _SEED.fullmatch(seed)
+    if match is None or int(match["port"] or BEACON_PORT) > 65_535:
+        raise UserError(
+            f"--seed: {seed!r} is no machine: write HOST or HOST:PORT, such as lab2 or 10.0.0.2:{BEACON_PORT}"
+        )
+    host, port = match["host"].strip("[]"), match["port"] or BEACON_PORT
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            found = ipaddress.ip_address(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        except (OSError, UnicodeError):
+            raise UserError(f"--seed: {host!r} is no machine that this one knows: write its IP address") from None
+    return Address(f"tcp://[{found}]:{port}" if found.version == 6 else f"tcp://{found}:{port}")
+
+
+def own_host(host: str | None, seeds: tuple[Address, ...], key: SwarmKey | None) -> tuple[str, str]:
+    """Return the address of this machine that the others are told, and why that one.
+
+    Raises:
+        UserError: this machine has no network.
+
+    """
+    from zswarm.beacon.interface import own_interface
+
+    if host is not None:
+        return host, "as --host says"
+    if key is None:
+        return LOOPBACK, "on this machine alone: there is no swarm key"
+    interface = own_interface(seeds)
+    return interface.host, f"interface {interface.name}"
+
+
+def own_machine(name: str | None) -> str:
+    """Return what this machine is called.
+
+    Raises:
+        UserError: it has no name that can be used.
+
+    """
+    machine = name or os.uname().nodename
+    if not 0 < len(machine) <= limits.MAX_MACHINE_CHARS // 2 or not machine.isprintable():
+        raise UserError(
+            f"--name: {machine!r} is no name for a machine: write one of 1 to {limits.MAX_MACHINE_CHARS // 2} characters"
+        )
+    return machine
+
+
+def key_of(path: Path | None, *, default: bool = True) -> SwarmKey | None:
+    """Return the swarm key in a file; with `default`, this user's own if no file is named and there is one."""
+    from zswarm.cli.key import default_path
+    from zswarm.swarm_key import read_key_file
+
+    if path is None and default and default_path().exists():
+        path = default_path()
+    return None if path is None else read_key_file(path)
+
+
+def place_of(
+    *, name: str | None, host: str | None, seeds: tuple[str, ...], key: SwarmKey | None, beacon_port: int | None
+) -> tuple[Place, str]:
+    """Return where this machine is and looks for others, and why there; its own beacon is asked first if it has one."""
+    from zswarm.beacon.service import Place
+
+    addresses = seed_addresses(seeds)
+    host, why = own_host(host, addresses, key)
+    own = () if beacon_port is None else (beacon_address(host, beacon_port),)
+    return Place(machine=own_machine(name), host=host, seeds=(*own, *addresses), key=key), why
+
+
+def beacon_address(host: str, port: int) -> Address:
+    """Return where a machine's beacon listens."""
+    return Address(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")

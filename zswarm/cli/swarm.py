@@ -1,0 +1,138 @@
+"""The commands of a machine that is part of a swarm: `init`, `join`, `beacon`, `pause`, `resume`, `doctor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zswarm.cli.key import key_option
+from zswarm.cli.places import (
+    BEACON_PORT,
+    beacon_address,
+    key_of,
+    machine_option,
+    place_of,
+    seeds_option,
+)
+
+if TYPE_CHECKING:
+    from zswarm.beacon.service import Place
+
+COUNT = click.IntRange(min=1)
+host_option = click.option(
+    "--host", metavar="IP", help="The address of this machine that the others are told; otherwise chosen by route."
+)
+port_option = click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    default=BEACON_PORT,
+    show_default=True,
+    metavar="N",
+    help="Where this machine's beacon listens.",
+)
+
+
+@click.command()
+@seeds_option
+@host_option
+@port_option
+@machine_option
+@key_option
+@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Otherwise one per GPU, or one on a CPU.")
+@click.option("--brokers", type=click.IntRange(min=0), metavar="N", help="Otherwise as many as workers.")
+@click.option(
+    "--threads", type=COUNT, default=1, show_default=True, metavar="N", help="Threads that torch may use per worker."
+)
+@click.option(
+    "--allow",
+    "allowed",
+    multiple=True,
+    metavar="MODULE",
+    help="Let runs import their model from this Python module here; repeatable. Built-in models need none.",
+)
+def join(
+    *, workers: int | None, brokers: int | None, threads: int, allowed: tuple[str, ...], port: int, **where: Any
+) -> None:
+    """Make this machine part of the swarm.
+
+    Starts its beacon, by which machines find each other, and brokers and workers that take part in whatever run
+    `zswarm train` begins on any of them, one after the other, until Ctrl-C. What a run needs comes from the run.
+    """
+    from zswarm.cli.join import JoinOptions, run_join, say
+
+    place, why = _place(port=port, **where)
+    num_workers = _num_devices() if workers is None else workers
+    options = JoinOptions(
+        place=place,
+        beacon=beacon_address(place.host, port),
+        workers=num_workers,
+        brokers=num_workers if brokers is None else brokers,
+        threads=threads,
+        allowed=allowed,
+    )
+    say(f"{place.machine} joins at {place.host}:{port} ({why}): {options.workers} workers, {options.brokers} brokers")
+    sys.exit(run_join(options))
+
+
+@click.command()
+@seeds_option
+@host_option
+@port_option
+@machine_option
+@key_option
+def beacon(*, port: int, **where: Any) -> None:
+    """Be found, and tell of others and of runs: what `zswarm join` starts beside brokers and workers."""
+    from zswarm.beacon.service import serve_beacon
+    from zswarm.cli.join import say
+
+    place, why = _place(port=port, **where)
+    say(f"beacon of {place.machine} at {place.host}:{port} ({why})")
+    serve_beacon(place, listen=beacon_address(place.host, port), say=say)
+
+
+@click.command()
+@seeds_option
+@host_option
+@port_option
+@key_option
+@click.option("--no-bandwidth", is_flag=True, help="Leave out what takes a third of a second per pair at 200 Mb/s.")
+@click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
+def doctor(*, port: int, no_bandwidth: bool, as_json: bool, **where: Any) -> None:
+    """Say which machines of the swarm reach which, how fast, and what is in the way where they do not.
+
+    Exits with code 1 if there is a hole.
+    """
+    from zswarm.cli.doctor import examine
+
+    place, why = _place(port=port, name=None, **where)
+    sys.exit(examine(place, why=why, with_rates=not no_bandwidth, as_json=as_json))
+
+
+@click.command()
+def pause() -> None:
+    """Give this machine's devices back to their owner: the workers of `zswarm join` leave within seconds."""
+    from zswarm.cli.pausing import pause as do
+
+    click.echo("paused; `zswarm resume` takes it back" if do() else "it is paused already")
+
+
+@click.command()
+def resume() -> None:
+    """Let this machine's workers take part again."""
+    from zswarm.cli.pausing import resume as do
+
+    click.echo("resumed" if do() else "it was not paused")
+
+
+def _place(*, key_file: Path | None, port: int, **where: Any) -> tuple[Place, str]:
+    return place_of(key=key_of(key_file), beacon_port=port, **where)
+
+
+def _num_devices() -> int:
+    """Return how many workers suit this machine."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
