@@ -68,6 +68,28 @@ def make_key_file(path: Path) -> None:
         raise _cannot_make(path, error) from None
 
 
+def replace_key_file(path: Path) -> Path:
+    """Put a new key in place of the one in a file, which is kept beside it; returns where.
+
+    Raises:
+        UserError: there is no key to replace, or the new one cannot be written; then the old one stays.
+
+    """
+    read_key_file(path)
+    fresh, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
+    make_key_file(fresh)
+    try:
+        # A copy by hard link: at no moment is there no key.
+        old.unlink(missing_ok=True)
+        old.hardlink_to(path)
+        fresh.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink()
+        raise _cannot_make(path, error) from None
+    return old
+
+
 def read_key_file(path: Path) -> SwarmKey:
     """Return the key in a file.
 

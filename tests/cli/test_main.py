@@ -86,6 +86,7 @@ def test_help_names_every_command_and_every_command_has_help():
         "bench",
         "chaos",
         "key",
+        "init",
         "join",
         "beacon",
         "doctor",

@@ -29,7 +29,7 @@ from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
 from zswarm.cli.key import key, key_option
 from zswarm.cli.places import BEACON_PORT, TRAINER_PORT, beacon_address, key_of, place_of, seeds_option
-from zswarm.cli.swarm import beacon, doctor, join, pause, resume
+from zswarm.cli.swarm import beacon, doctor, init, join, pause, resume
 from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
@@ -323,7 +323,7 @@ def simulate(*, schedules: int, seed: int, mutant: str | None, trace: bool, jobs
         raise RunFailed("a schedule broke a promise")
 
 
-for command in (bench, chaos, key, join, beacon, pause, resume, doctor):
+for command in (bench, chaos, key, init, join, beacon, pause, resume, doctor):
     app.add_command(command)
 
 

@@ -36,6 +36,19 @@ port_option = click.option(
 
 
 @click.command()
+@click.argument("run_file", metavar="[RUN.toml]", default="run.toml", type=click.Path(path_type=Path))
+def init(*, run_file: Path) -> None:
+    """Begin a swarm: make its key, and a run file to start from.
+
+    The key is ~/.config/zswarm/key; the run file has every key with what it means. What is there already stays as it is.
+    """
+    from zswarm.cli.beginning import begin
+
+    for line in begin(run_file):
+        click.echo(line)
+
+
+@click.command()
 @seeds_option
 @host_option
 @port_option

@@ -1,0 +1,41 @@
+"""`zswarm init`: what a swarm needs before its first machine joins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+from zswarm.cli.key import default_path
+from zswarm.errors import UserError
+from zswarm.swarm_key import make_key_file, read_key_file
+
+
+def begin(run_file: Path) -> Iterator[str]:
+    """Make the key and the run file, unless they are there; yields what was done, and what comes next.
+
+    Raises:
+        UserError: one of them cannot be made, or the key that is there cannot be used.
+
+    """
+    key_file = default_path()
+    if key_file.exists():
+        read_key_file(key_file)
+        yield f"{key_file}: the swarm key is there already"
+    else:
+        make_key_file(key_file)
+        yield f"{key_file}: a new swarm key; whoever has it is a member of the swarm"
+    example = files("zswarm.cli").joinpath("examples", "tiny.toml").read_text(encoding="utf-8")
+    try:
+        with run_file.open("x", encoding="utf-8") as writer:
+            writer.write(example)
+    except FileExistsError:
+        yield f"{run_file}: is there already"
+    except OSError as error:
+        raise UserError(f"{run_file}: cannot be written: {error.strerror}") from None
+    else:
+        yield f"{run_file}: a run file with every key"
+    yield "next:"
+    yield "  zswarm key push MACHINE...   # the key to each other machine, by ssh"
+    yield "  zswarm join                  # on each machine"
+    yield f"  zswarm train {run_file}       # on any of them"
