@@ -50,6 +50,13 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def _module(name: str) -> str:
+    """Return the name of a module, if it may be one."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise click.BadParameter(f"{name!r} is no module: write its name as in `import`, such as mymodel or lab.models")
+    return name
+
+
 run_file_argument = click.argument("run_file", metavar="RUN.toml", type=click.Path(path_type=Path))
 folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 overrides_option = click.option(
@@ -94,6 +101,15 @@ host_option = click.option(
     help="The address of this machine to listen on, by which the others reach it; "
     "otherwise the one that its way to the trainer begins at.",
 )
+allow_option = click.option(
+    "--allow",
+    "modules",
+    multiple=True,
+    metavar="MODULE",
+    callback=lambda _ctx, _param, names: tuple(map(_module, names)),
+    help="Run model code of this module, or package and all that is in it; repeatable. Without it only built-in "
+    "models are computed here: whoever runs the trainer names the function that is called.",
+)
 name_option = click.option("--name", metavar="NAME", help="What this process is called in logs.")
 level_option = click.option(
     "--log-level",
@@ -131,6 +147,7 @@ def local(*, run_file: Path, overrides: tuple[str, ...], key_file: Path | None, 
     from zswarm.cli.local import LocalOptions, run_local
     from zswarm.config import load_run_file
 
+    prepare_for_connections()
     allow_own_models()
     options = LocalOptions(run_file=run_file, key=_key(key_file), begun_s=BEGUN_S, **swarm)
     sys.exit(run_local(load_run_file(run_file, overrides), options))
@@ -262,14 +279,19 @@ def broker(*, capacity_gib: float, name: str | None, level: str, **place: Any) -
 @host_option
 @key_option
 @threads_option
+@allow_option
 @name_option
 @level_option
-def worker(*, threads: int, name: str | None, level: str, **place: Any) -> None:
+def worker(*, threads: int, modules: tuple[str, ...], name: str | None, level: str, **place: Any) -> None:
     """Take part in a run as a worker: compute one stage."""
-    from stages.service import serve_worker
+    from stages.allowed import Allowed
+    from stages.service import Computing, serve_worker
 
+    if modules:
+        allow_own_models()
+    allowed = Allowed(modules=frozenset(modules), command=("zswarm", *sys.argv[1:]))
     node = _node("worker", name, level)
-    _end(serve_worker(node=node, threads=threads, **_place(**place)))
+    _end(serve_worker(node=node, computing=Computing(threads=threads, allowed=allowed), **_place(**place)))
 
 
 @app.command()
@@ -332,6 +354,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def prepare_for_connections() -> None:
+    """Let this process have as many connections as the system allows it."""
+    from zswarm.open_files import raise_limit
+
+    if text := raise_limit():
+        click.echo(f"zswarm: {text}", err=True)
+
+
 def allow_own_models() -> None:
     """Let model.factory name a module in the current folder, as `python -m` does, but after installed ones."""
     sys.path.append(str(Path.cwd()))
@@ -374,7 +404,8 @@ def _place(*, coordinator: str, host: str | None, key_file: Path | None) -> dict
 
 
 def _node(role: str, name: str | None, level: str) -> NodeId:
-    """Name this process and set up its log."""
+    """Name this process, set up its log, and let it have its connections."""
+    prepare_for_connections()
     from zswarm.logs import set_up_logs
 
     node = name or f"{role}-{os.uname().nodename}-{os.getpid()}"

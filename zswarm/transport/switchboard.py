@@ -42,6 +42,7 @@ from zswarm.transport.addresses import cannot_listen, checked_address, refuse_if
 from zswarm.transport.connections import Connections
 from zswarm.transport.counters import Counters
 from zswarm.transport.curve import Curve, Gatekeeper
+from zswarm.transport.cutoff import Cutoff
 from zswarm.transport.handshake import HandshakeWatch, Outcome, check_listener
 from zswarm.transport.options import set_options
 from zswarm.wire import VersionMismatch, decode_untrusted, encode
@@ -54,6 +55,8 @@ MAX_LISTENERS = 256
 GREETING_MESSAGES = 8
 """Messages that wait for the first connection to an address; of more, the newest."""
 COMPLAINT_INTERVAL_S = 60.0
+TURN_FRAMES = 64 * limits.TURN_MESSAGES
+"""Frames left out in one turn, of a message with too many: a million of them would take seconds."""
 NOW = int(zmq.NOBLOCK)
 NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 """Plain numbers: a flag of an enum makes a new member each time that it is combined."""
@@ -86,6 +89,9 @@ class Switchboard:
         self._connections = Connections()
         self._unreachable: dict[Link, None] = {}
         """Links found dead, in the order in which they were."""
+        self._cutoff = Cutoff()
+        self._overlong: set[zmq.Socket[bytes]] = set()
+        """Sockets at which a message with too many frames is not at its end yet."""
         self._callbacks: dict[int | zmq.Socket[bytes], Callable[[], None]] = {}
         self._bell, self._clapper = posix.socketpair()
         self._bell.setblocking(False)
@@ -140,6 +146,7 @@ class Switchboard:
         self._listeners.append(socket)
         self._poller.register(socket, zmq.POLLIN)
         bound = Address(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        self._cutoff.listens(bound, socket)
         if self._curve is not None:
             check_listener(bound, self._curve, self._gatekeeper, partial(self._socket, zmq.DEALER, bound))
         return bound
@@ -167,6 +174,7 @@ class Switchboard:
             socket.close()
             raise UserError(f"cannot dial {address}: {error.strerror}") from None
         self._dialled[address] = socket
+        self._cutoff.dials(address, socket)
         self._origins[socket] = address
         self._greetings[address] = deque()
         self._poller.register(socket, zmq.POLLIN | zmq.POLLOUT)
@@ -180,6 +188,8 @@ class Switchboard:
         del self._origins[socket]
         self.counters.num_lost += len(self._greetings.pop(address, ()))
         self._connections.forget(address)
+        self._cutoff.hangs_up(address)
+        self._overlong.discard(socket)
         socket.close(linger=0)
 
     # -- messages ------------------------------------------------------------------------------------
@@ -213,10 +223,14 @@ class Switchboard:
     def poll(self, timeout_s: float) -> list[Received]:
         """Wait until something happens, at most `timeout_s`, and return the messages that came.
 
-        At most TURN_MESSAGES of each socket; callbacks of `watch` run in here.
+        At most TURN_MESSAGES of each socket; callbacks of `watch` run in here, and who sends without end is cut off.
         """
         taken: list[Received] = []
-        for source, events in self._poller.poll(max(0, math.ceil(timeout_s * 1000))):
+        for stream in self._cutoff.look_if_due():
+            self.counters.num_cut_off += 1
+            self._complain(Address(f"tcp://{stream.remote[0]}"), "it sends a message without end", of="cut off")
+        wait_s = min(timeout_s, self._cutoff.wait_s)
+        for source, events in self._poller.poll(max(0, math.ceil(wait_s * 1000))):
             # A callback may have hung up on what is next in this list.
             if source in self._callbacks:
                 self._callbacks[source]()
@@ -277,27 +291,41 @@ class Switchboard:
             self._hand_over(socket, parts)
 
     def _take_turn(self, socket: zmq.Socket[bytes], taken: list[Received]) -> None:
+        if socket in self._overlong and not self._skip(socket):
+            return
         origin = self._origins[socket]
-        receive = socket.recv
+        receive, heard = socket.recv, self._cutoff.heard
         for _ in range(limits.TURN_MESSAGES):
             try:
                 peer = Link(origin + receive(NOW)) if isinstance(origin, bytes) else origin
                 frame = receive(NOW, copy=False)
             except zmq.Again:
                 return
+            heard[peer] = frame
             head = frame.bytes
             frames: list[Any] = [head]
             size_bytes = len(head)
-            while frame.more:
+            while frame.more and len(frames) <= 1 + limits.MAX_FRAMES:
                 frame = receive(NOW, copy=False)
                 size_bytes += len(frame)
-                if len(frames) <= 1 + limits.MAX_FRAMES:
-                    frames.append(frame)
+                frames.append(frame)
+            if frame.more:
+                self._overlong.add(socket)
             self.counters.num_received += 1
             self.counters.received_bytes += size_bytes
             received = self._opened(peer, frames)
             if received is not None:
                 taken.append(received)
+            if frame.more and not self._skip(socket):
+                return
+
+    def _skip(self, socket: zmq.Socket[bytes]) -> bool:
+        """Go on with leaving out the rest of a message that has too many frames; False if there is more for later."""
+        for _ in range(TURN_FRAMES):
+            if not socket.recv(NOW, copy=False).more:
+                self._overlong.discard(socket)
+                return True
+        return False
 
     def _opened(self, peer: Peer, frames: list[Buffer]) -> Received | None:
         """Return what a peer says, or None if there is no sense in it."""
