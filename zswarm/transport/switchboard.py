@@ -26,6 +26,7 @@ import socket as posix
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -43,7 +44,8 @@ from zswarm.transport.connections import Connections
 from zswarm.transport.counters import Counters
 from zswarm.transport.curve import Curve, Gatekeeper
 from zswarm.transport.cutoff import Cutoff
-from zswarm.transport.handshake import HandshakeWatch, Outcome, check_listener
+from zswarm.transport.first_contact import FirstContact
+from zswarm.transport.handshake import HandshakeWatch, check_listener
 from zswarm.transport.options import set_options
 from zswarm.wire import VersionMismatch, decode_untrusted, encode
 
@@ -89,6 +91,7 @@ class Switchboard:
         self._connections = Connections()
         self._unreachable: dict[Link, None] = {}
         """Links found dead, in the order in which they were."""
+        self._first_contact: FirstContact | None = None
         self._cutoff = Cutoff()
         self._overlong: set[zmq.Socket[bytes]] = set()
         """Sockets at which a message with too many frames is not at its end yet."""
@@ -154,8 +157,8 @@ class Switchboard:
     def dial(self, address: Address, *, is_first: bool = False) -> None:
         """Begin to connect to `address`, unless that has been done; `send` does it by itself.
 
-        The user of a process learns from its first address of all whether it has the right key: a handshake there that
-        fails is told in the log, or raises UserError from `poll` if ZeroMQ would not try again.
+        The user of a process learns from its first address of all whether it has the right key, and the right address: a
+        handshake there that fails is told in the log, or raises UserError from `poll` if there is no use in trying again.
 
         Raises:
             UserError: the address may not be used.
@@ -166,8 +169,8 @@ class Switchboard:
         checked_address(address, has_key=self._curve is not None)
         socket = self._socket(zmq.DEALER, address, self._curve)
         if is_first:
-            watch = HandshakeWatch(socket)
-            self.watch(watch.socket, partial(self._judge_handshake, address, watch))
+            self._first_contact = FirstContact(address, HandshakeWatch(socket), has_key=self._curve is not None)
+            self.watch(self._first_contact.watch.socket, self._follow_first_contact)
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
@@ -229,6 +232,7 @@ class Switchboard:
         for stream in self._cutoff.look_if_due():
             self.counters.num_cut_off += 1
             self._complain(Address(f"tcp://{stream.remote[0]}"), "it sends a message without end", of="cut off")
+        self._follow_first_contact()
         wait_s = min(timeout_s, self._cutoff.wait_s)
         for source, events in self._poller.poll(max(0, math.ceil(wait_s * 1000))):
             # A callback may have hung up on what is next in this list.
@@ -346,10 +350,10 @@ class Switchboard:
         The machine gets what the peer would have said if it could: Reject. It bears no run, since
         nothing is known of the peer's.
         """
-        text = str(mismatch)
+        text = f"{mismatch}; install the same version of zswarm on both machines"
         reject = Reject(run=RunId(0), generation=Generation(0), session=Session(0), code=RejectCode.VERSION, text=text)
         if not isinstance(peer, bytes):
-            return Received(peer=peer, message=reject)
+            return Received(peer=peer, message=replace(reject, text=f"{peer}: {text}"[: limits.MAX_TEXT_CHARS]))
         connection = self._connections[peer]
         if not connection.is_rejected:
             connection.is_rejected = True
@@ -391,20 +395,18 @@ class Switchboard:
     def _silence(self) -> None:
         self._bell.recv(4096)
 
-    def _judge_handshake(self, address: Address, watch: HandshakeWatch) -> None:
-        """Tell how a handshake with the first address of all has ended."""
-        for outcome in watch.outcomes():
-            if outcome is Outcome.SUCCEEDED:
-                self._poller.unregister(watch.socket)
-                del self._callbacks[watch.socket]
-                watch.close()
-                return
-            if outcome is Outcome.BROKEN_OFF:
-                # Whoever is ending does that, too; ZeroMQ tries again.
-                self._complain(address, "it was broken off: is the swarm key there another one?", of="no handshake")
-            else:
-                rule = "no swarm key, nor may it" if self._curve is None else "a swarm key, and it needs the same one"
-                raise UserError(f"{address}: no handshake with whoever listens there: this process has {rule} (--key)")
+    def _follow_first_contact(self) -> None:
+        """Tell the user what keeps this process from the first address of all."""
+        contact = self._first_contact
+        if contact is None:
+            return
+        if problem := contact.look():
+            self._complain(contact.address, problem, of="no handshake")
+        if contact.is_made:
+            self._first_contact = None
+            self._poller.unregister(contact.watch.socket)
+            del self._callbacks[contact.watch.socket]
+            contact.watch.close()
 
     def _socket(self, kind: int, address: Address, curve: Curve | None, *, plane: str = "") -> zmq.Socket[bytes]:
         try:
