@@ -218,7 +218,7 @@ class WorkerMachine:
         if isinstance(message, Welcome):
             return self._welcome(message, event)
         if isinstance(message, Reject):
-            return [Exit(code=REFUSED, text=message.text)] if me.is_refused(message) else []
+            return [Exit(code=REFUSED, text=message.text)] if me.is_refused(message, event.peer) else []
         if me.is_foreign(message):
             return []
         if isinstance(message, Stop):

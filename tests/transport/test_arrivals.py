@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ import zmq
 from structlog.testing import capture_logs
 
 from tests.transport.boards import numbered, poll_until, receive
-from tests.transport.zmtp import frame, greet
 from zswarm import limits
+from zswarm.benchmarks.strangers import frame, greeting, ready
 from zswarm.ids import Address
 from zswarm.transport import Switchboard, cutoff, switchboard
 from zswarm.transport.arrivals import Arrivals, Endpoint, Stream, Streams, endpoint_of, shut_down
@@ -31,6 +32,7 @@ def stream(read_bytes: int, *, number: int = 5, inode: int = 77) -> Stream:
 def test_who_has_sent_more_than_a_message_and_no_message_is_found() -> None:
     """Up to the size of the largest message there may be one on its way."""
     arrivals = Arrivals()
+    arrivals.look([stream(0)], ())
     assert arrivals.look([stream(TOO_MUCH - 1)], ()) == []
     assert arrivals.look([stream(TOO_MUCH)], ()) == [stream(TOO_MUCH)]
     assert arrivals.look([stream(TOO_MUCH)], ()) == [stream(TOO_MUCH)]
@@ -49,7 +51,31 @@ def test_a_number_that_is_used_again_is_another_connection() -> None:
     arrivals = Arrivals()
     arrivals.look([stream(9 * TOO_MUCH, inode=1)], {5})
     assert arrivals.look([stream(10, inode=2)], ()) == []
-    assert arrivals.look([stream(TOO_MUCH, inode=2)], ()) == [stream(TOO_MUCH, inode=2)]
+    assert arrivals.look([stream(TOO_MUCH + 10, inode=2)], ()) == [stream(TOO_MUCH + 10, inode=2)]
+
+
+def test_what_came_before_the_first_look_does_not_count() -> None:
+    """It may have been whole messages: nobody has looked, since all files were open."""
+    arrivals = Arrivals()
+    assert arrivals.look([stream(5 * TOO_MUCH)], ()) == []
+    assert arrivals.look([stream(6 * TOO_MUCH - 1)], ()) == []
+    assert arrivals.look([stream(6 * TOO_MUCH)], ()) == [stream(6 * TOO_MUCH)]
+
+
+def test_no_look_while_all_files_are_open_is_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers that took all of a broker's files ended it: the list of its files could not be read."""
+
+    def refuse(*_: object) -> list[Stream]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    now = 0.0
+    watch = Cutoff(clock=lambda: now)
+    monkeypatch.setattr(Streams, "between", refuse)
+    peer = Address("tcp://127.0.0.1:1")
+    watch.heard[peer] = zmq.Frame(b"x")
+    assert watch.look_if_due() == []
+    assert list(watch.heard) == [peer], "it may not look as if nothing had come"
+    assert watch.wait_s == pytest.approx(cutoff.LOOK_S)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +132,7 @@ class Rude:
 
     def __init__(self, connected: socket.socket, socket_type: bytes) -> None:
         """Begin on a connection that somebody has made."""
-        greet(connected, socket_type)
+        connected.sendall(greeting(b"NULL") + ready(socket_type))
         connected.setblocking(False)
         self._socket = connected
         self._frame = memoryview(frame(ONE_FRAME, more=True))

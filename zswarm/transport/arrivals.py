@@ -61,11 +61,11 @@ class Arrivals:
 
     def look(self, streams: Collection[Stream], spoken: Collection[int]) -> list[Stream]:
         """Return the connections with more unfinished than a message has; `spoken` are the file descriptors of those
-        of which a message has come since the last look.
+        of which a message has come since the last look. What a connection has sent before its first look is not known.
         """
         marks = self._marks
         self._marks = {
-            stream.inode: stream.read_bytes if stream.number in spoken else marks.get(stream.inode, 0)
+            stream.inode: stream.read_bytes if stream.number in spoken else marks.get(stream.inode, stream.read_bytes)
             for stream in streams
         }
         return [
@@ -89,7 +89,12 @@ class Streams:
         """Both ends of each connection by its inode, None of what is no connection to look at: they do not change."""
 
     def between(self, local: Mapping[Endpoint, object], remote: Mapping[Endpoint, object]) -> list[Stream]:
-        """Return the connections that there are now."""
+        """Return the connections that there are now.
+
+        Raises:
+            OSError: the system does not tell now: all files that this process may have are open.
+
+        """
         if sys.platform != "linux":
             return []
         before, self._ends = self._ends, {}

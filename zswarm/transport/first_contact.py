@@ -99,7 +99,8 @@ _HOPES = {
     "address and port of the trainer (--coordinator)",
     Kind.PLAIN: "it speaks ZeroMQ and breaks the handshake off: either the trainer there is just ending, or it is another "
     "program's port; look up address and port of the trainer (--coordinator)",
-    Kind.CURVE: "it was broken off: the swarm key there is another one; copy the trainer's key file to this machine (--key)",
+    Kind.CURVE: "it was broken off: is the swarm key there another one? Then copy the trainer's key file to this machine "
+    "(--key); a trainer that is busy beginning, or just ending, looks the same",
     Kind.OTHER: "",
 }
 """What may yet come right, so that ZeroMQ goes on trying: for the log."""
