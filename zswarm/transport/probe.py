@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -66,7 +67,8 @@ def probe(address: Address) -> Answer:
     """Ask; takes 3 times PATIENCE_S at most."""
     try:
         with _connected(address) as asked:
-            asked.sendall(HALF_OF_GREETING)
+            with suppress(ConnectionError):  # it may have spoken and gone already
+                asked.sendall(HALF_OF_GREETING)
             said, has_ended = _read(asked)
             if not said and not has_ended:
                 asked.sendall(BAD_QUESTION)
