@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from brokers.queue import Queue
 from zswarm import ledger, limits
 from zswarm.errors import REFUSED
-from zswarm.ids import Address, Link, NodeId, Role, Step
+from zswarm.ids import Address, Link, NodeId, Peer, Role, Step
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -111,12 +111,12 @@ class BrokerMachine:
     def _received(self, event: Received, now: float) -> Sequence[Command]:
         message = event.message
         if isinstance(message, (Welcome, Fence, Reject)):
-            return self._stands_otherwise(message, now)
+            return self._stands_otherwise(message, event.peer, now)
         if self.queue is None or self.membership.is_foreign(message):
             return ()
         return self._act(self.queue, event, now)
 
-    def _stands_otherwise(self, message: Welcome | Fence | Reject, now: float) -> list[Command]:
+    def _stands_otherwise(self, message: Welcome | Fence | Reject, peer: Peer, now: float) -> list[Command]:
         """Take, or give up, the place in the swarm."""
         if isinstance(message, Welcome):
             if self.membership.welcome(message):
@@ -130,7 +130,7 @@ class BrokerMachine:
                 self.membership.begin_new_life()
                 self._hurry(now)
             return []
-        return [Exit(code=REFUSED, text=message.text)] if self.membership.is_refused(message) else []
+        return [Exit(code=REFUSED, text=message.text)] if self.membership.is_refused(message, peer) else []
 
     def _act(self, queue: Queue, event: Received, now: float) -> Sequence[Command]:
         """Do what a message of the run asks for; those that come most often are looked for first."""

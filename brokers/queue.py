@@ -145,7 +145,7 @@ class Queue:
             return self.leasing.dispatch(now)
         if self._is_of_past_trainer(message):
             return []
-        self._links[message.session] = link
+        self._keep_link(message.session, link)
         granted = self._grant()
         return self._announce([message.session, *(p for p in granted if p != message.session)])
 
@@ -195,6 +195,12 @@ class Queue:
         pool.excuse(self.workers, now, stall_s)
 
     # -- producers -----------------------------------------------------------------------------------
+
+    def _keep_link(self, session: Session, link: Link) -> None:
+        """Remember a link; whoever makes up sessions makes others lose theirs, which have no view yet, and no more."""
+        if len(self._links) >= limits.MAX_REMEMBERED_PEERS and session not in self._links:
+            self._links = {s: known for s, known in self._links.items() if self.credits.account(s) is not None}
+        self._links[session] = link
 
     def forward(self, message: Forward, frames: tuple[Any, ...], peer: Peer, now: float) -> list[Send]:
         """Queue a stage input, within its producer's credit."""

@@ -66,7 +66,15 @@ def serve_broker(
                 members=lambda: machine.membership.members,
             ).run()
         switchboard.close(linger_s=limits.LINGER_S)
-        log.info("ended", code=end.code, reason=end.text)
+        heard = switchboard.counters
+        log.info(
+            "ended",
+            code=end.code,
+            reason=end.text,
+            received_bytes=heard.received_bytes,
+            num_malformed=heard.num_malformed,
+            num_cut_off=heard.num_cut_off,
+        )
         return end
 
 

@@ -8,7 +8,8 @@
     Export, Import, Adopt        the layers' state as files, see stages/state.py
 
 Whatever a job has left unfinished is done when nothing else is to be done, and before any other kind of task.
-Whatever goes wrong here, in a layer, in a peer's contribution to a sum or in a file, becomes Failed.
+Whatever goes wrong here, in a layer, in a peer's contribution to a sum or in a file, becomes Failed; a model that
+this machine cannot find, or may not run, Unfit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from stages import shards
 from stages.accumulation import Accumulator, accumulator_named
+from stages.allowed import EVERYTHING, Allowed, NotHere
 from stages.engine import LayerFailed, StageEngine, one_line
 from stages.flat import digest, square_norm
 from stages.kept import Kept
@@ -54,6 +56,7 @@ from stages.tasks import (
     Sum,
     Summed,
     Task,
+    Unfit,
     WasReset,
 )
 from zswarm import limits
@@ -78,11 +81,18 @@ class _Built:
 
 
 class Compute:
-    """Carries out one task after the other on one device; `gauge` measures its memory."""
+    """Carries out one task after the other on one device; `gauge` measures its memory, `allowed` says whose models."""
 
-    def __init__(self, *, device: torch.device | None = None, gauge: MemoryGauge | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: torch.device | None = None,
+        gauge: MemoryGauge | None = None,
+        allowed: Allowed = EVERYTHING,
+    ) -> None:
         self._device = device or torch.device("cpu")
         self._gauge = gauge or gauge_of(self._device)
+        self._allowed = allowed
         self._built: _Built | None = None
         self._reduced: Tensor | None = None
         self._reduced_round: Round | None = None
@@ -149,7 +159,7 @@ class Compute:
     def _build(self, task: Build) -> Built:
         self._built = self._reduced = self._reduced_round = None
         config = RunConfig.from_json_untrusted(task.configuration)
-        model = load_model(config.model.factory, config.model.arguments)
+        model = load_model(config.model.factory, config.model.arguments, self._allowed)
         own = layers_of_stage(config, model, task.stage)
         engine = StageEngine(
             [build_layer(model, index, config.run.seed) for index in own],
@@ -253,11 +263,13 @@ class Compute:
 
 
 def _guarded(outcomes: Iterator[Outcome], name: str, lease: Lease | None) -> Iterator[Outcome]:
-    """Yield the outcomes of a task, or of a part of one; whatever is raised becomes Failed."""
+    """Yield the outcomes of a task, or of a part of one; whatever is raised becomes Failed or Unfit."""
     try:
         yield from outcomes
     except LayerFailed as error:
         yield Failed(layer=error.layer, text=str(error), lease=lease)
+    except NotHere as error:
+        yield Unfit(text=str(error))
     except ZswarmError as error:
         yield Failed(layer="", text=str(error)[: limits.MAX_TEXT_CHARS], lease=lease)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread

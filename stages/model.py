@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.allowed import EVERYTHING, Allowed, NotHere
 from zswarm.errors import UserError
 
 LayerFactory = Callable[[], nn.Module]
@@ -52,15 +53,16 @@ class Model:
     loss: Loss = token_cross_entropy
 
 
-def load_model(factory: str, arguments: Mapping[str, Any]) -> Model:
+def load_model(factory: str, arguments: Mapping[str, Any], allowed: Allowed = EVERYTHING) -> Model:
     """Find a model factory by name and call it.
 
     Raises:
+        NotHere: its module is not `allowed`, cannot be found on this machine, or lacks that name.
         UserError: there is none of that name, it does not take these arguments, it raises, or what it
             returns is neither a `Model` nor a list of layer factories.
 
     """
-    function = _find(factory)
+    function = _find(factory, allowed)
     _check_arguments(factory, function, arguments)
     try:
         made = function(**arguments)
@@ -101,7 +103,7 @@ def layer_name(layer: nn.Module, index: int) -> str:
     return f"layer {index} ({type(layer).__name__})"
 
 
-def _find(factory: str) -> Callable[..., Any]:
+def _find(factory: str, allowed: Allowed) -> Callable[..., Any]:
     module_name, colon, function_name = BUILT_IN.get(factory, factory).partition(":")
     if not colon or not module_name or not function_name:
         near = difflib.get_close_matches(factory, BUILT_IN, n=1)
@@ -109,10 +111,15 @@ def _find(factory: str) -> Callable[..., Any]:
             f"model.factory = {factory!r} is not a built-in model: write {near[0] if near else ', '.join(BUILT_IN)!r} "
             "or package.module:function"
         )
+    is_own = factory not in BUILT_IN and factory not in BUILT_IN.values()
+    if is_own:
+        allowed.check(factory, module_name)
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise UserError(
+        # What is missing is missing on this machine: whoever began the run has imported it.
+        kind = NotHere if isinstance(error, ImportError) else UserError
+        raise kind(
             f"model.factory = {factory!r}: cannot import {module_name} ({type(error).__name__}: {error}); "
             "it must be importable where the run is started and on every worker (the current folder, PYTHONPATH, or "
             "install it)"
@@ -121,10 +128,12 @@ def _find(factory: str) -> Callable[..., Any]:
     if function is None:
         near = difflib.get_close_matches(function_name, vars(module), n=1)
         hint = f"write {module_name}:{near[0]}" if near else f"write the name of a function of {module.__file__}"
-        raise UserError(f"model.factory = {factory!r}: {module_name} has no {function_name!r}: {hint}")
+        raise NotHere(f"model.factory = {factory!r}: {module_name} has no {function_name!r}: {hint}")
     if not callable(function):
         raise UserError(f"model.factory = {factory!r} is a {type(function).__name__}: name a function")
     found: Callable[..., Any] = function
+    if is_own:
+        allowed.check_function(factory, found)
     return found
 
 

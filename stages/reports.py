@@ -125,12 +125,12 @@ class Reports:
         return Failure(
             **self._me.header(),
             stage=self._me.stage,
-            layer=_sendable(layer),
-            text=_sendable(text),
+            layer=sendable(layer),
+            text=sendable(text),
             microbatch=microbatch,
         )
 
 
-def _sendable(text: str) -> str:
+def sendable(text: str) -> str:
     """Return what of a text fits a header that has two of them; a path may hold what is no character."""
     return text.encode(errors="replace")[: limits.MAX_TEXT_CHARS].decode(errors="ignore")

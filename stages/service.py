@@ -5,7 +5,11 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 
+from stages.allowed import Allowed
+from stages.compute import Compute
 from stages.compute_thread import ComputeThread
 from stages.tasks import Task
 from stages.worker import Leave, WorkerMachine
@@ -20,21 +24,30 @@ from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computing:
+    """What a worker may do on its machine."""
+
+    threads: int
+    """Of torch, for one operation."""
+    allowed: Allowed
+    """Whose model code may run."""
+
+
 def serve_worker(
     *,
     node: NodeId,
     coordinator: Address,
     listen: Address,
-    threads: int,
+    computing: Computing,
     key: SwarmKey | None = None,
     lifeline: Lifeline | None = None,
 ) -> Exit:
     """Take part in the coordinator's run as a worker until it is over.
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
-    key. `UserError` if that is impossible or the coordinator has another key. `threads` is what torch may use for one
-    operation. A worker without a lifeline, which nobody else ends, leaves at SIGTERM, and one whose
-    parent tells it so.
+    key. `UserError` if that is impossible or the coordinator has another key. A worker without a lifeline, which
+    nobody else ends, leaves at SIGTERM, and one whose parent tells it so.
     """
     nonce = secrets.randbits(63)
     with Switchboard(key=key) as switchboard:
@@ -51,7 +64,8 @@ def serve_worker(
         log.info("listening", peer=peer, coordinator=coordinator)
         wake = switchboard.waker()
         leaving = sigterm_as(Leave(), wake=wake, is_child=lifeline is not None and not lifeline.is_gentle)
-        with ComputeThread(wake=wake, threads=threads) as compute, leaving as leaves:
+        make = partial(Compute, allowed=computing.allowed)
+        with ComputeThread(wake=wake, threads=computing.threads, make=make) as compute, leaving as leaves:
 
             def perform(task: Task) -> Iterable[object]:
                 compute.submit(task)

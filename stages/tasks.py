@@ -14,7 +14,7 @@ from zswarm.messages import Key, Load
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """Make the stage's layers and optimizer from the run's configuration (JSON). Answer: Built or Failed."""
+    """Make the stage's layers and optimizer from the run's configuration (JSON). Answer: Built, Unfit or Failed."""
 
     stage: Stage
     num_stages: int
@@ -233,4 +233,13 @@ class Failed:
     lease: Lease | None = None
 
 
-Outcome = Built | Emitted | Ran | Snapshotted | Summed | Assembled | WasReset | Applied | Exported | Adopted | Failed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfit:
+    """This machine cannot find the model's code, or may not run it: others may do the stage. `text` is for the user."""
+
+    text: str
+
+
+Outcome = (
+    Built | Emitted | Ran | Snapshotted | Summed | Assembled | WasReset | Applied | Exported | Adopted | Failed | Unfit
+)

@@ -38,7 +38,7 @@ from stages.jobs import Jobs
 from stages.outputs import Outputs
 from stages.parameters import Parameters
 from stages.participant import Participant, StepState
-from stages.reports import Reports
+from stages.reports import Reports, sendable
 from stages.tasks import (
     Adopted,
     Applied,
@@ -53,12 +53,13 @@ from stages.tasks import (
     Snapshotted,
     Summed,
     Task,
+    Unfit,
     WasReset,
 )
 from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
-from zswarm.ids import Address, Generation, JobStatus, NodeId, Role, Session
+from zswarm.ids import Address, Generation, JobStatus, NodeId, RejectCode, Role, Session
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -217,7 +218,7 @@ class WorkerMachine:
         if isinstance(message, Welcome):
             return self._welcome(message, event)
         if isinstance(message, Reject):
-            return [Exit(code=REFUSED, text=message.text)] if me.is_refused(message) else []
+            return [Exit(code=REFUSED, text=message.text)] if me.is_refused(message, event.peer) else []
         if me.is_foreign(message):
             return []
         if isinstance(message, Stop):
@@ -372,6 +373,8 @@ class WorkerMachine:
                 return [*self.parameters.exported(outcome)]
             case Failed():
                 return self._failed(outcome)
+            case Unfit():
+                return self._resign(outcome)
             case Snapshotted() | Summed() | Assembled():
                 return self.participant.outcome(outcome, now)
             case _:
@@ -399,6 +402,13 @@ class WorkerMachine:
             Send(peer=coordinator, message=failure),
             *self._begin_new_life(),
         ]
+
+    def _resign(self, outcome: Unfit) -> list[Command]:
+        """Go, and say why: the run goes on without this machine. If nobody hears it, the lost connection is seen."""
+        me = self.membership
+        text = sendable(outcome.text)
+        reject = Reject(**me.header(), code=RejectCode.UNFIT, text=text)
+        return [Send(peer=me.coordinator, message=reject), Exit(code=REFUSED, text=f"{me.node}: {outcome.text}")]
 
     # -- what is repeated ----------------------------------------------------------------------------
 

@@ -108,6 +108,10 @@ class RejectCode(IntEnum):
     WRONG_RUN = 1
     NOT_NEEDED = 2
     FULL = 3
+    DUPLICATE = 4
+    """Another process has the same name, and neither gives way."""
+    UNFIT = 5
+    """A worker's own word: this machine cannot build the stage, or may not."""
 
 
 class ReducePhase(IntEnum):

@@ -8,6 +8,9 @@ a slow link kills its own connection (a 16 MiB frame over 2 MiB/s never arrives)
 MAX_FRAMES = 64
 """Payload frames of one message: with MAX_FRAME_BYTES, 64 MiB per message."""
 MAX_PAYLOAD_BYTES = MAX_FRAME_BYTES * MAX_FRAMES
+MAX_UNFINISHED_BYTES = (MAX_FRAMES + 1) * (MAX_FRAME_BYTES + 1024)
+"""What may have arrived on a connection of a message that is not whole: the largest one, with what ZeroMQ and
+encryption add to each frame."""
 MAX_HEADER_BYTES = 4096
 """msgpack header of one message; the usual one has under 200."""
 MAX_TEXT_CHARS = 512
@@ -41,6 +44,10 @@ MAX_ENDED_LIVES = 64
 MAX_ENDED_NODES = MAX_MEMBERS
 """Nodes whose ended lives are remembered, those of which one has ended last: a process without a name has another one
 in each life. When a whole swarm has ended since, no copy is on its way any more."""
+MAX_COMEBACKS = 3
+"""Times within FEUD_S that a process may come back which another one of its name had ended: more are two that fight."""
+FEUD_S = 60.0
+"""And how long nobody of that name is let in then: both ask once per heartbeat, so both are told."""
 MAX_VIEW_BYTES = MAX_FRAME_BYTES
 """A view is one frame: 256 bytes for each of MAX_MEMBERS."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from zswarm import limits
-from zswarm.ids import Address, Branch, Generation, NodeId, Role, RunId, Session, Stage, Step
+from zswarm.ids import Address, Branch, Generation, NodeId, Peer, Role, RunId, Session, Stage, Step
 from zswarm.machine import Send
 from zswarm.messages import Fence, Member, Message, Register, Reject, View, Welcome
 
@@ -92,11 +92,14 @@ class Membership:
         self.is_welcome = True
         return True
 
-    def is_refused(self, message: Reject) -> bool:
-        """Must this process go? A Reject of another run, or of a passed generation, is not about its place here.
+    def is_refused(self, message: Reject, peer: Peer) -> bool:
+        """Must this process go? Only the coordinator says so, over the connection that this process has dialled.
 
-        One without a run comes from the own transport: a peer speaks another version.
+        A Reject of another run, or of a passed generation, is not about its place here. One without a run comes from the
+        own transport: the coordinator speaks another version.
         """
+        if peer != self.coordinator:
+            return False
         return not self.is_welcome or message.run == 0 or not self.is_foreign(message)
 
     def is_foreign(self, message: Message) -> bool:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zswarm import limits
 from zswarm.ids import (
     TRAINER,
     Address,
@@ -165,7 +166,7 @@ class Outbox:
 
     def update_room(self, broker: Session, room: Room, now: float) -> list[Send]:
         """Note what a broker says of itself."""
-        self._heard_at_s[broker] = now
+        self._hear(broker, now)
         state = self._brokers.get(broker)
         if state is None or (room.producer, room.trainer) != self._me:
             return []
@@ -177,9 +178,16 @@ class Outbox:
         state.free_bytes, state.depth, state.response_s = room.free_bytes, room.depth, room.response_s
         return self.flush(now)
 
+    def _hear(self, broker: Session, now: float) -> None:
+        """Note that a broker has spoken; sessions that somebody makes up are forgotten when there are too many."""
+        if len(self._heard_at_s) >= limits.MAX_REMEMBERED_PEERS and broker not in self._heard_at_s:
+            known = {entry.broker for entry in self._sent.values()}.union(self._brokers)
+            self._heard_at_s = {b: at_s for b, at_s in self._heard_at_s.items() if b in known}
+        self._heard_at_s[broker] = now
+
     def acknowledge(self, ack: Ack, now: float) -> list[Send]:
         """The receiver has it in memory; another broker's word about the same key does not count."""
-        self._heard_at_s[ack.session] = now
+        self._hear(ack.session, now)
         entry = self._sent.get((ack.direction, ack.key))
         if entry is not None and entry.broker == ack.session:
             del self._sent[ack.direction, ack.key]
@@ -187,7 +195,7 @@ class Outbox:
 
     def refuse(self, nack: Nack, now: float) -> list[Send]:
         """The broker did not take it."""
-        self._heard_at_s[nack.session] = now
+        self._hear(nack.session, now)
         entry = self._sent.get((nack.direction, nack.key))
         if entry is None or entry.broker != nack.session:
             return []

@@ -123,6 +123,8 @@ def test_the_version_is_printed():
         (["audit", "/nowhere"], "/nowhere: cannot read"),
         (["local", "/nowhere.toml"], "/nowhere.toml: there is no such run file"),
         (["broker", "--coordinator", "localhost:1"], "--coordinator: 'localhost:1' is no address: write tcp://"),
+        (["worker", "--coordinator", "tcp://127.0.0.1:1", "--allow", "lab-models"], "'lab-models' is no module"),
+        (["worker", "--coordinator", "tcp://127.0.0.1:1", "--allow", "lab..models"], "'lab..models' is no module"),
         (["worker", "--coordinator", "tcp://192.168.0.2:4711"], "make one with `zswarm key init`"),
         (
             ["broker", "--coordinator", "tcp://127.0.0.1:1", "--host", "10.0.0.1"],

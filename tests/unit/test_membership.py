@@ -81,8 +81,16 @@ def test_what_is_foreign(me, header, foreign):
     [({}, True), ({"generation": 0}, False), ({"run": OTHER_RUN}, False), ({"run": 0}, True)],
 )
 def test_whom_a_reject_concerns(me, header, refused):
-    assert me.is_refused(reject(**header)) is refused
-    assert membership().is_refused(reject(**header))
+    assert me.is_refused(reject(**header), me.coordinator) is refused
+    assert membership().is_refused(reject(**header), me.coordinator)
+
+
+@pytest.mark.parametrize("header", [{}, {"run": 0}])
+def test_nobody_but_the_coordinator_refuses(me, header):
+    """Any member could end any broker or worker: a Reject without a run needs to know nothing of the run."""
+    for peer in ("sim://broker-40/work", b"\0link"):
+        assert not me.is_refused(reject(**header), peer)
+        assert not membership().is_refused(reject(**header), peer)
 
 
 def test_views_only_become_newer(me):

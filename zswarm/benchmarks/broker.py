@@ -180,13 +180,13 @@ def broker_process(*, unit_bytes: int, key_file: Path | None = None) -> Iterator
             command += ["--key", str(key_file)]
         begun_s = time.monotonic()
         with Children([command], deadline_s=DEADLINE_S, cores=_cores()[:1]) as children:
-            control, work = _welcome(switchboard, unit_bytes, children)
+            control, work = welcome_broker(switchboard, unit_bytes, children)
             start_s = time.monotonic() - begun_s
-            _await_view(switchboard)
+            await_view(switchboard)
             yield Welcomed(pid=children.pid(0), control=control, work=work, start_s=start_s)
 
 
-def _welcome(switchboard: Switchboard, unit_bytes: int, children: Children) -> tuple[Address, Address]:
+def welcome_broker(switchboard: Switchboard, unit_bytes: int, children: Children) -> tuple[Address, Address]:
     """Play the coordinator until the broker has been told its place and its swarm; returns its addresses."""
     deadline_s = time.monotonic() + HELLO_S
     while time.monotonic() < deadline_s:
@@ -236,7 +236,7 @@ def _place(register: Register, unit_bytes: int) -> list[tuple[Welcome | View, by
     return [(welcome, configuration), (view, members)]
 
 
-def _await_view(switchboard: Switchboard) -> None:
+def await_view(switchboard: Switchboard) -> None:
     """Wait until the broker says that it knows its swarm."""
     deadline_s = time.monotonic() + HELLO_S
     while time.monotonic() < deadline_s:

@@ -122,6 +122,20 @@ class Children:
             raise self._failure(index)
         return text
 
+    def end(self, index: int) -> str:
+        """Ask a child to end (SIGTERM), and return all that it has said to its log.
+
+        Raises:
+            RunFailed: it ended otherwise than well.
+
+        """
+        self._processes[index].terminate()
+        if self._processes[index].wait() != 0:
+            raise self._failure(index)
+        log = self._logs[index]
+        log.seek(0)
+        return log.read().decode(errors="replace")
+
     def _failure(self, index: int) -> RunFailed:
         code = self._processes[index].wait()
         log = self._logs[index]

@@ -71,6 +71,16 @@ def faults(**options: Any) -> None:
 
 
 @bench.command()
+@click.option("--rounds", type=COUNT, default=3, show_default=True, metavar="N", help="How many brokers are attacked.")
+@json_file_option
+def attack(**options: Any) -> None:
+    """What strangers without the swarm key cost a broker; takes a minute."""
+    from zswarm.benchmarks.attack import main
+
+    main(**options)
+
+
+@bench.command()
 @click.argument("run_file", metavar="RUN.toml", type=click.Path(path_type=Path))
 @click.option("--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage.")
 def equality(*, run_file: Path, workers: int) -> None:

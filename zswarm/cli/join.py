@@ -18,6 +18,7 @@ from functools import partial
 from time import monotonic
 
 from brokers.service import serve_broker
+from stages.allowed import Allowed
 from zswarm import limits
 from zswarm.beacon.service import Place, serve_beacon
 from zswarm.cli.family import Ended, Family, wake_on_signals
@@ -45,8 +46,8 @@ class JoinOptions:
     workers: int
     brokers: int
     threads: int
-    allowed: tuple[str, ...]
-    """Modules that workers may import models from."""
+    allowed: Allowed
+    """Whose model code workers may run."""
 
 
 def run_join(options: JoinOptions) -> int:
@@ -67,7 +68,7 @@ def run_join(options: JoinOptions) -> int:
             name = f"{place.machine}-broker-{index}"
             caretaker.add(name, partial(_member, place, name, family, partial(_broker, options, name, family)))
         if options.workers:
-            import torch  # noqa: F401 - for all workers at once, before they are forked
+            import stages.service  # noqa: F401 - imports torch: for all workers at once, before they are forked
         for index in range(options.workers):
             name = f"{place.machine}-worker-{index}"
             body = partial(_member, place, name, family, partial(_worker, options, name, family))
@@ -92,13 +93,13 @@ def _broker(options: JoinOptions, name: str, family: Family, *, coordinator: Add
 
 
 def _worker(options: JoinOptions, name: str, family: Family, *, coordinator: Address) -> Exit:
-    from stages.service import serve_worker
+    from stages.service import Computing, serve_worker
 
     return serve_worker(
         node=NodeId(name),
         coordinator=coordinator,
         listen=any_port(options.place.host),
-        threads=options.threads,
+        computing=Computing(threads=options.threads, allowed=options.allowed),
         key=options.place.key,
         lifeline=family.lifeline,
     )

@@ -83,7 +83,8 @@ def _prepare_with_torch(
 
     Returns what the trainer and the workers do, by their names, and what writes process ids into the run folder.
     """
-    from stages.service import serve_worker
+    from stages.allowed import EVERYTHING
+    from stages.service import Computing, serve_worker
     from zswarm.cli.planning import plan_run
     from zswarm.data import open_source
     from zswarm.trainer.progress import Progress
@@ -118,7 +119,7 @@ def _prepare_with_torch(
             node=NodeId(name),
             coordinator=coordinator,
             listen=LISTEN,
-            threads=options.threads,
+            computing=Computing(threads=options.threads, allowed=EVERYTHING),
             key=options.key,
             lifeline=family.lifeline,
         )

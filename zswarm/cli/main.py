@@ -28,7 +28,16 @@ from zswarm import __version__
 from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
 from zswarm.cli.key import key, key_option
-from zswarm.cli.places import BEACON_PORT, TRAINER_PORT, beacon_address, key_of, place_of, seeds_option
+from zswarm.cli.models import allow_option, allow_own_models, allowed_models
+from zswarm.cli.places import (
+    BEACON_PORT,
+    TRAINER_PORT,
+    beacon_address,
+    key_of,
+    place_of,
+    prepare_for_connections,
+    seeds_option,
+)
 from zswarm.cli.swarm import beacon, doctor, init, join, pause, resume
 from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
 from zswarm.ids import Address, NodeId
@@ -134,6 +143,7 @@ def local(*, run_file: Path, overrides: tuple[str, ...], key_file: Path | None, 
     from zswarm.cli.local import LocalOptions, run_local
     from zswarm.config import load_run_file
 
+    prepare_for_connections()
     allow_own_models()
     options = LocalOptions(run_file=run_file, key=key_of(key_file, default=False), begun_s=BEGUN_S, **swarm)
     sys.exit(run_local(load_run_file(run_file, overrides), options))
@@ -293,14 +303,16 @@ def broker(*, capacity_gib: float, name: str | None, level: str, **where: Any) -
 @host_option
 @key_option
 @threads_option
+@allow_option
 @name_option
 @level_option
-def worker(*, threads: int, name: str | None, level: str, **where: Any) -> None:
+def worker(*, threads: int, modules: tuple[str, ...], name: str | None, level: str, **where: Any) -> None:
     """Take part in runs as a worker: compute one stage."""
-    from stages.service import serve_worker
+    from stages.service import Computing, serve_worker
 
     node = _node("worker", name, level)
-    _end(_serve(partial(serve_worker, node=node, threads=threads), **where))
+    computing = Computing(threads=threads, allowed=allowed_models(modules))
+    _end(_serve(partial(serve_worker, node=node, computing=computing), **where))
 
 
 @app.command()
@@ -362,11 +374,6 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def allow_own_models() -> None:
-    """Let model.factory name a module in the current folder, as `python -m` does, but after installed ones."""
-    sys.path.append(str(Path.cwd()))
-
-
 def _fail(text: str, code: int) -> int:
     click.echo(f"zswarm: {text}", err=True)
     return code
@@ -411,9 +418,10 @@ def _serve(
 
 
 def _node(role: str, name: str | None, level: str) -> NodeId:
-    """Name this process and set up its log."""
+    """Name this process, set up its log, and let it have its connections."""
     from zswarm.logs import set_up_logs
 
+    prepare_for_connections()
     node = name or f"{role}-{os.uname().nodename}-{os.getpid()}"
     set_up_logs(node, level=level)
     return NodeId(node)

@@ -123,3 +123,11 @@ def place_of(
 def beacon_address(host: str, port: int) -> Address:
     """Return where a machine's beacon listens."""
     return Address(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+
+
+def prepare_for_connections() -> None:
+    """Let this process have as many connections as the system allows it."""
+    from zswarm.open_files import raise_limit
+
+    if text := raise_limit():
+        click.echo(f"zswarm: {text}", err=True)

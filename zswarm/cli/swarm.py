@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zswarm.cli.key import key_option
+from zswarm.cli.models import allow_option, allowed_models
 from zswarm.cli.places import (
     BEACON_PORT,
     beacon_address,
     key_of,
     machine_option,
     place_of,
+    prepare_for_connections,
     seeds_option,
 )
 
@@ -54,21 +56,15 @@ def init(*, run_file: Path) -> None:
 @port_option
 @machine_option
 @key_option
-@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Otherwise one per GPU, or one on a CPU.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=1, show_default=True, metavar="N", help="Each computes one stage."
+)
 @click.option("--brokers", type=click.IntRange(min=0), metavar="N", help="Otherwise as many as workers.")
 @click.option(
     "--threads", type=COUNT, default=1, show_default=True, metavar="N", help="Threads that torch may use per worker."
 )
-@click.option(
-    "--allow",
-    "allowed",
-    multiple=True,
-    metavar="MODULE",
-    help="Let runs import their model from this Python module here; repeatable. Built-in models need none.",
-)
-def join(
-    *, workers: int | None, brokers: int | None, threads: int, allowed: tuple[str, ...], port: int, **where: Any
-) -> None:
+@allow_option
+def join(*, workers: int, brokers: int | None, threads: int, modules: tuple[str, ...], port: int, **where: Any) -> None:
     """Make this machine part of the swarm.
 
     Starts its beacon, by which machines find each other, and brokers and workers that take part in whatever run
@@ -77,14 +73,13 @@ def join(
     from zswarm.cli.join import JoinOptions, run_join, say
 
     place, why = _place(port=port, **where)
-    num_workers = _num_devices() if workers is None else workers
     options = JoinOptions(
         place=place,
         beacon=beacon_address(place.host, port),
-        workers=num_workers,
-        brokers=num_workers if brokers is None else brokers,
+        workers=workers,
+        brokers=workers if brokers is None else brokers,
         threads=threads,
-        allowed=allowed,
+        allowed=allowed_models(modules),
     )
     say(f"{place.machine} joins at {place.host}:{port} ({why}): {options.workers} workers, {options.brokers} brokers")
     sys.exit(run_join(options))
@@ -141,11 +136,5 @@ def resume() -> None:
 
 
 def _place(*, key_file: Path | None, port: int, **where: Any) -> tuple[Place, str]:
+    prepare_for_connections()
     return place_of(key=key_of(key_file), beacon_port=port, **where)
-
-
-def _num_devices() -> int:
-    """Return how many workers suit this machine."""
-    import torch
-
-    return max(1, torch.cuda.device_count())

@@ -27,15 +27,7 @@ from typing import TypeVar
 
 from zswarm import limits
 from zswarm.errors import INTERRUPTED, RunFailed
-from zswarm.ids import (
-    TRAINER,
-    Microbatch,
-    NodeId,
-    Role,
-    Session,
-    Stage,
-    Step,
-)
+from zswarm.ids import TRAINER, Microbatch, NodeId, Role, Session, Stage, Step
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Header
 from zswarm.messages import (
@@ -51,6 +43,7 @@ from zswarm.messages import (
     Prepared,
     Pull,
     Register,
+    Reject,
     State,
     Stop,
     WorkerHeartbeat,
@@ -288,6 +281,8 @@ class Coordinator:
                 return [*self.archive.pulled(message, event.peer, self.committer.version)]
             case Failure() if self._exit is None:
                 return self._failed(record, message)
+            case Reject() if self._exit is None:
+                return self._give_up(record.session, f"it takes no part: {message.text}", now)
             case Stop():
                 if self._exit is None:
                     return self._give_up(record.session, "it has left", now)
@@ -297,7 +292,7 @@ class Coordinator:
                 return []
 
     def _register(self, message: Register, event: Received, now: float) -> list[Command]:
-        reject = self.reception.refusal(message, is_over=self._exit is not None)
+        reject = self.reception.refusal(message, now, is_over=self._exit is not None)
         if reject is not None:
             return [Send(peer=event.peer, message=reject)]
         if self.roster.is_late_copy(message):
@@ -305,7 +300,10 @@ class Coordinator:
         commands: list[Command] = []
         before = self.roster.life_of(message.node)
         if before is not None and before.boot_nonce != message.boot_nonce:
-            commands += self._give_up(before.session, "it has started again", now)
+            feud, rejects = self.reception.refuse_both(message, event.peer, before, now)
+            commands += [*rejects, *self._give_up(before.session, feud or "it has started again", now)]
+            if feud:
+                return commands
         record, is_new = self.roster.register(message, event.peer, now)
         if is_new:
             commands.append(Append(record=join_record(record), durable=True))

@@ -14,6 +14,7 @@ from zswarm.membership import Header
 from zswarm.messages import HeartbeatAck, Register, Reject, View, Welcome
 from zswarm.slots import maker
 from zswarm.trainer.commit import Committer
+from zswarm.trainer.feuds import Feuds
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import CoordinatorSettings
 
@@ -28,13 +29,27 @@ class Reception:
         self._roster = roster
         self._committer = committer
         self._header = header
+        self._feuds = Feuds()
 
-    def refusal(self, message: Register, *, is_over: bool) -> Reject | None:
+    def refusal(self, message: Register, now: float, *, is_over: bool) -> Reject | None:
         """Return why a process may not take part, None if it may."""
-        code, text = self._reason(message, is_over=is_over)
-        return Reject(**self._header, code=code, text=text) if code is not None else None
+        code, text = self._reason(message, now, is_over=is_over)
+        return self._reject(code, text) if code is not None else None
 
-    def _reason(self, message: Register, *, is_over: bool) -> tuple[RejectCode | None, str]:
+    def refuse_both(self, message: Register, peer: Peer, live: Record, now: float) -> tuple[str, list[Send]]:
+        """Return why two processes of one name are let in no longer, if one has ended the other's life once too often,
+        and what both are told; the text is empty as long as that is not so.
+        """
+        if not self._roster.is_comeback(message):
+            return "", []
+        text = self._feuds.came_back(message.node, (live.addresses[0], message.addresses[0]), now)
+        reject = self._reject(RejectCode.DUPLICATE, text)
+        return text, [Send(peer=to, message=reject) for to in (peer, live.peer)] if text else []
+
+    def _reject(self, code: RejectCode, text: str) -> Reject:
+        return Reject(**self._header, code=code, text=text[: limits.MAX_TEXT_CHARS])
+
+    def _reason(self, message: Register, now: float, *, is_over: bool) -> tuple[RejectCode | None, str]:
         run = self._settings.run
         if message.run not in (0, run):
             return RejectCode.WRONG_RUN, f"this trainer runs {run:016x}, not {message.run:016x}"
@@ -43,6 +58,8 @@ class Reception:
             return RejectCode.WRONG_RUN, f"a {message.role.value} has {num_addresses} addresses"
         if is_over and self._roster.known(message) is None:
             return RejectCode.NOT_NEEDED, "the run is over"
+        if self._roster.known(message) is None and (feud := self._feuds.refusal(message.node, now)):
+            return RejectCode.DUPLICATE, feud
         if self._roster.life_of(message.node) is None and self._roster.is_full(message.role):
             text = f"the run has all the {message.role.value}s that it can have: {limits.MAX_PARTICIPANTS} per stage"
             return RejectCode.FULL, text

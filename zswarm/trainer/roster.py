@@ -161,6 +161,15 @@ class Roster:
         """Is this the Register of a life that has ended, while its node lives another one?"""
         return message.boot_nonce in self._ended.get(message.node, ()) and message.node in self._by_node
 
+    def is_comeback(self, message: Register) -> bool:
+        """Is this the next life of one that has ended, while another process lives under its node's name?
+
+        A process that is fenced asks again with the next nonce; one that is started anew has a random one.
+        """
+        live = self.life_of(message.node)
+        before = (message.boot_nonce - 1) % 2**64
+        return live is not None and live.boot_nonce != before and before in self._ended.get(message.node, ())
+
     def remove(self, session: Session, now: float) -> Record:
         """Take a process out of the swarm for good."""
         record = self.records.pop(session)

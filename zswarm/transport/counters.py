@@ -16,5 +16,7 @@ class Counters:
     num_lost: int = 0
     """Messages that could not be sent: the queue was full or nobody was there."""
     num_malformed: int = 0
+    num_cut_off: int = 0
+    """Connections that were shut down for sending a message without end."""
     num_gaps: int = 0
     """Messages missing between two that came over the same connection."""

@@ -22,15 +22,19 @@ _NUMBERS = itertools.count()
 
 
 class Outcome(Enum):
-    """How a handshake ended."""
+    """How far a handshake has come, and how it ended."""
 
+    CONNECTED = zmq.EVENT_CONNECTED
+    """It may begin."""
     SUCCEEDED = zmq.EVENT_HANDSHAKE_SUCCEEDED
     REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
     """The other side knows our key and does not want it."""
     MISMATCHED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     """One side encrypts and the other does not, or speaks something else than ZeroMQ."""
     BROKEN_OFF = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    """The other side has hung up without a word: it has another key, or died."""
+    """The other side has hung up without a word, or said nothing in time: it has another key, or died."""
+    HUNG_UP = zmq.EVENT_DISCONNECTED
+    """The connection is gone: after one of the others, or by itself where no ZeroMQ is at the other end."""
 
 
 _OUTCOMES = {int(outcome.value): outcome for outcome in Outcome}
@@ -49,7 +53,7 @@ class HandshakeWatch:
         self.socket.connect(name)
 
     def outcomes(self) -> list[Outcome]:
-        """Return how handshakes have ended since this was last asked, oldest first."""
+        """Return what has become of handshakes since this was last asked, oldest first."""
         found = []
         while self.socket.poll(0):
             event = int(parse_monitor_message(self.socket.recv_multipart())["event"])
@@ -100,8 +104,9 @@ def _dial(address: Address, socket: zmq.Socket[bytes], gatekeeper: Gatekeeper, d
         while (left_s := deadline_s - monotonic()) > 0:
             poller.poll(max(1, round(left_s * 1000)))
             gatekeeper.answer()
-            if outcomes := watch.outcomes():
-                return outcomes[0]
+            for outcome in watch.outcomes():
+                if outcome is not Outcome.CONNECTED:
+                    return outcome
     return None
 
 

@@ -26,6 +26,7 @@ import socket as posix
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -42,7 +43,9 @@ from zswarm.transport.addresses import cannot_listen, checked_address, refuse_if
 from zswarm.transport.connections import Connections
 from zswarm.transport.counters import Counters
 from zswarm.transport.curve import Curve, Gatekeeper
-from zswarm.transport.handshake import HandshakeWatch, Outcome, check_listener
+from zswarm.transport.cutoff import Cutoff
+from zswarm.transport.first_contact import FirstContact
+from zswarm.transport.handshake import HandshakeWatch, check_listener
 from zswarm.transport.options import set_options
 from zswarm.wire import VersionMismatch, decode_untrusted, encode
 
@@ -54,6 +57,8 @@ MAX_LISTENERS = 256
 GREETING_MESSAGES = 8
 """Messages that wait for the first connection to an address; of more, the newest."""
 COMPLAINT_INTERVAL_S = 60.0
+TURN_FRAMES = 64 * limits.TURN_MESSAGES
+"""Frames left out in one turn, of a message with too many: a million of them would take seconds."""
 NOW = int(zmq.NOBLOCK)
 NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 """Plain numbers: a flag of an enum makes a new member each time that it is combined."""
@@ -86,6 +91,10 @@ class Switchboard:
         self._connections = Connections()
         self._unreachable: dict[Link, None] = {}
         """Links found dead, in the order in which they were."""
+        self._first_contact: FirstContact | None = None
+        self._cutoff = Cutoff()
+        self._overlong: set[zmq.Socket[bytes]] = set()
+        """Sockets at which a message with too many frames is not at its end yet."""
         self._callbacks: dict[int | zmq.Socket[bytes], Callable[[], None]] = {}
         self._bell, self._clapper = posix.socketpair()
         self._bell.setblocking(False)
@@ -140,6 +149,7 @@ class Switchboard:
         self._listeners.append(socket)
         self._poller.register(socket, zmq.POLLIN)
         bound = Address(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        self._cutoff.listens(bound, socket)
         if self._curve is not None:
             check_listener(bound, self._curve, self._gatekeeper, partial(self._socket, zmq.DEALER, bound))
         return bound
@@ -147,8 +157,8 @@ class Switchboard:
     def dial(self, address: Address, *, is_first: bool = False) -> None:
         """Begin to connect to `address`, unless that has been done; `send` does it by itself.
 
-        The user of a process learns from its first address of all whether it has the right key: a handshake there that
-        fails is told in the log, or raises UserError from `poll` if ZeroMQ would not try again.
+        The user of a process learns from its first address of all whether it has the right key, and the right address: a
+        handshake there that fails is told in the log, or raises UserError from `poll` if there is no use in trying again.
 
         Raises:
             UserError: the address may not be used.
@@ -159,14 +169,15 @@ class Switchboard:
         checked_address(address, has_key=self._curve is not None)
         socket = self._socket(zmq.DEALER, address, self._curve)
         if is_first:
-            watch = HandshakeWatch(socket)
-            self.watch(watch.socket, partial(self._judge_handshake, address, watch))
+            self._first_contact = FirstContact(address, HandshakeWatch(socket), has_key=self._curve is not None)
+            self.watch(self._first_contact.watch.socket, self._follow_first_contact)
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
             socket.close()
             raise UserError(f"cannot dial {address}: {error.strerror}") from None
         self._dialled[address] = socket
+        self._cutoff.dials(address, socket)
         self._origins[socket] = address
         self._greetings[address] = deque()
         self._poller.register(socket, zmq.POLLIN | zmq.POLLOUT)
@@ -180,6 +191,8 @@ class Switchboard:
         del self._origins[socket]
         self.counters.num_lost += len(self._greetings.pop(address, ()))
         self._connections.forget(address)
+        self._cutoff.hangs_up(address)
+        self._overlong.discard(socket)
         socket.close(linger=0)
 
     # -- messages ------------------------------------------------------------------------------------
@@ -213,10 +226,15 @@ class Switchboard:
     def poll(self, timeout_s: float) -> list[Received]:
         """Wait until something happens, at most `timeout_s`, and return the messages that came.
 
-        At most TURN_MESSAGES of each socket; callbacks of `watch` run in here.
+        At most TURN_MESSAGES of each socket; callbacks of `watch` run in here, and who sends without end is cut off.
         """
         taken: list[Received] = []
-        for source, events in self._poller.poll(max(0, math.ceil(timeout_s * 1000))):
+        for stream in self._cutoff.look_if_due():
+            self.counters.num_cut_off += 1
+            self._complain(Address(f"tcp://{stream.remote[0]}"), "it sends a message without end", of="cut off")
+        self._follow_first_contact()
+        wait_s = min(timeout_s, self._cutoff.wait_s)
+        for source, events in self._poller.poll(max(0, math.ceil(wait_s * 1000))):
             # A callback may have hung up on what is next in this list.
             if source in self._callbacks:
                 self._callbacks[source]()
@@ -277,27 +295,41 @@ class Switchboard:
             self._hand_over(socket, parts)
 
     def _take_turn(self, socket: zmq.Socket[bytes], taken: list[Received]) -> None:
+        if socket in self._overlong and not self._skip(socket):
+            return
         origin = self._origins[socket]
-        receive = socket.recv
+        receive, heard = socket.recv, self._cutoff.heard
         for _ in range(limits.TURN_MESSAGES):
             try:
                 peer = Link(origin + receive(NOW)) if isinstance(origin, bytes) else origin
                 frame = receive(NOW, copy=False)
             except zmq.Again:
                 return
+            heard[peer] = frame
             head = frame.bytes
             frames: list[Any] = [head]
             size_bytes = len(head)
-            while frame.more:
+            while frame.more and len(frames) <= 1 + limits.MAX_FRAMES:
                 frame = receive(NOW, copy=False)
                 size_bytes += len(frame)
-                if len(frames) <= 1 + limits.MAX_FRAMES:
-                    frames.append(frame)
+                frames.append(frame)
+            if frame.more:
+                self._overlong.add(socket)
             self.counters.num_received += 1
             self.counters.received_bytes += size_bytes
             received = self._opened(peer, frames)
             if received is not None:
                 taken.append(received)
+            if frame.more and not self._skip(socket):
+                return
+
+    def _skip(self, socket: zmq.Socket[bytes]) -> bool:
+        """Go on with leaving out the rest of a message that has too many frames; False if there is more for later."""
+        for _ in range(TURN_FRAMES):
+            if not socket.recv(NOW, copy=False).more:
+                self._overlong.discard(socket)
+                return True
+        return False
 
     def _opened(self, peer: Peer, frames: list[Buffer]) -> Received | None:
         """Return what a peer says, or None if there is no sense in it."""
@@ -318,10 +350,10 @@ class Switchboard:
         The machine gets what the peer would have said if it could: Reject. It bears no run, since
         nothing is known of the peer's.
         """
-        text = str(mismatch)
+        text = f"{mismatch}; install the same version of zswarm on both machines"
         reject = Reject(run=RunId(0), generation=Generation(0), session=Session(0), code=RejectCode.VERSION, text=text)
         if not isinstance(peer, bytes):
-            return Received(peer=peer, message=reject)
+            return Received(peer=peer, message=replace(reject, text=f"{peer}: {text}"[: limits.MAX_TEXT_CHARS]))
         connection = self._connections[peer]
         if not connection.is_rejected:
             connection.is_rejected = True
@@ -363,20 +395,18 @@ class Switchboard:
     def _silence(self) -> None:
         self._bell.recv(4096)
 
-    def _judge_handshake(self, address: Address, watch: HandshakeWatch) -> None:
-        """Tell how a handshake with the first address of all has ended."""
-        for outcome in watch.outcomes():
-            if outcome is Outcome.SUCCEEDED:
-                self._poller.unregister(watch.socket)
-                del self._callbacks[watch.socket]
-                watch.close()
-                return
-            if outcome is Outcome.BROKEN_OFF:
-                # Whoever is ending does that, too; ZeroMQ tries again.
-                self._complain(address, "it was broken off: is the swarm key there another one?", of="no handshake")
-            else:
-                rule = "no swarm key, nor may it" if self._curve is None else "a swarm key, and it needs the same one"
-                raise UserError(f"{address}: no handshake with whoever listens there: this process has {rule} (--key)")
+    def _follow_first_contact(self) -> None:
+        """Tell the user what keeps this process from the first address of all."""
+        contact = self._first_contact
+        if contact is None:
+            return
+        if problem := contact.look():
+            self._complain(contact.address, problem, of="no handshake")
+        if contact.is_made:
+            self._first_contact = None
+            self._poller.unregister(contact.watch.socket)
+            del self._callbacks[contact.watch.socket]
+            contact.watch.close()
 
     def _socket(self, kind: int, address: Address, curve: Curve | None, *, plane: str = "") -> zmq.Socket[bytes]:
         try:
