@@ -5,10 +5,11 @@ same trace; a seed decides all that is drawn: where newcomers go at random, what
 queues are, and in the paper's setting who leaves. The optimum always has everybody where it is best, and downloads
 nothing; for workers of unequal speeds it is an upper bound.
 
-    the paper's setting   downloads take no time, moves happen at once, and departures hit each stage alike, however
-                          many workers it has; newcomers go anywhere
-    ours                  downloads take as long as they take, moves wait for the end of a step, and those leave who
-                          leave in the trace
+    paper's    downloads take no time, moves happen at once, and departures hit each stage alike, however many workers it
+               has; newcomers go anywhere
+    500 Mb/s   downloads of 3 GB take their time, moves wait for the end of a step, and those leave who leave in the trace
+    unequal    the same with machines of speeds 1 : 0.5 : 0.25
+    50 Mb/s    the same with equal machines and a tenth of the bandwidth: eight minutes for a download
 
 The trace is not the paper's, which is not published, and how the paper's simulation places newcomers and what its
 queues are it does not say: its figures are there to compare the size of things.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from zswarm.benchmarks.figures import Figure, claim, table_of
 from zswarm.errors import UserError
 from zswarm.planning.priced import PricedPlanner
 from zswarm.planning.published import Algorithm2, NoMoves
+from zswarm.planning.view import Planner
 from zswarm.simulation.churn.preemptions import Change, load_trace, shipped_trace
 from zswarm.simulation.churn.setting import Leavers, Outcome, Placement, Policy, Setting
 from zswarm.simulation.churn.spot import spot_trace
@@ -37,12 +39,12 @@ from zswarm.simulation.churn.swarm import ChurningSwarm
 
 AT_LEAST_PERCENT = 97.0
 LARGE_STAGES, LARGE_WORKERS, LARGE_BELOW_S = 32, 1000, 600.0
-PAPER_PERCENT = {"none": 82.7, "Algorithm 2, T = 300 s": 95.8, "Algorithm 2, T = 60 s": 97.6}
+PAPER_PERCENT = {"none": 82.7, "Alg. 2, T = 300 s": 95.8, "Alg. 2, T = 60 s": 97.6}
 
-PLANNERS = {
+PLANNERS: dict[str, Callable[[], Planner]] = {
     "none": NoMoves,
-    "Algorithm 2, T = 300 s": lambda: Algorithm2(period_s=300.0),
-    "Algorithm 2, T = 60 s": lambda: Algorithm2(period_s=60.0),
+    "Alg. 2, T = 300 s": lambda: Algorithm2(period_s=300.0),
+    "Alg. 2, T = 60 s": lambda: Algorithm2(period_s=60.0),
     "priced": PricedPlanner,
 }
 ANYWHERE = [Policy(name=name, planner=planner, placement=Placement.RANDOM) for name, planner in PLANNERS.items()]
@@ -64,24 +66,24 @@ class Scene:
 
 SCENES = (
     Scene(
-        name="the paper's setting",
+        name="paper's",
         setting=Setting(state_bytes=0.0, leavers=Leavers.OF_ANY_STAGE, waits_for_steps=False),
         policies=ANYWHERE,
         is_papers=True,
     ),
     Scene(
-        name="downloads of 3 GB at 500 Mb/s",
+        name="500 Mb/s",
         setting=Setting(),
         policies=[*ANYWHERE, *PLACED],
         at_least_percent=AT_LEAST_PERCENT,
     ),
     Scene(
-        name="the same, speeds 1 : 0.5 : 0.25",
+        name="unequal",
         setting=Setting(speeds=(1.0, 0.5, 0.25)),
         policies=[*ANYWHERE, *PLACED],
         at_least_percent=AT_LEAST_PERCENT,
     ),
-    Scene(name="the same, 50 Mb/s", setting=Setting(bandwidth_bytes_per_s=50e6 / 8), policies=PLACED),
+    Scene(name="50 Mb/s", setting=Setting(bandwidth_bytes_per_s=50e6 / 8), policies=PLACED),
 )
 
 
@@ -101,7 +103,7 @@ def main(*, seeds: int = 10, trace: Path | None = None, json_file: Path | None =
     console.print(table_of_shares(found, changes))
     large, took_s = large_swarm()
     figures = figures_of(found, large, took_s)
-    console.print(table_of(figures, "ours"))
+    console.print(table_of(figures, "priced moves, newcomers to the slowest stage"))
     if json_file is not None:
         runs = [asdict(o) | {"scene": s.name, "placement": p.placement} for s, p, all_of in found for o in all_of]
         written = {"figures": [figure.as_json() for figure in figures], "runs": runs, "large": asdict(large)}
@@ -149,8 +151,10 @@ def table_of_shares(found: Found, changes: Sequence[Change]) -> Table:
     """Return all policies of all scenes, each beside the paper's figure if there is one."""
     hours, num_runs = changes[-1].time_s / 3600.0, len(found[0][2])
     num_arrivals = sum(change.is_arrival for change in changes)
-    title = f"% of the optimal throughput over {hours:.1f} h, {num_arrivals} workers in all, {num_runs} runs each"
-    table = Table("setting", "moves", "newcomers", "mean", "least", "paper", "moves/h", "downloads/h", title=title)
+    title = f"% of the optimal throughput: {hours:.1f} h, {num_arrivals} workers in all, {num_runs} runs each"
+    table = Table("setting", "planner", "newcomers", title=title, collapse_padding=True)
+    for name in ("mean", "least", "paper", "moves/h", "GB/h"):
+        table.add_column(name, justify="right")
     before: Scene | None = None
     for scene, policy, outcomes in found:
         if scene is not before:
@@ -162,12 +166,12 @@ def table_of_shares(found: Found, changes: Sequence[Change]) -> Table:
         table.add_row(
             scene.name if scene is not before else "",
             policy.name,
-            "anywhere" if policy.placement is Placement.RANDOM else "to the slowest stage",
+            "anywhere" if policy.placement is Placement.RANDOM else "slowest",
             f"{statistics.mean(percents):.1f}",
             f"{min(percents):.1f}",
             "" if paper is None else f"{paper:.1f}",
             f"{num_moves / hours:.0f}",
-            f"{num_bytes / 1e9 / hours:.0f} GB",
+            f"{num_bytes / 1e9 / hours:.0f}",
         )
         before = scene
     return table

@@ -84,8 +84,7 @@ class Observer:
             if seen.measured_at_s <= now:
                 seen.average_s = seen.job_s * max(1.0 + deviation * random.gauss(0.0, 1.0), 0.1)
             if seen.ready_at_s <= now:
-                busy = utilisations[seen.stage]
-                seen.num_pending = sum(random.random() < busy for _ in range(limits.PREFETCH))
+                seen.num_pending = int(utilisations[seen.stage] * limits.PREFETCH + random.random())
             seen.stale_at_s = now
 
     def view(self, now: float, *, waiting: Sequence[int]) -> SwarmView:
