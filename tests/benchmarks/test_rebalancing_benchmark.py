@@ -42,13 +42,13 @@ def test_every_policy_is_compared_and_ours_is_held_against_its_target():
 
 def test_in_the_papers_setting_policies_come_in_the_papers_order():
     """Nothing, Algorithm 2 every 300 s, every 60 s; and ours is none of the worse."""
-    changes = begin_of_trace(10.0)
+    changes = begin_of_trace(6.0)
     none, slow, fast, ours = (percents_of(lives(PAPERS.setting, policy, changes, 1))[0] for policy in ANYWHERE)
     assert none + 3.0 < slow < fast < ours < 100.0
 
 
 def test_with_downloads_counted_ours_is_better_than_the_paper_s_and_reaches_its_target():
-    changes = begin_of_trace(10.0)
+    changes = begin_of_trace(6.0)
     (ours,) = percents_of(lives(COUNTED.setting, OURS, changes, 1))
     (published,) = percents_of(lives(COUNTED.setting, ANYWHERE[2], changes, 1))
     assert published < ours
