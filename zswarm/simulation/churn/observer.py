@@ -19,7 +19,9 @@ from zswarm.ids import Session, Stage
 from zswarm.planning.churn import Churn
 from zswarm.planning.view import StageView, SwarmView, WorkerView
 from zswarm.simulation.churn.setting import Setting
+from zswarm.slots import maker
 
+make_worker_view = maker(WorkerView)
 NEWEST_SHARE = 0.1
 """Weight of the newest job in a worker's moving average."""
 
@@ -117,7 +119,7 @@ def _viewed(session: Session, seen: Seen, now: float) -> WorkerView:
     job_s, measured_in = seen.before or (0.0, None)
     if seen.measured_at_s <= now and seen.average_s > 0.0:
         job_s, measured_in = seen.average_s, None
-    seen.view = WorkerView(
+    seen.view = make_worker_view(
         session=session,
         stage=seen.stage,
         is_ready=seen.ready_at_s <= now,
