@@ -86,6 +86,9 @@ RESEND_HEARTBEATS = 1.0
 """An unacknowledged message is sent again after this many heartbeats, and then after twice as many each time."""
 MOST_DOUBLINGS = 4
 """How often that wait doubles: after a loss that lasted, a repetition comes within 16 times the first wait."""
+MAX_SPEED_RATIO = 100.0
+"""Nobody counts as further from the median speed when it is planned who works where: a processor beside a large card is
+within it, and a report that is wrong by more would empty or fill a whole stage."""
 PREFETCH = 2
 """Jobs leased to one worker: one running, one arriving while it runs; what is unfinished comes on top."""
 MAX_UNFINISHED = 8

@@ -99,7 +99,7 @@ def test_help_names_every_command_and_every_command_has_help():
         assert result.stdout.startswith(f"Usage: zswarm {command}")
 
 
-@pytest.mark.parametrize("command", ["codec", "broker", "training", "faults", "equality"])
+@pytest.mark.parametrize("command", ["codec", "broker", "training", "faults", "rebalancing", "equality"])
 def test_every_benchmark_has_help_and_a_body(command):
     """The options of the command are parameters of the function that it calls."""
     assert zswarm("bench", command, "--help").stdout.startswith(f"Usage: zswarm bench {command}")

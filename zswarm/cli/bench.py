@@ -81,6 +81,22 @@ def attack(**options: Any) -> None:
 
 
 @bench.command()
+@click.option("--seeds", type=COUNT, default=10, show_default=True, metavar="N", help="Runs of each policy.")
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Who comes and goes, in lines TIME_S,arrive|leave,WORKER; default: a synthetic trace of spot machines, 32 h.",
+)
+@json_file_option
+def rebalancing(**options: Any) -> None:
+    """What part of the possible throughput a swarm has whose workers come and go for hours; takes some minutes."""
+    from zswarm.benchmarks.rebalancing import main
+
+    main(**options)
+
+
+@bench.command()
 @click.argument("run_file", metavar="RUN.toml", type=click.Path(path_type=Path))
 @click.option("--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage.")
 def equality(*, run_file: Path, workers: int) -> None:
