@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import NoReturn
 
+from zswarm.machine import Health
+from zswarm.overseer import Overseer
 from zswarm.transport import Switchboard
 
 
-class Lifeline:
+class Lifeline(Overseer):
     """The parent keeps the writing end, each child watches the reading end."""
+
+    ends_us = True
 
     def __init__(self) -> None:
         self._read_fd, self._write_fd = os.pipe()
@@ -18,7 +23,7 @@ class Lifeline:
         """Close the end that only the parent may hold; to be called first in the child."""
         os.close(self._write_fd)
 
-    def watch(self, switchboard: Switchboard) -> None:
+    def begin(self, switchboard: Switchboard, health: Callable[[float], Health]) -> None:  # noqa: ARG002
         """End this process at once when the parent is gone: its work has nobody left to go to."""
         switchboard.watch(self._read_fd, self._end)
 

@@ -7,22 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from zswarm.overseer import Overseer
+
 E = TypeVar("E")
 
 
 @contextmanager
-def sigterm_as(event: E, *, wake: Callable[[], None], is_child: bool) -> Iterator[list[E]]:
+def sigterm_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Iterator[list[E]]:
     """Give a list that holds `event` once the process has got SIGTERM; `wake` is called then.
 
-    A child, which its parent ends, is left as it is: the list stays empty.
+    Where the overseer ends this process by itself, the signal is left as it is: the list stays empty.
     """
     events: list[E] = []
-    if is_child:
+    if overseer.ends_us:
         yield events
         return
 
     def note(*_: object) -> None:
         events.append(event)
+        overseer.stopping("asked to leave")
         wake()
 
     before = signal.signal(signal.SIGTERM, note)

@@ -252,9 +252,10 @@ def train(
 def broker(*, capacity_gib: float, name: str | None, level: str, **place: Any) -> None:
     """Take part in a run as a broker: hold a stage's queue."""
     from brokers.service import serve_broker
+    from zswarm.cli.started_by import started_by
 
     node = _node("broker", name, level)
-    _end(serve_broker(node=node, capacity_bytes=int(capacity_gib * 2**30), **_place(**place)))
+    _end(serve_broker(node=node, capacity_bytes=int(capacity_gib * 2**30), overseer=started_by(), **_place(**place)))
 
 
 @app.command()
@@ -267,9 +268,10 @@ def broker(*, capacity_gib: float, name: str | None, level: str, **place: Any) -
 def worker(*, threads: int, name: str | None, level: str, **place: Any) -> None:
     """Take part in a run as a worker: compute one stage."""
     from stages.service import serve_worker
+    from zswarm.cli.started_by import started_by
 
     node = _node("worker", name, level)
-    _end(serve_worker(node=node, threads=threads, **_place(**place)))
+    _end(serve_worker(node=node, threads=threads, overseer=started_by(), **_place(**place)))
 
 
 @app.command()

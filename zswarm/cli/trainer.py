@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zswarm.cli.planning import plan_run
+from zswarm.cli.started_by import started_by
 from zswarm.config import RunConfig
 from zswarm.data import open_source
 from zswarm.ids import Address
@@ -55,4 +56,4 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
         brokers_per_stage=command.brokers,
         key=command.key,
     )
-    return serve_trainer(config, plan, options)
+    return serve_trainer(config, plan, options, overseer=started_by())
