@@ -350,9 +350,10 @@ def _show_traceback() -> None:
 
 
 def _key(path: Path | None) -> SwarmKey | None:
+    from zswarm.cli.started_by import credentials_folder
     from zswarm.swarm_key import read_key_file
 
-    return None if path is None else read_key_file(path)
+    return None if path is None else read_key_file(path, credentials=credentials_folder())
 
 
 def _address(option: str, text: str, swarm_key: SwarmKey | None, *, listening: bool = False) -> Address:
