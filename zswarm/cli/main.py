@@ -26,6 +26,7 @@ from zswarm import __version__
 from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
 from zswarm.cli.key import key, key_option
+from zswarm.cli.service import service
 from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
@@ -297,6 +298,7 @@ def simulate(*, schedules: int, seed: int, mutant: str | None, trace: bool, jobs
 app.add_command(bench)
 app.add_command(chaos)
 app.add_command(key)
+app.add_command(service)
 
 
 def main() -> None:
