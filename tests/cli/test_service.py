@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[2]
 PROGRAM = Path("/opt/zswarm/bin/zswarm")
 SYSTEMCTL = (
     f"#!{sys.executable}"
-    + """
+    """
 import pathlib, sys
 folder = pathlib.Path(__file__).parent
 with (folder / "calls").open("a") as calls:
