@@ -194,6 +194,18 @@ def test_a_run_survives_kill_9_and_stops_to_be_gone_on_with(machine, tmp_path):
         assert machine.said(unit, "ended")[-1]["reason"] == "the run is over"
 
 
+def test_a_network_that_comes_up_late_is_waited_for(machine):
+    """At boot an address may be missing for a while, whatever network-online.target says."""
+    options = "--coordinator tcp://10.77.7.7:4711"
+    with machine.changed(BROKER, f'[Service]\nEnvironmentFile=\nEnvironment="ZSWARM_BROKER_OPTIONS={options}"\n'):
+        machine.systemctl("start", BROKER, code=1)
+        machine.wait(BROKER, lambda unit: unit["NRestarts"] != "0")
+        assert "this machine has no way there: Network is unreachable" in machine.journal(BROKER)
+        machine.run("ip", "address", "add", "10.77.7.7/24", "dev", "lo")
+        found = machine.wait(BROKER, is_running)
+        assert found["StatusText"] == "waiting for a place in the run of tcp://10.77.7.7:4711"
+
+
 # -- stopping ----------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ A command's body is imported when it is called: `zswarm --help`, a broker and th
     0    done
     1    the run failed, or the audit found a violation
     2    something that the user can mend
+    75   the same, and it may mend itself: this machine has no such address, or no way there, yet
     78   `zswarm broker` and `zswarm worker`: the run does not take this process; starting it again is no use
     130  Ctrl-C
 """
@@ -27,7 +28,7 @@ from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
 from zswarm.cli.key import key, key_option
 from zswarm.cli.service import service
-from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
+from zswarm.errors import INTERRUPTED, REFUSED, TRY_LATER, NotYet, RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except UserError as error:
-        return _fail(str(error), 2)
+        return _fail(str(error), TRY_LATER if isinstance(error, NotYet) else 2)
     except RunFailed as error:
         _show_traceback()
         return _fail(str(error), 1)
