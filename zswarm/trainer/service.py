@@ -17,7 +17,7 @@ from zswarm.data import Source
 from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import Address, Generation, Purpose, RunId, Session, Version
 from zswarm.loop import Loop
-from zswarm.machine import Exit
+from zswarm.machine import Exit, Health
 from zswarm.overseer import NOBODY, Overseer
 from zswarm.schedule import learning_rate
 from zswarm.swarm_key import SwarmKey
@@ -247,6 +247,7 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, ove
             )
             if recovered is not None and recovered.is_done(config.run.steps):
                 end = Exit(code=0, text="all steps are done")
+                overseer.begin(switchboard, lambda _now: Health(text=end.text))
             else:
                 report = Report(config, folder=folder, progress=options.progress, begun_s=options.begun_s)
                 report.wait = interruption.wait
@@ -259,7 +260,8 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, ove
                     )
                     end = service.run(switchboard, overseer)
             if end.code == 0:
-                _write_model(folder, checkpoints, config.run.steps)
+                last = _last_checkpoint(folder, checkpoints, config.run.steps)
+                write_model(folder.model_path, checkpoints.parameter_files(last), turned=overseer.turned)
             return end
 
 
@@ -289,9 +291,9 @@ def _take_up(report: Report, settings: CoordinatorSettings) -> None:
     report.say(f"going on at step {found.step}; {behind}{known}")
 
 
-def _write_model(folder: RunFolder, checkpoints: Checkpoints, steps: int) -> None:
-    """Put the trained model together from the checkpoint after the last step."""
+def _last_checkpoint(folder: RunFolder, checkpoints: Checkpoints, steps: int) -> Version:
+    """Return the checkpoint after the last step: the model is put together from it."""
     last = checkpoints.newest(lambda version: version[1] != steps, with_hashes=False)
     if last is None:
         raise RunFailed(f"{folder.checkpoints_path}: there is no checkpoint of step {steps} to make the model from")
-    write_model(folder.model_path, checkpoints.parameter_files(last))
+    return last
