@@ -64,7 +64,8 @@ def files(root):
     return {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-UNITS = ["zswarm-broker.service", "zswarm-trainer@.service", "zswarm-worker@.service"]
+SERVICES = ["zswarm-broker.service", "zswarm-trainer@.service", "zswarm-worker@.service"]
+UNITS = [*SERVICES, "zswarm.slice"]
 
 
 def test_it_writes_units_and_options_and_has_them_start_at_boot(systemctl, root, capsys):
@@ -126,7 +127,7 @@ def test_uninstalling_leaves_what_is_the_users(systemctl, root, capsys):
 
 def test_another_program_is_what_the_units_start(systemctl, root):
     assert install(root, "--program", "/srv/swarm-1.0/bin/zswarm") == 0
-    for unit in UNITS:
+    for unit in SERVICES:
         text = (root / "etc/systemd/system" / unit).read_text()
         assert re.findall(r"^ExecStart=(\S+) ", text, flags=re.MULTILINE) == ["/srv/swarm-1.0/bin/zswarm"]
         assert str(PROGRAM) not in text

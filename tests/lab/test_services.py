@@ -83,7 +83,7 @@ def test_the_exposure_is_small(unit, most, tmp_path):
 
 def test_systemd_understands_every_line(machine):
     """It exits with 0 whatever it does not understand; what it says is what counts."""
-    names = [path.name.replace("@.", "@0.") for path in sorted(UNITS.glob("*.service"))]
+    names = [path.name.replace("@.", "@0.") for path in sorted([*UNITS.glob("*.service"), *UNITS.glob("*.slice")])]
     assert machine.run("systemd-analyze", "verify", *(f"/etc/systemd/system/{name}" for name in names)) == ""
 
 
@@ -97,6 +97,7 @@ def test_they_start_at_boot(machine):
         assert (found["SubState"], found["NRestarts"]) == ("running", "0"), machine.journal(unit)
         assert found["StatusText"].startswith("waiting for a place in the run of tcp://127.0.0.1:4711")
         assert len(machine.said(unit, "listening")) == 1
+        assert found["Slice"] == "zswarm.slice"
         assert machine.run("ps", "-o", "euid=", "-p", found["MainPID"]).strip() != "0"
 
 
@@ -177,8 +178,8 @@ def test_a_run_survives_kill_9_and_stops_to_be_gone_on_with(machine, tmp_path):
     before = {unit: machine.show(unit)["NRestarts"] for unit in (BROKER, WORKER)}
     machine.systemctl("enable", "--now", TRAINER)
     first = machine.wait(TRAINER, lambda unit: re.match(r"step [1-9]", unit["StatusText"]))["MainPID"]
-    assert machine.show(WORKER)["StatusText"].startswith("stage 0 of 1, step ")
-    assert machine.show(BROKER)["StatusText"].startswith("stage 0 of 1, step ")
+    for unit in (BROKER, WORKER):
+        machine.wait(unit, lambda unit: unit["StatusText"].startswith("stage 0 of 1, step "))
     machine.systemctl("kill", "-s", "KILL", TRAINER)
     machine.wait(
         TRAINER, lambda unit: unit["MainPID"] not in ("0", first) and re.match(r"step [1-9]", unit["StatusText"])

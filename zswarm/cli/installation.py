@@ -29,7 +29,7 @@ OLDEST_SYSTEMD = 247
 """The first that has LoadCredential=."""
 SYSTEMCTL_TIMEOUT_S = 120.0
 """Stopping takes TimeoutStopSec= of the units at the most."""
-_SUFFIXES = (".service", ".slice", ".target")
+_SUFFIXES = (".service", ".slice")
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108 - where not to be
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+-]+")
 """What needs no quoting in a unit file."""
