@@ -183,7 +183,7 @@ def test_what_systemctl_says_is_passed_on(systemctl, root, capsys):
 def test_without_a_key_this_machine_gets_no_services(systemctl, root, monkeypatch, capsys):
     monkeypatch.setattr(Machine, "is_this", True)
     monkeypatch.setattr(Machine, "check", lambda _: None)
-    with pytest.raises(UserError, match=r"swarm.key: cannot read the swarm key: .*zswarm key init"):
+    with pytest.raises(UserError, match=r"no swarm key: make one with `zswarm key init .*/swarm.key`"):
         list(installation.install(Machine(root=root), PROGRAM, num_workers=1, has_broker=True))
     assert files(root) == {}
 

@@ -247,6 +247,7 @@ def test_removing_leaves_what_is_the_users(machine):
         machine.run("sh", "-c", "systemctl list-units --all --no-legend 'zswarm-*'; pgrep -f ^/opt/zswarm", code=1)
         == ""
     )
+    zswarm(machine, "uninstall")
     assert machine.run("ls", "/etc/zswarm").split() == ["runs", "swarm.key", "zswarm.conf"]
     machine.run("test", "-e", "/var/lib/zswarm/run")
     assert zswarm(machine, "install", "--workers", "0", "--start").splitlines()[-1] == f"running: {BROKER}"

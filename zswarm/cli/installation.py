@@ -27,8 +27,8 @@ UNITS = Path("etc/systemd/system")
 CONFIGURATION = Path("etc/zswarm")
 OLDEST_SYSTEMD = 247
 """The first that has LoadCredential=."""
-SYSTEMCTL_TIMEOUT_S = 120.0
-"""Stopping takes TimeoutStopSec= of the units at the most."""
+SYSTEMCTL_TIMEOUT_S = 1000.0
+"""Starting and stopping take TimeoutStartSec= and TimeoutStopSec= of the units at the most."""
 _SUFFIXES = (".service", ".slice")
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108 - where not to be
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+-]+")
@@ -128,7 +128,9 @@ def install(machine: Machine, program: Path, *, num_workers: int, has_broker: bo
         )
     folder = machine.root / CONFIGURATION
     if machine.is_this:
-        read_key_file(folder / "swarm.key")
+        if not (key := folder / "swarm.key").exists():
+            raise UserError(f"there is no swarm key: make one with `zswarm key init {key}`, or copy the swarm's there")
+        read_key_file(key)
     for path in (folder, folder / "runs"):
         # The trainer reads its run file as a user of its own; the key has a mode of its own.
         path.mkdir(parents=True, exist_ok=True)
