@@ -137,7 +137,7 @@ def container(folder: Path) -> Iterator[Container]:
 
 def _find_obstacles() -> None:
     """Raise Unavailable if it is no use to try."""
-    for program in ("bash", "unshare", "nsenter", "setpriv", "systemctl", "journalctl", "ip"):
+    for program in ("bash", "unshare", "nsenter", "setpriv", "systemctl", "journalctl", "ip", "ps"):
         if shutil.which(program) is None:
             raise Unavailable(f"there is no `{program}` here")
     if not SYSTEM_PYTHON.exists():
