@@ -64,7 +64,7 @@ def files(root):
     return {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-SERVICES = ["zswarm-broker.service", "zswarm-trainer@.service", "zswarm-worker@.service"]
+SERVICES = ["zswarm-broker.service", "zswarm-node.service", "zswarm-trainer@.service", "zswarm-worker@.service"]
 UNITS = [*SERVICES, "zswarm.slice"]
 
 

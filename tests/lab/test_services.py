@@ -61,7 +61,9 @@ def pid(machine, unit):
 # -- as they are written -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("unit", "most"), [("zswarm-broker", 1.5), ("zswarm-trainer@", 1.5), ("zswarm-worker@", 2.0)])
+@pytest.mark.parametrize(
+    ("unit", "most"), [("zswarm-broker", 1.5), ("zswarm-node", 1.5), ("zswarm-trainer@", 1.5), ("zswarm-worker@", 2.0)]
+)
 def test_the_exposure_is_small(unit, most, tmp_path):
     """As systemd scores it, 0 to 10; one that is not hardened has 9.5."""
     if shutil.which("systemd-analyze") is None:
