@@ -20,7 +20,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup
 
 # make chaos ROLES=trainer FAULTS=50 SEED=3 hits the trainer alone.
 ROLES := worker,broker,trainer

@@ -18,7 +18,7 @@ from brokers.queue import Queue
 from zswarm import ledger, limits
 from zswarm.errors import REFUSED
 from zswarm.ids import Address, Link, NodeId, Peer, Role, Step
-from zswarm.machine import Exit, Received, Send, Tick
+from zswarm.machine import Exit, Health, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Attach,
@@ -68,6 +68,11 @@ class BrokerMachine:
     def next_deadline_s(self) -> float:
         """Return when the next heartbeat is due."""
         return self._heartbeat_at_s
+
+    def health(self, _now: float) -> Health:
+        """Say how this broker is: one whose loop turns is well."""
+        me = self.membership
+        return Health(text=me.describe(self.queue.version if self.queue is not None else (me.branch, me.step)))
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""

@@ -11,10 +11,10 @@ from brokers.machine import BrokerMachine, Leave
 from zswarm import limits
 from zswarm.allocator import keep_freed_memory
 from zswarm.ids import Address, NodeId
-from zswarm.lifeline import Lifeline
 from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit
+from zswarm.overseer import NOBODY, Overseer
 from zswarm.sigterm import sigterm_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
@@ -30,13 +30,13 @@ def serve_broker(
     listen: Address,
     capacity_bytes: int,
     key: SwarmKey | None = None,
-    lifeline: Lifeline | None = None,
+    overseer: Overseer = NOBODY,
 ) -> Exit:
     """Take part in the coordinator's run as a broker until it is over.
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
-    key. `UserError` if that is impossible or the coordinator has another key. A broker without a lifeline, which nobody
-    else ends, leaves at SIGTERM, and one whose parent tells it so.
+    key. `UserError` if that is impossible or the coordinator has another key. A broker that its overseer does not end by
+    itself leaves at SIGTERM.
     """
     keep_freed_memory(one_arena=True)
     _collect_garbage_rarely()
@@ -53,18 +53,16 @@ def serve_broker(
         )
         log = get_log()
         log.info("listening", control=control, work=work, coordinator=coordinator)
-        if lifeline is not None:
-            lifeline.watch(switchboard)
-        with sigterm_as(
-            Leave(), wake=switchboard.waker(), is_child=lifeline is not None and not lifeline.is_gentle
-        ) as leaves:
+        with sigterm_as(Leave(), wake=switchboard.waker(), overseer=overseer) as leaves:
+            overseer.begin(switchboard, machine.health)
             end = Loop(
                 machine,
                 switchboard,
                 perform=_nothing_else,
                 collect=lambda: leaves,
                 members=lambda: machine.membership.members,
-            ).run()
+            ).run(overseer.turned)
+        overseer.stopping(end.text)
         switchboard.close(linger_s=limits.LINGER_S)
         heard = switchboard.counters
         log.info(

@@ -129,9 +129,16 @@ class Device:
 
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one."""
-        if not self.is_resetting or not self._num_unanswered:
+        return self.overdue_at_s(heartbeat_s, is_ready=True) if self.is_resetting else None
+
+    def overdue_at_s(self, heartbeat_s: float, *, is_ready: bool) -> float | None:
+        """Return when the task in work takes longer than anybody is given; None without one.
+
+        `is_ready`: the parameters are there, and not being made.
+        """
+        if not self._num_unanswered:
             return None
-        if not self.num_jobs:
+        if not self.num_jobs or not is_ready:
             return self._since_s + limits.STUCK_FIRST_S
         return self._since_s + max(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_JOBS * self.job_s)
 

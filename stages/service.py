@@ -15,10 +15,10 @@ from stages.tasks import Task
 from stages.worker import Leave, WorkerMachine
 from zswarm import limits
 from zswarm.ids import Address, NodeId
-from zswarm.lifeline import Lifeline
 from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit
+from zswarm.overseer import NOBODY, Overseer
 from zswarm.sigterm import sigterm_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
@@ -41,13 +41,13 @@ def serve_worker(
     listen: Address,
     computing: Computing,
     key: SwarmKey | None = None,
-    lifeline: Lifeline | None = None,
+    overseer: Overseer = NOBODY,
 ) -> Exit:
     """Take part in the coordinator's run as a worker until it is over.
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
-    key. `UserError` if that is impossible or the coordinator has another key. A worker without a lifeline, which
-    nobody else ends, leaves at SIGTERM, and one whose parent tells it so.
+    key. `UserError` if that is impossible or the coordinator has another key. A worker that its overseer does not end by
+    itself leaves at SIGTERM.
     """
     nonce = secrets.randbits(63)
     with Switchboard(key=key) as switchboard:
@@ -63,7 +63,7 @@ def serve_worker(
         log = get_log()
         log.info("listening", peer=peer, coordinator=coordinator)
         wake = switchboard.waker()
-        leaving = sigterm_as(Leave(), wake=wake, is_child=lifeline is not None and not lifeline.is_gentle)
+        leaving = sigterm_as(Leave(), wake=wake, overseer=overseer)
         make = partial(Compute, allowed=computing.allowed)
         with ComputeThread(wake=wake, threads=computing.threads, make=make) as compute, leaving as leaves:
 
@@ -71,15 +71,15 @@ def serve_worker(
                 compute.submit(task)
                 return ()
 
-            if lifeline is not None:
-                lifeline.watch(switchboard)
+            overseer.begin(switchboard, machine.health)
             end = Loop(
                 machine,
                 switchboard,
                 perform=perform,
                 collect=lambda: [*leaves, *compute.outcomes()],
                 members=lambda: machine.membership.members,
-            ).run()
+            ).run(overseer.turned)
+            overseer.stopping(end.text)
             switchboard.close(linger_s=limits.LINGER_S)
             log.info("ended", code=end.code, reason=end.text)
             return end

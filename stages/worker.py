@@ -60,7 +60,7 @@ from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
 from zswarm.ids import Address, Generation, JobStatus, NodeId, RejectCode, Role, Session
-from zswarm.machine import Exit, Received, Send, Tick
+from zswarm.machine import Exit, Health, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Abort,
@@ -159,6 +159,18 @@ class WorkerMachine:
             if at_s is not None and at_s < deadline_s:
                 deadline_s = at_s
         return deadline_s
+
+    def health(self, now: float) -> Health:
+        """Say how this worker is: well, unless its device is at one task for longer than anybody is given.
+
+        The trainer gives such a worker up, and it ends when it hears of that; it may not be able to hear.
+        """
+        device = self.work.device
+        overdue_at_s = device.overdue_at_s(self.membership.heartbeat_s, is_ready=self.parameters.is_ready)
+        if overdue_at_s is not None and now >= overdue_at_s:
+            return Health(text=f"the device has been at one task for {device.busy_s(now):.0f} s", is_well=False)
+        text = self.membership.describe(self.state.version)
+        return Health(text=text if self.parameters.is_ready else f"{text}, without parameters yet")
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""

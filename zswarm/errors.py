@@ -7,6 +7,9 @@ INTERRUPTED = 130
 REFUSED = 78
 """Exit code of a process that the run does not take, as `EX_CONFIG` of sysexits.h: starting it again is no use."""
 
+TRY_LATER = 75
+"""Exit code where something may mend itself, as `EX_TEMPFAIL` of sysexits.h: starting it again later may help."""
+
 
 class ZswarmError(Exception):
     """Base of all errors that zswarm raises on purpose."""
@@ -22,6 +25,10 @@ class RemoteProtocolError(ZswarmError):
 
 class UserError(ZswarmError):
     """Something that the user can mend; its text says where, what, and what instead. Exit code 2."""
+
+
+class NotYet(UserError):
+    """Something that the user can mend and that time may mend, such as a network that is not up. Exit code 75."""
 
 
 class RunFailed(ZswarmError):

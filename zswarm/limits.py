@@ -111,6 +111,10 @@ MAX_PULLS = 8
 """Pulls that one worker has in work; more are dropped, and repeated by whoever asked."""
 MAX_CHUNKS = 1 << 16
 """Chunks of one shard: 64 GiB of gradient."""
+STATUS_S = 2.0
+"""Between two lines of status for systemd: soon enough for who looks at them, too rare to cost anything."""
+REPORTS_PER_WATCHDOG = 4
+"""Reports in the time after which systemd's watchdog ends a process: all of them but one may be late or lost."""
 LINGER_S = 0.2
 """How long a process that ends waits for its last messages to leave."""
 

@@ -78,11 +78,12 @@ class Loop:
         self._members: tuple[Member, ...] = ()
         self._packed_members = wire.pack_members(())
 
-    def run(self) -> Exit:
-        """Turn until the machine exits."""
+    def run(self, turned: Callable[[], None] = lambda: None) -> Exit:
+        """Turn until the machine exits; `turned` is called after each turn, once in LONGEST_WAIT_S at the least."""
         while True:
             if (end := self._turn()) is not None:
                 return end
+            turned()
 
     def _turn(self) -> Exit | None:
         now = self._clock()

@@ -49,6 +49,17 @@ class Exit:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What a machine says of itself to whoever looks after its process; `text` is one line for people.
+
+    A process that is not well makes no progress and cannot help itself: it has to be ended and started again.
+    """
+
+    text: str
+    is_well: bool = True
+
+
 E_contra = TypeVar("E_contra", contravariant=True)
 C = TypeVar("C")
 

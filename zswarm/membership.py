@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from zswarm import limits
-from zswarm.ids import Address, Branch, Generation, NodeId, Peer, Role, RunId, Session, Stage, Step
+from zswarm.ids import Address, Branch, Generation, NodeId, Peer, Role, RunId, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.messages import Fence, Member, Message, Register, Reject, View, Welcome
 
@@ -56,6 +56,12 @@ class Membership:
     def header(self) -> Header:
         """Return the fields that start every message of this process."""
         return {"run": self.run, "generation": self.generation, "session": self.session}
+
+    def describe(self, version: Version) -> str:
+        """Say in a line what place this process has, and which version it is at."""
+        if not self.is_welcome:
+            return f"waiting for a place in the run of {self.coordinator}"
+        return f"stage {self.stage} of {self.num_stages}, step {version[1]}"
 
     def register(self) -> Send:
         """Ask to take part; to be repeated until welcomed."""

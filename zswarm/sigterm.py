@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from zswarm.overseer import Overseer
+
 E = TypeVar("E")
 
 
 @contextmanager
-def sigterm_as(event: E, *, wake: Callable[[], None], is_child: bool) -> Iterator[list[E]]:
+def sigterm_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Iterator[list[E]]:
     """Give a list that holds `event` once the process has got SIGTERM; `wake` is called then.
 
-    A child, which its parent ends, is left as it is: the list stays empty. One within another: both are told.
+    Where the overseer ends this process by itself, the signal is left as it is: the list stays empty. One within
+    another: both are told.
     """
     events: list[E] = []
-    if is_child:
+    if overseer.ends_us:
         yield events
         return
 
@@ -26,6 +29,7 @@ def sigterm_as(event: E, *, wake: Callable[[], None], is_child: bool) -> Iterato
 
     def note(number: int, frame: FrameType | None) -> None:
         events.append(event)
+        overseer.stopping("asked to leave")
         wake()
         if callable(before):
             before(number, frame)

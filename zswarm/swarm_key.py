@@ -25,6 +25,9 @@ from zswarm.errors import UserError
 
 SECRET_BYTES = 32
 OWNER_ONLY = 0o600
+CREDENTIAL = 0o440
+"""Of a file that systemd has made for one service's user: it belongs to that user, or to root (where the folder's file
+system has access control lists) with an entry for the user, which shows in the group's bit and lets no group in."""
 MAX_FILE_BYTES = 4096
 _COMMENT = "# The key of a zswarm swarm: whoever has it is a member. For its owner's eyes only."
 _LINE = re.compile(r"zswarm-key-1 (?P<secret>[0-9a-f]{64})")
@@ -90,8 +93,8 @@ def replace_key_file(path: Path) -> Path:
     return old
 
 
-def read_key_file(path: Path) -> SwarmKey:
-    """Return the key in a file.
+def read_key_file(path: Path, *, credentials: Path | None = None) -> SwarmKey:
+    """Return the key in a file; `credentials` is the folder where systemd puts what is for this process.
 
     Raises:
         UserError: there is none, somebody else may read or change it, or it is no key.
@@ -104,7 +107,7 @@ def read_key_file(path: Path) -> SwarmKey:
         remedy = "; make one with `zswarm key init`, or copy the swarm's" if error.errno == errno.ENOENT else ""
         raise UserError(f"{path}: cannot read the swarm key: {error.strerror}{remedy}") from None
     try:
-        _check_owner_only(path, os.fstat(file))
+        _check_owner_only(path, os.fstat(file), is_credential=path.parent == credentials)
         content = os.read(file, MAX_FILE_BYTES)
     finally:
         os.close(file)
@@ -116,13 +119,18 @@ def read_key_file(path: Path) -> SwarmKey:
     return SwarmKey(bytes.fromhex(match["secret"]))
 
 
-def _check_owner_only(path: Path, status: os.stat_result) -> None:
-    """Raise UserError unless this is a file that its owner, who runs this process, has for himself."""
+def _check_owner_only(path: Path, status: os.stat_result, *, is_credential: bool) -> None:
+    """Raise UserError unless this is a file that its owner, who runs this process, has for himself.
+
+    Or one that root has passed on to this process alone.
+    """
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path}: is no file, so no swarm key")
+    mode = stat.S_IMODE(status.st_mode)
+    if is_credential and status.st_uid == status.st_gid == 0 and not mode & ~CREDENTIAL:
+        return
     if status.st_uid != os.geteuid():
         raise UserError(f"{path}: the swarm key belongs to another user: make a copy of your own, of mode 0600")
-    mode = stat.S_IMODE(status.st_mode)
     if mode & ~OWNER_ONLY:
         raise UserError(
             f"{path}: the swarm key has mode {mode:04o}: others may have read it; chmod 600 it, or make a new one"

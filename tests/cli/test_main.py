@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
+import os
 import re
 import socket
 import subprocess
@@ -12,9 +14,10 @@ import pytest
 from zswarm import __version__, audit
 from zswarm.cli import main, trainer
 from zswarm.cli.bench import bench
-from zswarm.errors import REFUSED, RunFailed, UserError
+from zswarm.errors import REFUSED, TRY_LATER, RunFailed, UserError
 from zswarm.ids import NodeId
 from zswarm.machine import Exit
+from zswarm.swarm_key import make_key_file
 
 GOOD = """
 [run]
@@ -92,6 +95,7 @@ def test_help_names_every_command_and_every_command_has_help():
         "doctor",
         "pause",
         "resume",
+        "service",
     } == set(commands)
     for command in commands:
         result = zswarm(command, "--help")
@@ -222,6 +226,26 @@ def test_a_process_that_a_run_does_not_take_has_an_exit_code_of_its_own(monkeypa
     monkeypatch.setattr("brokers.service.serve_broker", lambda **_: Exit(code=ended, text="why"))
     assert main.run(["broker", "--coordinator", "tcp://127.0.0.1:4711"]) == code
     assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize(("command", "says"), [("broker", "no way there"), ("train", "no such address")])
+def test_a_network_that_is_not_there_yet_has_an_exit_code_of_its_own(monkeypatch, capsys, tmp_path, command, says):
+    """At boot, what time mends must not look like what only the user can mend: it is started again."""
+    make_key_file(tmp_path / "key")
+    (tmp_path / "run.toml").write_text(GOOD)
+
+    def connect(*_):
+        raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+
+    monkeypatch.setattr("zswarm.transport.addresses.socket.socket.connect", connect)
+    # Of TEST-NET-1: no machine has it.
+    options = {
+        "broker": ("--coordinator", "tcp://192.0.2.1:4711"),
+        "train": (str(tmp_path / "run.toml"), "--listen", "tcp://192.0.2.1:4711", "--out", str(tmp_path / "out")),
+    }
+    assert main.run([command, *options[command], "--key", str(tmp_path / "key")]) == TRY_LATER == 75
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_trainer_that_cannot_listen_leaves_no_folder_behind(tmp_path):

@@ -53,7 +53,7 @@ from tests.stages.one_worker import (
 from zswarm import ledger
 from zswarm.ids import JobStatus, Link, StatePart
 from zswarm.limits import PREFETCH, STUCK_FIRST_S, STUCK_HEARTBEATS, STUCK_JOBS
-from zswarm.machine import Exit, Received, Send
+from zswarm.machine import Exit, Health, Received, Send
 from zswarm.messages import (
     Attach,
     Failure,
@@ -437,3 +437,38 @@ def test_results_go_to_brokers_of_the_view_only(worker):
     worker.get(view(2), frames=(*MEMBERS[:2], *MEMBERS[3:]))
     assert of_type(worker.ran(run), Result) == []
     assert of_type(worker.work(1, F, 1, broker=OWN), Result)
+
+
+# -- what it says of itself --------------------------------------------------------------------------
+
+
+def test_a_worker_says_where_it_is(worker):
+    assert new_machine().health(0.0).text == "waiting for a place in the run of sim://trainer, without parameters yet"
+    assert worker.machine.health(0.0) == Health(text="stage 1 of 3, step 0")
+
+
+@pytest.mark.parametrize("num_done", [0, 1])
+def test_a_device_that_does_not_answer_is_not_well(worker, num_done):
+    """Though nobody has fenced this worker: a trainer that is gone does not."""
+    for lease in range(1, num_done + 1):
+        worker.work(lease, F, lease)
+    limit_s = max(STUCK_HEARTBEATS, STUCK_JOBS * 0.5) if num_done else STUCK_FIRST_S
+    (run,) = of_type(worker.get_job(9, B, 9), Run)
+    assert worker.machine.health(limit_s - 0.1).is_well
+    assert worker.machine.health(limit_s) == Health(
+        text=f"the device has been at one task for {limit_s:.0f} s", is_well=False
+    )
+    worker.now_s = limit_s
+    worker.ran(run)
+    assert worker.machine.health(limit_s + 1000.0).is_well
+
+
+def test_a_device_that_makes_its_parameters_has_time(worker):
+    """A worker that is given another stage compiles anew, however short the jobs of the stage before were."""
+    worker.work(1, F, 0)
+    worker.get(fence(ME))
+    worker.do(WasReset())
+    worker.get(welcome(22, nonce=2, stage=2), frames=CONFIGURATION)
+    assert not worker.machine.is_built
+    assert worker.machine.health(STUCK_FIRST_S - 1.0).is_well
+    assert not worker.machine.health(STUCK_FIRST_S).is_well

@@ -254,3 +254,19 @@ def test_whoever_sends_the_views_hangs_up_too(here, there, any_port):
     machine = Listener(views[0], *hello, views[1])
     Loop(machine, here, perform=nothing_else).run()
     assert set(here._dialled) == {back, *STAYS.addresses}
+
+
+def test_each_turn_is_told(here, there, any_port):
+    """Also one in which nothing comes; the last is not, since the process ends with it."""
+    address = here.bind("work", any_port)
+    num_turns = []
+
+    def turned():
+        num_turns.append(len(num_turns))
+        if len(num_turns) == 3:
+            there.send(address, stop())
+            there.poll(1.0)
+
+    here.waker()()
+    Loop(Listener(), here, perform=nothing_else).run(turned)
+    assert len(num_turns) >= 3

@@ -9,7 +9,7 @@ import pytest
 from zswarm.cli import main
 from zswarm.cli.key import default_path
 from zswarm.errors import UserError
-from zswarm.swarm_key import SwarmKey, make_key_file, read_key_file
+from zswarm.swarm_key import SwarmKey, _check_owner_only, make_key_file, read_key_file
 
 
 @pytest.fixture
@@ -184,3 +184,64 @@ def test_which_key_is_used(monkeypatch, tmp_path, option, variable, used):
 
 class _Ended:
     code = 0
+
+
+# -- credentials -------------------------------------------------------------------------------------
+
+ME = 4711
+
+
+def check(mode, *, owner, group=0, is_credential=True):
+    """Check a regular file with this mode and these owners as a key of the user ME."""
+    _check_owner_only(
+        Path("key"),
+        os.stat_result((stat.S_IFREG | mode, 1, 1, 1, owner, group, 100, 0, 0, 0)),
+        is_credential=is_credential,
+    )
+
+
+@pytest.fixture
+def _user(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: ME)
+
+
+@pytest.mark.usefixtures("_user")
+@pytest.mark.parametrize(("mode", "owner"), [(0o400, ME), (0o400, 0), (0o440, 0)])
+def test_what_systemd_passes_on_is_a_key(mode, owner):
+    """The modes and owners of LoadCredential=, on file systems without access control lists and with them."""
+    check(mode, owner=owner)
+
+
+@pytest.mark.usefixtures("_user")
+@pytest.mark.parametrize(
+    ("mode", "owner", "group"),
+    [
+        (0o440, ME, 0),
+        (0o440, 0, ME),
+        (0o444, 0, 0),
+        (0o460, 0, 0),
+        (0o640, 0, 0),
+        (0o440, ME + 1, 0),
+        (0o400, ME + 1, 0),
+    ],
+)
+def test_a_credential_that_others_may_use_is_refused(mode, owner, group):
+    with pytest.raises(UserError):
+        check(mode, owner=owner, group=group)
+
+
+@pytest.mark.usefixtures("_user")
+@pytest.mark.parametrize("mode", [0o400, 0o440])
+def test_a_key_of_root_outside_of_the_credentials_folder_is_refused(mode):
+    """Who can read one of these by a group has not been given it."""
+    with pytest.raises(UserError, match="belongs to another user"):
+        check(mode, owner=0, is_credential=False)
+
+
+def test_only_the_folder_itself_holds_credentials(path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("zswarm.swarm_key._check_owner_only", lambda *_, is_credential: seen.append(is_credential))
+    make_key_file(path)
+    for folder in (path.parent, path.parent.parent, path, None):
+        read_key_file(path, credentials=folder)
+    assert seen == [True, False, False, False]

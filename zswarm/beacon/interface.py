@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 from dataclasses import dataclass
+from pathlib import Path
 
-import psutil
+import ifaddr
 
-from zswarm.errors import UserError
+from zswarm.errors import NotYet, UserError
 from zswarm.ids import Address
 from zswarm.transport import host_towards
 
+SYSTEM = Path("/sys/class/net")
 ELSEWHERE = Address("tcp://203.0.113.1:9")
 """An address of the block for documentation (RFC 5737): the way there is the default route. Nothing is sent."""
 VIRTUAL = ("lo", "docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "podman", "lxc", "lxd", "vmnet", "vboxnet")
@@ -33,7 +34,7 @@ def own_interface(towards: tuple[Address, ...] = ()) -> Interface:
     anywhere.
 
     Raises:
-        UserError: this machine has no address but its own loopback's.
+        NotYet: this machine has no address but its own loopback's.
 
     """
     interfaces = real_interfaces()
@@ -49,17 +50,22 @@ def own_interface(towards: tuple[Address, ...] = ()) -> Interface:
             return Interface(name="?", host=host)
     if interfaces:
         return interfaces[0]
-    raise UserError(
-        "this machine has no network but its own loopback: `ip address` shows what it has; --host names one"
-    )
+    raise NotYet("this machine has no network but its own loopback: `ip address` shows what it has; --host names one")
 
 
 def real_interfaces() -> list[Interface]:
     """Return the IPv4 addresses of interfaces that are up, without loopback and containers', sorted by name."""
-    is_up = {name: state.isup for name, state in psutil.net_if_stats().items()}
-    found = []
-    for name, addresses in sorted(psutil.net_if_addrs().items()):
-        if name.startswith(VIRTUAL) or not is_up.get(name, False):
-            continue
-        found += [Interface(name=name, host=entry.address) for entry in addresses if entry.family == socket.AF_INET]
-    return found
+    return [
+        Interface(name=adapter.name, host=entry.ip)
+        for adapter in sorted(ifaddr.get_adapters(), key=lambda adapter: adapter.name)
+        for entry in adapter.ips
+        if isinstance(entry.ip, str) and not adapter.name.startswith(VIRTUAL) and _is_up(adapter.name)
+    ]
+
+
+def _is_up(name: str) -> bool:
+    """Is an interface up, or does nobody know? Not from /proc: a service of systemd may not see its rest."""
+    try:
+        return (SYSTEM / name / "operstate").read_text().strip() in {"up", "unknown"}
+    except OSError:
+        return True

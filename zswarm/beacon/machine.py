@@ -23,7 +23,7 @@ from zswarm import limits
 from zswarm.beacon.contacts import Contact, Contacts, Origin
 from zswarm.beacon.measurement import RUNLESS, Measurement
 from zswarm.ids import Address, Peer
-from zswarm.machine import Exit, Received, Send, Tick
+from zswarm.machine import Exit, Health, Received, Send, Tick
 from zswarm.messages import (
     ContactReport,
     Greet,
@@ -149,6 +149,11 @@ class Beacon:
             commands.append(Alone(tried=tuple(contact.address for contact in self.contacts)))
         commands += (Send(peer=contact.address, message=self._greet(contact)) for contact in self.contacts.due(now))
         return commands
+
+    def health(self, now: float) -> Health:
+        """Say how things are, for whoever looks after this process."""
+        num_heard = sum(contact.is_heard for contact in self.contacts)
+        return Health(text=f"sees {num_heard} machines and {len(self.offers(now))} runs")
 
     def offers(self, now: float) -> list[Offer]:
         """Return the runs that have been offered lately, the one that was first heard of first."""
@@ -321,6 +326,10 @@ class Seeker:
     def next_deadline_s(self) -> float:
         """Return when somebody is to be asked."""
         return self._beacon.next_deadline_s()
+
+    def health(self, now: float) -> Health:
+        """Say how things are, for whoever looks after this process."""
+        return Health(text=f"looks for a run; {self._beacon.health(now).text}")
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""

@@ -13,11 +13,11 @@ from zswarm import __version__
 from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, HangUp, Leave, Seeker, Vanished
 from zswarm.beacon.mdns import Multicast
 from zswarm.ids import Address
-from zswarm.lifeline import Lifeline
 from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit
 from zswarm.messages import Offer
+from zswarm.overseer import NOBODY, Overseer
 from zswarm.sigterm import sigterm_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard, host_of, port_of
@@ -43,8 +43,8 @@ class Place:
     key: SwarmKey | None
 
 
-def serve_beacon(place: Place, *, listen: Address, say: Say, lifeline: Lifeline | None = None) -> Exit:
-    """Be this machine's beacon until SIGTERM, or until the parent is gone.
+def serve_beacon(place: Place, *, listen: Address, say: Say, overseer: Overseer = NOBODY) -> Exit:
+    """Be this machine's beacon until SIGTERM, or until whoever oversees it has it end.
 
     Raises:
         UserError: the address cannot be used.
@@ -53,16 +53,16 @@ def serve_beacon(place: Place, *, listen: Address, say: Say, lifeline: Lifeline 
     with Switchboard(key=place.key) as switchboard:
         address = switchboard.bind("beacon", listen)
         settings = _settings(place, address=address)
-        return _serve(switchboard, place, settings, say=say, lifeline=lifeline)
+        return _serve(switchboard, place, settings, say=say, overseer=overseer)
 
 
-def announce(place: Place, offer: Offer, *, say: Say, lifeline: Lifeline | None = None) -> Exit:
-    """Tell every beacon that can be found of a run, until SIGTERM, or until the parent is gone."""
+def announce(place: Place, offer: Offer, *, say: Say, overseer: Overseer = NOBODY) -> Exit:
+    """Tell every beacon that can be found of a run, until SIGTERM, or until whoever oversees it has it end."""
     with Switchboard(key=place.key) as switchboard:
-        return _serve(switchboard, place, _settings(place, offer=offer), say=say, lifeline=lifeline)
+        return _serve(switchboard, place, _settings(place, offer=offer), say=say, overseer=overseer)
 
 
-def seek(place: Place, *, avoided: Mapping[Offer, float], lifeline: Lifeline | None = None) -> Offer | None:
+def seek(place: Place, *, avoided: Mapping[Offer, float], overseer: Overseer = NOBODY) -> Offer | None:
     """Return a run that takes brokers and workers in, as soon as there is one; None at SIGTERM.
 
     Asks the seeds, and whoever they know; `avoided` says until when (monotonic) a run is not to be tried again.
@@ -70,10 +70,10 @@ def seek(place: Place, *, avoided: Mapping[Offer, float], lifeline: Lifeline | N
     with Switchboard(key=place.key) as switchboard:
         settings = _settings(place)
         seeker = Seeker(Beacon(settings, choose=random.randrange, now=monotonic()), avoided)
-        with sigterm_as(Leave(), wake=switchboard.waker(), is_child=False) as leaves:
-            if lifeline is not None:
-                lifeline.watch(switchboard)
-            Loop(seeker, switchboard, perform=_Reporter(switchboard, _nobody), collect=lambda: leaves).run()
+        with sigterm_as(Leave(), wake=switchboard.waker(), overseer=overseer) as leaves:
+            overseer.begin(switchboard, seeker.health)
+            loop = Loop(seeker, switchboard, perform=_Reporter(switchboard, _nobody), collect=lambda: leaves)
+            loop.run(overseer.turned)
         return seeker.offer
 
 
@@ -88,21 +88,18 @@ def _settings(place: Place, *, address: Address = NOWHERE, offer: Offer | None =
     )
 
 
-def _serve(
-    switchboard: Switchboard, place: Place, settings: BeaconSettings, *, say: Say, lifeline: Lifeline | None
-) -> Exit:
+def _serve(switchboard: Switchboard, place: Place, settings: BeaconSettings, *, say: Say, overseer: Overseer) -> Exit:
     beacon = Beacon(settings, choose=random.randrange, now=monotonic())
     with ExitStack() as stack:
-        leaves = stack.enter_context(sigterm_as(Leave(), wake=switchboard.waker(), is_child=False))
+        leaves = stack.enter_context(sigterm_as(Leave(), wake=switchboard.waker(), overseer=overseer))
         multicast = _multicast(stack, switchboard, place, settings)
-        if lifeline is not None:
-            lifeline.watch(switchboard)
+        overseer.begin(switchboard, beacon.health)
         return Loop(
             beacon,
             switchboard,
             perform=_Reporter(switchboard, say, place=place, has_mdns=multicast is not None),
             collect=lambda: [*leaves, *(multicast.sightings() if multicast is not None else ())],
-        ).run()
+        ).run(overseer.turned)
 
 
 def _multicast(stack: ExitStack, switchboard: Switchboard, place: Place, settings: BeaconSettings) -> Multicast | None:

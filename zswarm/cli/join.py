@@ -28,6 +28,7 @@ from zswarm.cli.supervisor import Restarts
 from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
+from zswarm.overseer import Overseer
 from zswarm.transport import any_port
 
 LOOK_S = 0.5
@@ -62,37 +63,37 @@ def run_join(options: JoinOptions) -> int:
     with Family(is_gentle=True) as family:
         caretaker = Caretaker(family)
         caretaker.add(
-            "beacon", lambda: serve_beacon(place, listen=options.beacon, say=say, lifeline=family.lifeline).code
+            "beacon", lambda: serve_beacon(place, listen=options.beacon, say=say, overseer=family.lifeline).code
         )
         for index in range(options.brokers):
             name = f"{place.machine}-broker-{index}"
-            caretaker.add(name, partial(_member, place, name, family, partial(_broker, options, name, family)))
+            caretaker.add(name, partial(_member, place, name, family, partial(_broker, options, name)))
         if options.workers:
             import stages.service  # noqa: F401 - imports torch: for all workers at once, before they are forked
         for index in range(options.workers):
             name = f"{place.machine}-worker-{index}"
-            body = partial(_member, place, name, family, partial(_worker, options, name, family))
+            body = partial(_member, place, name, family, partial(_worker, options, name))
             caretaker.add(name, body, is_pausable=True)
         return caretaker.run()
 
 
 def _member(place: Place, name: str, family: Family, serve: Callable[..., Exit]) -> int:
-    end = serve_runs(place, serve, say=lambda text: say(f"{name} {text}"), lifeline=family.lifeline)
+    end = serve_runs(place, serve, say=lambda text: say(f"{name} {text}"), overseer=family.lifeline)
     return end.code
 
 
-def _broker(options: JoinOptions, name: str, family: Family, *, coordinator: Address) -> Exit:
+def _broker(options: JoinOptions, name: str, *, coordinator: Address, overseer: Overseer) -> Exit:
     return serve_broker(
         node=NodeId(name),
         coordinator=coordinator,
         listen=any_port(options.place.host),
         capacity_bytes=limits.BROKER_CAPACITY_BYTES,
         key=options.place.key,
-        lifeline=family.lifeline,
+        overseer=overseer,
     )
 
 
-def _worker(options: JoinOptions, name: str, family: Family, *, coordinator: Address) -> Exit:
+def _worker(options: JoinOptions, name: str, *, coordinator: Address, overseer: Overseer) -> Exit:
     from stages.service import Computing, serve_worker
 
     return serve_worker(
@@ -101,7 +102,7 @@ def _worker(options: JoinOptions, name: str, family: Family, *, coordinator: Add
         listen=any_port(options.place.host),
         computing=Computing(threads=options.threads, allowed=options.allowed),
         key=options.place.key,
-        lifeline=family.lifeline,
+        overseer=overseer,
     )
 
 

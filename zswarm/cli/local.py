@@ -71,7 +71,7 @@ def _broker(name: str, coordinator: Address, key: SwarmKey | None, family: Famil
         listen=LISTEN,
         capacity_bytes=limits.BROKER_CAPACITY_BYTES,
         key=key,
-        lifeline=family.lifeline,
+        overseer=family.lifeline,
     )
     return _leave(name, end)
 
@@ -109,7 +109,7 @@ def _prepare_with_torch(
             brokers_per_stage=options.brokers,
             key=options.key,
         )
-        end = serve_trainer(config, plan, trainer_options, lifeline=family.lifeline)
+        end = serve_trainer(config, plan, trainer_options, overseer=family.lifeline)
         if end.code not in {0, INTERRUPTED}:
             print(f"zswarm: {end.text}", file=sys.stderr)
         return end.code
@@ -121,7 +121,7 @@ def _prepare_with_torch(
             listen=LISTEN,
             computing=Computing(threads=options.threads, allowed=EVERYTHING),
             key=options.key,
-            lifeline=family.lifeline,
+            overseer=family.lifeline,
         )
         return _leave(name, end)
 

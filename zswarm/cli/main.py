@@ -5,6 +5,7 @@ A command's body is imported when it is called: `zswarm --help`, a broker and th
     0    done
     1    the run failed, or the audit found a violation
     2    something that the user can mend
+    75   the same, and it may mend itself: this machine has no such address, or no way there, yet
     78   `zswarm broker` and `zswarm worker`: the run does not take this process; starting it again is no use
     130  Ctrl-C
 """
@@ -38,8 +39,9 @@ from zswarm.cli.places import (
     prepare_for_connections,
     seeds_option,
 )
+from zswarm.cli.service import service
 from zswarm.cli.swarm import beacon, doctor, init, join, pause, resume
-from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
+from zswarm.errors import INTERRUPTED, REFUSED, TRY_LATER, NotYet, RunFailed, UserError
 from zswarm.ids import Address, NodeId
 
 if TYPE_CHECKING:
@@ -335,7 +337,7 @@ def simulate(*, schedules: int, seed: int, mutant: str | None, trace: bool, jobs
         raise RunFailed("a schedule broke a promise")
 
 
-for command in (bench, chaos, key, init, join, beacon, pause, resume, doctor):
+for command in (bench, chaos, key, init, join, beacon, pause, resume, doctor, service):
     app.add_command(command)
 
 
@@ -357,7 +359,7 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except UserError as error:
-        return _fail(str(error), 2)
+        return _fail(str(error), TRY_LATER if isinstance(error, NotYet) else 2)
     except RunFailed as error:
         _show_traceback()
         return _fail(str(error), 1)
@@ -403,6 +405,7 @@ def _serve(
 ) -> Exit:
     """Have a broker or worker take part in the coordinator's run, or without one in whatever runs there are."""
     from zswarm.cli.serving import serve_runs
+    from zswarm.cli.started_by import started_by
     from zswarm.logs import get_log
     from zswarm.transport import any_port, host_towards
 
@@ -410,11 +413,12 @@ def _serve(
     if coordinator is None:
         place, _ = place_of(name=None, host=host, seeds=seeds, key=swarm_key, beacon_port=BEACON_PORT)
         listen = _address("--host", any_port(place.host), swarm_key, listening=True)
-        return serve_runs(place, partial(serve, listen=listen, key=swarm_key), say=get_log().info)
+        serve = partial(serve, listen=listen, key=swarm_key)
+        return serve_runs(place, serve, say=get_log().info, overseer=started_by())
     address = _address("--coordinator", coordinator, swarm_key)
     option, host = ("--coordinator", host_towards(address)) if host is None else ("--host", host)
     listen = _address(option, any_port(host), swarm_key, listening=True)
-    return serve(coordinator=address, listen=listen, key=swarm_key)
+    return serve(coordinator=address, listen=listen, key=swarm_key, overseer=started_by())
 
 
 def _node(role: str, name: str | None, level: str) -> NodeId:

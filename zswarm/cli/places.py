@@ -101,11 +101,12 @@ def own_machine(name: str | None) -> str:
 def key_of(path: Path | None, *, default: bool = True) -> SwarmKey | None:
     """Return the swarm key in a file; with `default`, this user's own if no file is named and there is one."""
     from zswarm.cli.key import default_path
+    from zswarm.cli.started_by import credentials_folder
     from zswarm.swarm_key import read_key_file
 
     if path is None and default and default_path().exists():
         path = default_path()
-    return None if path is None else read_key_file(path)
+    return None if path is None else read_key_file(path, credentials=credentials_folder())
 
 
 def place_of(

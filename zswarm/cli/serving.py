@@ -12,22 +12,38 @@ from time import monotonic
 from zswarm import limits
 from zswarm.beacon.service import Place, Say, seek
 from zswarm.errors import REFUSED
-from zswarm.lifeline import Lifeline
-from zswarm.machine import Exit
+from zswarm.machine import Exit, Health
 from zswarm.messages import Offer
+from zswarm.overseer import NOBODY, Overseer
 from zswarm.sigterm import sigterm_as
+from zswarm.transport import Switchboard
 
 
-def serve_runs(place: Place, serve: Callable[..., Exit], *, say: Say, lifeline: Lifeline | None = None) -> Exit:
+class _Between(Overseer):
+    """Passes on how a run goes, and not that it ends: the process goes on."""
+
+    def __init__(self, overseer: Overseer) -> None:
+        self._overseer = overseer
+        self.ends_us = overseer.ends_us
+
+    def begin(self, switchboard: Switchboard, health: Callable[[float], Health]) -> None:
+        self._overseer.begin(switchboard, health)
+
+    def turned(self) -> None:
+        self._overseer.turned()
+
+
+def serve_runs(place: Place, serve: Callable[..., Exit], *, say: Say, overseer: Overseer = NOBODY) -> Exit:
     """Take part in whatever run there is, by `serve`, until SIGTERM; ends with a failure of `serve`, too.
 
-    `serve` is given the trainer's address as `coordinator`; it, too, ends at SIGTERM.
+    `serve` is given the trainer's address as `coordinator`, and an `overseer`; it, too, ends at SIGTERM.
     """
     avoided: dict[Offer, float] = {}
-    with sigterm_as(None, wake=lambda: None, is_child=False) as asked_to_go:
-        while not asked_to_go and (offer := seek(place, avoided=avoided, lifeline=lifeline)) is not None:
+    within = _Between(overseer)
+    with sigterm_as(None, wake=lambda: None, overseer=overseer) as asked_to_go:
+        while not asked_to_go and (offer := seek(place, avoided=avoided, overseer=within)) is not None:
             say(f"takes part in {offer.name} ({offer.coordinator})")
-            end = serve(coordinator=offer.coordinator)
+            end = serve(coordinator=offer.coordinator, overseer=within)
             if end.code not in (0, REFUSED):
                 return end
             wait_s = limits.AVOID_S if end.code == 0 else limits.REFUSED_S

@@ -95,10 +95,11 @@ def beacon(*, port: int, **where: Any) -> None:
     """Be found, and tell of others and of runs: what `zswarm join` starts beside brokers and workers."""
     from zswarm.beacon.service import serve_beacon
     from zswarm.cli.join import say
+    from zswarm.cli.started_by import started_by
 
     place, why = _place(port=port, **where)
     say(f"beacon of {place.machine} at {place.host}:{port} ({why})")
-    serve_beacon(place, listen=beacon_address(place.host, port), say=say)
+    serve_beacon(place, listen=beacon_address(place.host, port), say=say, overseer=started_by())
 
 
 @click.command()

@@ -12,6 +12,7 @@ from zswarm import limits
 from zswarm.beacon.service import Place, announce
 from zswarm.cli.family import Family
 from zswarm.cli.planning import plan_run
+from zswarm.cli.started_by import started_by
 from zswarm.config import RunConfig
 from zswarm.data import open_source
 from zswarm.ids import Address
@@ -65,12 +66,13 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
         offer = Offer(
             name=config.run.name[: limits.MAX_MACHINE_CHARS], coordinator=command.listen, nonce=secrets.randbits(63)
         )
+        overseer = started_by()
         family.fork("announcer", partial(_announce, command.place, offer, family))
-        return serve_trainer(config, plan, options)
+        return serve_trainer(config, plan, options, overseer=overseer)
 
 
 def _announce(place: Place, offer: Offer, family: Family) -> int:
     def say(text: str) -> None:
         print(f"zswarm: {text}", file=sys.stderr, flush=True)
 
-    return announce(place, offer, say=say, lifeline=family.lifeline).code
+    return announce(place, offer, say=say, overseer=family.lifeline).code

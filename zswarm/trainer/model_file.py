@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,8 +43,8 @@ class _Tensor:
         return self.size_bytes // max(1, math.prod(self.shape))
 
 
-def write_model(path: Path, layers: Sequence[Path]) -> None:
-    """Write all layers as one file, tensors named `layers.<index>.<parameter>`.
+def write_model(path: Path, layers: Sequence[Path], *, turned: Callable[[], None] = lambda: None) -> None:
+    """Write all layers as one file, tensors named `layers.<index>.<parameter>`; `turned` is called now and then.
 
     Raises:
         RunFailed: a layer's file is none, or the model cannot be written.
@@ -57,7 +57,7 @@ def write_model(path: Path, layers: Sequence[Path]) -> None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunFailed(f"{layer}: is no safetensors file: {error}") from None
     tensors.sort(key=lambda tensor: (tensor.size_bytes > 0, -tensor.item_bytes))
-    replace_whole(path, lambda temporary: _write(temporary, tensors))
+    replace_whole(path, lambda temporary: _write(temporary, tensors, turned))
 
 
 def _tensors_of(path: Path, *, prefix: str) -> list[_Tensor]:
@@ -89,7 +89,7 @@ def _tensors_of(path: Path, *, prefix: str) -> list[_Tensor]:
     return found
 
 
-def _write(path: Path, tensors: list[_Tensor]) -> None:
+def _write(path: Path, tensors: list[_Tensor], turned: Callable[[], None]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -104,13 +104,14 @@ def _write(path: Path, tensors: list[_Tensor]) -> None:
         for tensor in tensors:
             with tensor.path.open("rb") as source:
                 source.seek(tensor.begin)
-                _copy(source, target, tensor.size_bytes)
+                _copy(source, target, tensor.size_bytes, turned)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> None:
+def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int, turned: Callable[[], None]) -> None:
     while size_bytes:
         block = source.read(min(size_bytes, COPIED_AT_ONCE_BYTES))
         if not block:
             raise OSError(f"{source.name}: ends too early")
         target.write(block)
+        turned()
         size_bytes -= len(block)

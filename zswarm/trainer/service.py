@@ -16,9 +16,9 @@ from zswarm.config import RunConfig
 from zswarm.data import Source
 from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import Address, Generation, Purpose, RunId, Session, Version
-from zswarm.lifeline import Lifeline
 from zswarm.loop import Loop
-from zswarm.machine import Exit
+from zswarm.machine import Exit, Health
+from zswarm.overseer import NOBODY, Overseer
 from zswarm.schedule import learning_rate
 from zswarm.swarm_key import SwarmKey
 from zswarm.trainer.checkpoint_thread import CheckpointThread, Tidy
@@ -44,6 +44,7 @@ from zswarm.trainer.settings import (
     Store,
     Unreachable,
 )
+from zswarm.trainer.status import health
 from zswarm.transport import Switchboard
 
 NAP_S = 0.1
@@ -109,15 +110,17 @@ def coordinator_settings(
 class Interruption:
     """The user's wish that the run ends: set by a signal, read by the loop."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], overseer: Overseer = NOBODY) -> None:
         """Wake a loop with `wake`, which a signal handler may call."""
         self._wake = wake
+        self._overseer = overseer
         self._is_taken = False
         self.is_set = False
 
     def set(self) -> None:
         """Say so."""
         self.is_set = True
+        self._overseer.stopping("interrupted")
         self._wake()
 
     def take(self) -> list[Interrupted]:
@@ -128,10 +131,11 @@ class Interruption:
         return [Interrupted()]
 
     def wait(self, duration_s: float) -> bool:
-        """Sleep; False as soon as the user has asked for the end."""
+        """Sleep on purpose; False as soon as the user has asked for the end."""
         until_s = monotonic() + duration_s
         while not self.is_set and (left_s := until_s - monotonic()) > 0:
             sleep(min(NAP_S, left_s))
+            self._overseer.turned()
         return not self.is_set
 
 
@@ -151,13 +155,11 @@ class TrainerService:
         self._report = report
         self._disk = disk
         self._interruption = interruption
-        self._num_stages = settings.num_stages
+        self._settings = settings
         self.coordinator = Coordinator(settings, random=Random(settings.run + settings.generation).random)
 
-    def run(self, switchboard: Switchboard, lifeline: Lifeline | None = None) -> Exit:
+    def run(self, switchboard: Switchboard, overseer: Overseer = NOBODY) -> Exit:
         """Serve on a switchboard whose coordinator socket is bound, until the run has ended."""
-        if lifeline is not None:
-            lifeline.watch(switchboard)
         loop = Loop(
             self.coordinator,
             switchboard,
@@ -166,14 +168,15 @@ class TrainerService:
             on_unreachable=lambda peer: Unreachable(peer=peer),
         )
         try:
-            end = loop.run()
+            overseer.begin(switchboard, lambda _now: health(self.coordinator, self._settings))
+            end = loop.run(overseer.turned)
         except GaveUp as error:
             # Nobody has been told of what is not in the log, and whoever takes the run up again reads the log.
             return Exit(code=INTERRUPTED, text=str(error))
         roster = self.coordinator.roster
         self._report.write_summary(
             wire_bytes=switchboard.sent_bytes + roster.sent_bytes,
-            stages=self._num_stages,
+            stages=self._settings.num_stages,
             workers=roster.num_workers,
         )
         return end
@@ -222,7 +225,7 @@ def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, lifeline: Lifeline | None = None) -> Exit:
+def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, overseer: Overseer = NOBODY) -> Exit:
     """Train from the first step, or from where the run folder ends, to the last.
 
     Raises:
@@ -232,7 +235,7 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, lif
     """
     with Switchboard(key=options.key) as switchboard:
         switchboard.bind("coordinator", options.listen)
-        interruption = Interruption(switchboard.waker())
+        interruption = Interruption(switchboard.waker(), overseer)
         with options.open_folder() as folder, _interruptible(interruption.set):
             recovered = _of_split(folder.recover(), plan.layers_per_stage)
             settings = coordinator_settings(config, plan, options, recovered=recovered)
@@ -244,6 +247,7 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, lif
             )
             if recovered is not None and recovered.is_done(config.run.steps):
                 end = Exit(code=0, text="all steps are done")
+                overseer.begin(switchboard, lambda _now: Health(text=end.text))
             else:
                 report = Report(config, folder=folder, progress=options.progress, begun_s=options.begun_s)
                 report.wait = interruption.wait
@@ -254,9 +258,10 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, lif
                     service = TrainerService(
                         settings, source=options.source, report=report, disk=disk, interruption=interruption
                     )
-                    end = service.run(switchboard, lifeline)
+                    end = service.run(switchboard, overseer)
             if end.code == 0:
-                _write_model(folder, checkpoints, config.run.steps)
+                last = _last_checkpoint(folder, checkpoints, config.run.steps)
+                write_model(folder.model_path, checkpoints.parameter_files(last), turned=overseer.turned)
             return end
 
 
@@ -286,9 +291,9 @@ def _take_up(report: Report, settings: CoordinatorSettings) -> None:
     report.say(f"going on at step {found.step}; {behind}{known}")
 
 
-def _write_model(folder: RunFolder, checkpoints: Checkpoints, steps: int) -> None:
-    """Put the trained model together from the checkpoint after the last step."""
+def _last_checkpoint(folder: RunFolder, checkpoints: Checkpoints, steps: int) -> Version:
+    """Return the checkpoint after the last step: the model is put together from it."""
     last = checkpoints.newest(lambda version: version[1] != steps, with_hashes=False)
     if last is None:
         raise RunFailed(f"{folder.checkpoints_path}: there is no checkpoint of step {steps} to make the model from")
-    write_model(folder.model_path, checkpoints.parameter_files(last))
+    return last

@@ -9,7 +9,7 @@ import re
 import socket
 from pathlib import Path
 
-from zswarm.errors import UserError
+from zswarm.errors import NotYet, UserError
 from zswarm.ids import Address
 
 _IPC = "ipc://"
@@ -70,7 +70,7 @@ def host_towards(address: Address) -> str:
     """Return this machine's IP address on the way to `address`, which has been checked; nothing is sent.
 
     Raises:
-        UserError: there is no way.
+        NotYet: there is no way.
 
     """
     match = _TCP.fullmatch(address)
@@ -83,7 +83,7 @@ def host_towards(address: Address) -> str:
             probe.connect((host, int(match["port"])))
             return str(probe.getsockname()[0])
     except OSError as error:
-        raise UserError(f"{address}: this machine has no way there: {error.strerror}") from None
+        raise NotYet(f"{address}: this machine has no way there: {error.strerror}") from None
 
 
 def refuse_if_taken(address: Address) -> None:
@@ -103,9 +103,7 @@ def refuse_if_taken(address: Address) -> None:
 def cannot_listen(address: Address, number: int) -> UserError:
     """Return the error for a system's errno on listening there."""
     if number in (errno.EADDRNOTAVAIL, errno.ENODEV):
-        return UserError(
-            f"cannot listen on {address}: this machine has no such address; `ip address` shows those it has"
-        )
+        return NotYet(f"cannot listen on {address}: this machine has no such address; `ip address` shows those it has")
     if number != errno.EADDRINUSE:
         return UserError(f"cannot listen on {address}: {os.strerror(number)}")
     remedy = "write another path" if address.startswith(_IPC) else "write * for the port to take any free one"
