@@ -7,14 +7,14 @@ import secrets
 from collections.abc import Iterable
 from typing import Never
 
-from brokers.machine import BrokerMachine, Leave
+from brokers.machine import BrokerMachine
 from zswarm import limits
 from zswarm.allocator import keep_freed_memory
 from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
 from zswarm.logs import get_log
 from zswarm.loop import Loop
-from zswarm.machine import Exit
+from zswarm.machine import Exit, Leave
 from zswarm.sigterm import sigterm_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
@@ -36,7 +36,7 @@ def serve_broker(
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
     key. `UserError` if that is impossible or the coordinator has another key. A broker without a lifeline, which nobody
-    else ends, leaves at SIGTERM.
+    else ends, leaves at SIGTERM, within `limits.DRAIN_S`.
     """
     keep_freed_memory(one_arena=True)
     _collect_garbage_rarely()
@@ -60,7 +60,7 @@ def serve_broker(
                 machine,
                 switchboard,
                 perform=_nothing_else,
-                collect=lambda: leaves,
+                collect=leaves,
                 members=lambda: machine.membership.members,
             ).run()
         switchboard.close(linger_s=limits.LINGER_S)

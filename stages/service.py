@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 from stages.compute_thread import ComputeThread
 from stages.tasks import Task
-from stages.worker import Leave, WorkerMachine
+from stages.worker import WorkerMachine
 from zswarm import limits
 from zswarm.ids import Address, NodeId
 from zswarm.lifeline import Lifeline
 from zswarm.logs import get_log
 from zswarm.loop import Loop
-from zswarm.machine import Exit
+from zswarm.machine import Exit, Leave
 from zswarm.sigterm import sigterm_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
@@ -33,7 +33,8 @@ def serve_worker(
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
     key. `UserError` if that is impossible or the coordinator has another key. `threads` is what torch may use for one
-    operation. A worker without a lifeline, which nobody else ends, leaves at SIGTERM.
+    operation. A worker without a lifeline, which nobody else ends, leaves at SIGTERM, within
+    `limits.DRAIN_S`.
     """
     nonce = secrets.randbits(63)
     with Switchboard(key=key) as switchboard:
@@ -62,7 +63,7 @@ def serve_worker(
                 machine,
                 switchboard,
                 perform=perform,
-                collect=lambda: [*leaves, *compute.outcomes()],
+                collect=lambda: [*leaves(), *compute.outcomes()],
                 members=lambda: machine.membership.members,
             ).run()
             switchboard.close(linger_s=limits.LINGER_S)

@@ -248,8 +248,8 @@ def reject(text: str = "no", **of: Any) -> Reject:
 # -- producers and brokers ---------------------------------------------------------------------------
 
 
-def attach(session: int) -> Attach:
-    return Attach(**header(session))
+def attach(session: int, *, is_done: bool = False) -> Attach:
+    return Attach(**header(session), is_done=is_done)
 
 
 def room(granted_bytes: int, *, producer: int = TRAINER, **about: Any) -> Room:
@@ -291,8 +291,9 @@ def nack(session: int, microbatch: int, code: NackCode, *, room: Room | None = N
 # -- brokers and workers -----------------------------------------------------------------------------
 
 
-def ready(session: int, *, slots: int = 2, held: tuple[int, ...] = (), **of: Any) -> Ready:
-    return Ready(**about(session, **of), slots=slots, held=tuple(Lease(lease) for lease in held))
+def ready(session: int, *, slots: int = 2, held: tuple[int, ...] = (), leaves: bool = False, **of: Any) -> Ready:
+    leases = tuple(Lease(lease) for lease in held)
+    return Ready(**about(session, **of), slots=slots, held=leases, leaves=leaves)
 
 
 def job(

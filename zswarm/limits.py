@@ -101,5 +101,8 @@ MAX_PULLS = 8
 """Pulls that one worker has in work; more are dropped, and repeated by whoever asked."""
 MAX_CHUNKS = 1 << 16
 """Chunks of one shard: 64 GiB of gradient."""
+DRAIN_S = 10.0
+"""How long a process that is asked to leave may take to do so without a loss: service managers kill after 90 s, and
+whoever wants his machine back does not wait so long."""
 LINGER_S = 0.2
 """How long a process that ends waits for its last messages to leave."""

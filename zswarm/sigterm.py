@@ -1,8 +1,9 @@
-"""SIGTERM as an event of the loop: whoever is told to go by the system says farewell first."""
+"""SIGTERM as an event of the loop: whoever is told to go by the system drains, and says farewell, first."""
 
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,14 +12,18 @@ E = TypeVar("E")
 
 
 @contextmanager
-def sigterm_as(event: E, *, wake: Callable[[], None], is_child: bool) -> Iterator[list[E]]:
-    """Give a list that holds `event` once the process has got SIGTERM; `wake` is called then.
+def sigterm_as(event: E, *, wake: Callable[[], None], is_child: bool) -> Iterator[Callable[[], list[E]]]:
+    """Give a function that returns `event` once for each SIGTERM since it was last called; `wake` is called at each.
 
-    A child, which its parent ends, is left as it is: the list stays empty.
+    A child, which its parent ends, is left as it is: then there are never any.
     """
-    events: list[E] = []
+    events: deque[E] = deque()
+
+    def take() -> list[E]:
+        return [events.popleft() for _ in range(len(events))]
+
     if is_child:
-        yield events
+        yield take
         return
 
     def note(*_: object) -> None:
@@ -27,6 +32,6 @@ def sigterm_as(event: E, *, wake: Callable[[], None], is_child: bool) -> Iterato
 
     before = signal.signal(signal.SIGTERM, note)
     try:
-        yield events
+        yield take
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -75,7 +75,7 @@ def test_a_session_that_was_never_issued_is_fenced(trainer):
 def test_who_says_goodbye_has_left(trainer):
     commands = trainer.get(stop(1))
     (leave,) = written(commands)
-    assert (leave["session"], leave["reason"]) == (1, "it has left")
+    assert (leave["session"], leave["reason"]) == (1, "asked to leave, 0 microbatches redone")
     assert trainer.machine.phase is Phase.TRAINING
 
 

@@ -11,7 +11,18 @@ from typing import Any
 
 from tests import letters
 from zswarm import limits
-from zswarm.ids import Direction, JobKind, JobStatus, NackCode, Purpose, ReducePhase, RejectCode, Role, StatePart
+from zswarm.ids import (
+    Direction,
+    JobKind,
+    JobStatus,
+    Leaving,
+    NackCode,
+    Purpose,
+    ReducePhase,
+    RejectCode,
+    Role,
+    StatePart,
+)
 from zswarm.kinds import payload_parcels
 from zswarm.messages import Message, Parcel, Room, TensorSpec
 from zswarm.wire import split
@@ -39,6 +50,7 @@ ROOM = Room(
     free_bytes=2**30,
     depth=2**32 - 1,
     response_s=0.1,
+    closes=True,
 )
 
 _LETTERS: tuple[Message, ...] = (
@@ -87,12 +99,14 @@ _OWN: dict[str, dict[str, Any]] = {
         "job_s": 1e9,
         "parameter_digest": 2**64 - 1,
         "sent_bytes": 2**53,
+        "leaving": Leaving.IDLE,
     },
     "BrokerHeartbeat": {
         "active": b"\x80",
         "ahead": b"",
         "accused": (9,),
         "sent_bytes": 1,
+        "leaving": Leaving.DRAINING,
     },
     "HeartbeatAck": {"view": 9},
     "View": {"view": 8, "size_bytes": 24},
@@ -108,7 +122,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "Backward": {"route": (), "parcel": LABELLED},
     "Ack": {"direction": Direction.LOSS, "room": None},
     "Nack": {"code": NackCode.STALE},
-    "Ready": {"slots": limits.MAX_LEASES_PER_WORKER, "held": (1, 2**64 - 1)},
+    "Ready": {"slots": limits.MAX_LEASES_PER_WORKER, "held": (1, 2**64 - 1), "leaves": True},
+    "Attach": {"is_done": True},
     "Job": {"kind": JobKind.BACKWARD, "lease": 77, "emit": False, "x": PARCEL, "dy": LABELLED},
     "Revoke": {"worker": 2**64 - 1, "lease": 77},
     "Result": {"status": JobStatus.NEEDS_INPUT, "lease": 77, "compute_s": 0.01, "slots": 0},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from zswarm import limits
-from zswarm.ids import Address, Attempt, NodeId, RejectCode, Role, Round
+from zswarm.ids import Address, Attempt, Leaving, NodeId, RejectCode, Role, Round
 from zswarm.messages.base import (
     TEXT,
     U64,
@@ -95,13 +95,14 @@ class WorkerHeartbeat(StepMessage):
     parameter_digest: Annotated[int, U64]
     sent_bytes: Bytes = 0
     """Everything this process has put on the wire; filled in by its transport."""
+    leaving: Leaving = Leaving.NO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerHeartbeat(StepMessage):
     """Broker -> coordinator, once per interval and at news: what its queue holds.
 
-    `step` is the newest that a worker of it has told of; `active` are the microbatches to train on of that step,
+    `step` is the newest that a worker of it or a view has told of; `active` are the microbatches to train on of that step,
     `ahead` those of the step after it, that this broker will do something about by itself: queued or leased. One
     that waits for its gradient, or is done and kept, is not among them.
     """
@@ -115,6 +116,7 @@ class BrokerHeartbeat(StepMessage):
     """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
     accused: Accused
     sent_bytes: Bytes = 0
+    leaving: Leaving = Leaving.NO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +139,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View(StepMessage):
-    """Coordinator -> process: who is in the swarm. Payload: the members, packed by the wire codec."""
+    """Coordinator -> process: who is in the swarm, and which step is in work. Payload: the members, packed by the wire codec."""
 
     view: Annotated[int, U64]
     size_bytes: Bytes

@@ -38,7 +38,9 @@ _REASONS = {
     "stuck": "given up: stuck",
     "cut off": "given up: cut off",
     "it has started again": "given up: started again",
-    "it has left": "given up: left by itself",
+    "drained": "given up: drained",
+    "asked to leave": "given up: asked to leave",
+    "moved": "given up: moved",
     "stage": "given up: needed elsewhere",
     "a layer": "given up: failed",
 }

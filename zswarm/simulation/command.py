@@ -61,6 +61,8 @@ SOMETIMES = (
     "given up: stuck",
     "given up: cut off",
     "given up: started again",
+    "given up: drained",
+    "given up: asked to leave",
     "trainers that took a run up",
     "checkpoints that failed",
     "unsynced records lost",

@@ -13,9 +13,10 @@ from random import Random
 from typing import Any
 
 from brokers.machine import BrokerMachine
+from stages.departure import ASKED
 from stages.worker import WorkerMachine
 from zswarm.ids import Address, NodeId
-from zswarm.machine import Received, Tick
+from zswarm.machine import Leave, Received, Tick
 from zswarm.simulation.clock import EventQueue, NodeClock
 from zswarm.simulation.disk import Disk
 from zswarm.simulation.faults import Fault
@@ -152,6 +153,26 @@ class Lives:
         self.counters["processes started again"] += 1
         self._be_born(node, self._queue.now_s)
 
+    # -- leaving -------------------------------------------------------------------------------------
+
+    def ask_to_leave(self, node: Node, life: int) -> None:
+        """Let a process hear in this life that it shall go."""
+        self._queue.put(self._queue.now_s, (node, life, Leave()))
+
+    def come_back(self, node: Node, life: int) -> bool:
+        """Start a process again that has left because it was asked to; False if it has not left yet."""
+        if node.life != life:
+            return True
+        if node.exit is None:
+            return False
+        if node.exit.text == ASKED:
+            node.life += 1
+            node.machine, node.thread, node.exit = NOBODY, None, None
+            node.wake_at_s = node.frozen_at_s = None
+            node.held.clear()
+            self.start_again(node)
+        return True
+
     # -- freezing ------------------------------------------------------------------------------------
 
     def freeze(self, node: Node) -> bool:
@@ -182,4 +203,4 @@ def is_worker(node: Node) -> bool:
 
 def is_from_thread(event: object) -> bool:
     """Does a worker's event come from its compute thread?"""
-    return not isinstance(event, (Received, Tick, Wake, Rest))
+    return not isinstance(event, (Received, Tick, Wake, Rest, Leave))

@@ -11,12 +11,13 @@ from typing import Any
 from zswarm.ids import Attempt, Generation, Role, Round, Session, Stage
 from zswarm.machine import Send
 from zswarm.messages import Abort, Prepare, Restore
-from zswarm.simulation.surgery import Method, Mutant, Patches, nothing
+from zswarm.simulation.surgery import Method, Mutant, Patches, nothing, yes
 from zswarm.trainer import replays
 from zswarm.trainer.admission import Admission
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.commit import Committer, OpenRound
 from zswarm.trainer.coordinator import Coordinator
+from zswarm.trainer.departures import Departures
 from zswarm.trainer.reception import Reception
 from zswarm.trainer.replays import Replays
 from zswarm.trainer.restores import Restorer
@@ -163,6 +164,17 @@ def _all_anew_after_restart() -> Patches:
     return {(Admission, "begin"): begin}
 
 
+# -- leaving -------------------------------------------------------------------------------------------
+
+
+def _goes_before_its_commit() -> Patches:
+    return {(Committer, "is_certain"): yes}
+
+
+def _last_of_its_stage_goes() -> Patches:
+    return {(Departures, "_is_spare"): yes}
+
+
 # -- the commit ----------------------------------------------------------------------------------------
 
 
@@ -265,6 +277,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "never-lost": Mutant("nothing is ever admitted again", _never_lost),
     "all-anew-after-restart": Mutant("a trainer that takes a run up admits all of it (R9)", _all_anew_after_restart),
+    "leaver-goes-before-its-commit": Mutant("who leaves is let go with what it has counted", _goes_before_its_commit),
+    "last-of-its-stage-goes": Mutant("who leaves is let go though nobody else has its state", _last_of_its_stage_goes),
     "commit-unchecked": Mutant("a round opens without looking at the ledgers", _commit_unchecked),
     "round-used-again": Mutant("the number of an aborted round is used again (R5)", _round_used_again),
     "commit-before-log": Mutant("a commit is told before it is in the log (R6)", _commit_before_log),

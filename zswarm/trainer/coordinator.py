@@ -15,7 +15,8 @@ workers where their state is and goes back to a checkpoint where nobody has it (
 checkpoints (`archive`). It holds no parameters and is off the data path but for token ids and losses.
 
 Repeated until true: Welcome to every Register, View to whoever has an older one, Fence to whatever a session
-says that is not in the roster, Void, Restore, Prepare, Commit, Pull, Attach, Stop. What it must not forget is
+says that is not in the roster, Void, Restore, Prepare, Commit, Pull, Attach, Stop. Whoever asks to leave is let go when
+that loses nothing (`departures`). What it must not forget is
 in the log before anybody is told: sessions, commits, rollbacks, and that a generation has begun.
 """
 
@@ -25,12 +26,9 @@ from dataclasses import replace
 from enum import Enum
 from typing import TypeVar
 
-from zswarm import limits
 from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import (
     TRAINER,
-    Microbatch,
-    NodeId,
     Role,
     Session,
     Stage,
@@ -59,6 +57,8 @@ from zswarm.outbox import Outbox
 from zswarm.trainer.admission import Admission
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.commit import Committer
+from zswarm.trainer.departures import DRAINED, Departures
+from zswarm.trainer.failures import Failures
 from zswarm.trainer.judgement import Judge
 from zswarm.trainer.reception import Reception, join_record
 from zswarm.trainer.restores import Restorer
@@ -123,8 +123,10 @@ class Coordinator:
         self.judge = Judge(self.roster, num_stages=settings.num_stages, heartbeat_s=settings.heartbeat_s)
         self.archive = Archive(settings, self.roster, self._header)
         self.restorer = Restorer(self.roster, self.committer, self._header, heartbeat_s=settings.heartbeat_s)
-        self._failures: dict[tuple[Stage, Microbatch], dict[Session, NodeId]] = {}
-        """Of this step: the sessions that have failed at a microbatch, each of which ended with that, and their nodes."""
+        self.departures = Departures(
+            self.roster, self.committer, self.restorer, self.archive, heartbeat_s=settings.heartbeat_s
+        )
+        self._failures = Failures(self.roster, self.committer, workers_per_stage=settings.workers_per_stage)
         self._is_stirred = True
         """Something has happened that may leave a worker without its state or a microbatch without anybody."""
         self._alert_until_s = float("-inf")
@@ -239,6 +241,8 @@ class Coordinator:
             if self.committer.step == settings.steps and self.admission.is_evaluated(self.committer.step):
                 self.phase = Phase.COLLECTING
                 commands += self.archive.begin(self.committer.version, None)
+        if not self.departures.are_none:
+            commands += self._let_go(now)
         if self.phase is Phase.COLLECTING and self.archive.newest == self.committer.version:
             return commands + self._close(Exit(code=0, text="all steps are done"), now)
         if self._is_stirred or now < self._alert_until_s:
@@ -271,26 +275,28 @@ class Coordinator:
                 record.peer, record.gone_at_s = event.peer, None
                 message = self._of_this_generation(message)
                 record.note(message, now)
+                self.departures.note(record)
                 return self._answer(record, message.view)
             case Prepared() if self._exit is None:
                 return [*self.committer.prepared(message)]
             case Evaluated() if self._exit is None:
                 return [*self.supply.evaluated(message, event.peer, now)]
             case Ack():
-                return [*self.outbox.acknowledge(message, now)]
+                return self._answered(self.outbox.acknowledge(message, now))
             case Nack():
-                return [*self.outbox.refuse(message, now)]
+                return self._answered(self.outbox.refuse(message, now))
             case Credit():
-                return [*self.outbox.update_room(message.session, message.room, now)]
+                return self._answered(self.outbox.update_room(message.session, message.room, now))
             case State():
                 return [*self.archive.received(message, Load(parcel=message.parcel, frames=event.frames))]
             case Pull():
                 return [*self.archive.pulled(message, event.peer, self.committer.version)]
             case Failure() if self._exit is None:
-                return self._failed(record, message)
+                self._failures.note(record, message)
+                return []
             case Stop():
                 if self._exit is None:
-                    return self._give_up(record.session, "it has left", now)
+                    return self._give_up(record.session, None, now)
                 record.has_left = True
                 return []
             case _:
@@ -317,6 +323,7 @@ class Coordinator:
         before = (record.is_ready, record.version) if record.report else None
         if not record.note(message, now) or self._exit is not None:
             return commands
+        self.departures.note(record)
         self._is_stirred |= (record.is_ready, record.version) != before
         if record.is_ready:
             self.committer.check_replica(record)
@@ -326,6 +333,10 @@ class Coordinator:
         if record.stage == 0 and record.version == self.committer.version:
             self.admission.counted(record.version[1], record.ledger)
         return commands
+
+    def _answered(self, sends: list[Send]) -> list[Command]:
+        """A broker of stage 0 has said something of what is on its way to it."""
+        return [*sends, *(self.supply.farewells() if self.outbox.closing else [])]
 
     def _of_this_generation(self, message: Heartbeat) -> Heartbeat:
         """A view of an earlier generation is none of ours, whatever its number."""
@@ -370,23 +381,6 @@ class Coordinator:
         self.supply.replays.demand(worker.ledger)
         return self._give_up(worker.session, "it has counted what another worker has counted", now)
 
-    def _failed(self, record: Record, message: Failure) -> list[Command]:
-        where = f"stage {message.stage}" + (f", {message.layer}" if message.layer else "")
-        error = RunFailed(f"{record.node} ({where}): {message.text}")
-        if message.microbatch is None:
-            raise error
-        if record.version != self.committer.version:
-            return []
-        failed = self._failures.setdefault((record.stage, message.microbatch), {})
-        failed[record.session] = record.node
-        num_workers = max(len(self.roster.of(Role.WORKER, record.stage)), self._settings.workers_per_stage)
-        if (
-            len(set(failed.values())) >= min(limits.MAX_FAILED_WORKERS, num_workers)
-            or len(failed) >= limits.MAX_FAILURES
-        ):
-            raise error
-        return []
-
     # -- coming and going ----------------------------------------------------------------------------
 
     def _unreachable(self, event: Unreachable, now: float) -> None:
@@ -401,19 +395,30 @@ class Coordinator:
                 commands += self._give_up(session, reason, now)
         return commands
 
-    def _give_up(self, session: Session, reason: str, now: float) -> list[Command]:
-        """Take a process out of the swarm: whatever it has counted and not prepared is void."""
+    def _let_go(self, now: float) -> list[Command]:
+        """Let those leave who lose nothing by it; see to it that no stage is left by all."""
+        commands: list[Command] = []
+        for session in self.departures.due():
+            commands += self._give_up(session, DRAINED, now)
+        if self.phase is Phase.TRAINING:
+            for session, reason in self.departures.successors(now):
+                commands += self._give_up(session, reason, now)
+        return commands
+
+    def _give_up(self, session: Session, reason: str | None, now: float) -> list[Command]:
+        """Take a process out of the swarm: whatever it has counted and not prepared is void. No reason: it goes itself."""
         record = self.roster.remove(session, now)
         aborts = self.committer.given_up(record)
         lost = record.ledger if record.version == self.committer.version else 0
+        num_lost = (lost & ~self.committer.covered(record.stage)).bit_count()
         leave = {
             "event": "leave",
             "node": record.node,
             "role": record.role.value,
             "session": session,
             "stage": record.stage,
-            "reason": reason,
-            "lost": (lost & ~self.committer.covered(record.stage)).bit_count(),
+            "reason": reason or self.departures.farewell(record, num_lost=num_lost),
+            "lost": num_lost,
             "silent_s": round(now - record.heard_at_s, 3),
         }
         self._is_stirred = True

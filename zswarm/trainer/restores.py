@@ -12,7 +12,7 @@ is of this step, or, at step 0, from nobody: fresh parameters are made, not give
 from __future__ import annotations
 
 from zswarm import limits
-from zswarm.ids import TRAINER, Address, Role, Session, Stage, Step, Version
+from zswarm.ids import TRAINER, Address, Leaving, Role, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Restore
@@ -55,6 +55,11 @@ class Restorer:
         self._forget_departed()
         return sends
 
+    def gives(self, donor: Session) -> bool:
+        """Is somebody getting his state from this worker, and has it not yet?"""
+        takers = [self._roster.records.get(taker) for taker, order in self._orders.items() if order[1] == donor]
+        return any(taker is not None and not self._holds(taker) for taker in takers)
+
     def _restore(self, order: Order, donor: Record | Session) -> Restore:
         (branch, step), session = order
         address = donor.addresses[0] if isinstance(donor, Record) else Address("")
@@ -66,8 +71,9 @@ class Restorer:
             del self._told_at_s[session]
 
     def _needs_state(self, worker: Record) -> bool:
-        """Not one that has never reported to this generation: it is still being built, or silent."""
-        return worker.report > 0 and not (self._holds(worker) or self._committer.awaits_commit(worker))
+        """Not one that has never reported to this generation: it is still being built, or silent. Nor one that leaves."""
+        is_in_need = worker.report > 0 and worker.leaving is Leaving.NO
+        return is_in_need and not (self._holds(worker) or self._committer.awaits_commit(worker))
 
     def _holds(self, worker: Record) -> bool:
         return worker.is_ready and worker.version == self._committer.version
@@ -81,6 +87,7 @@ class Restorer:
             for worker in able:
                 if worker.session == before[1]:
                     return worker
+        able = [worker for worker in able if worker.leaving is Leaving.NO] or able
         if able:
             load = [sum(order[1] == worker.session for order in self._orders.values()) for worker in able]
             return able[load.index(min(load))]

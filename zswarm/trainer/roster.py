@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zswarm import ledger, limits
-from zswarm.ids import Address, Attempt, Branch, NodeId, Peer, Role, Round, Session, Stage, Step, Version
+from zswarm.ids import Address, Attempt, Branch, Leaving, NodeId, Peer, Role, Round, Session, Stage, Step, Version
 from zswarm.messages import BrokerHeartbeat, Member, Register, WorkerHeartbeat
 from zswarm.trainer.recovery import RecoveredMember
 
@@ -52,6 +52,7 @@ class Record:
     busy_s: float = 0.0
     job_s: float = 0.0
     parameter_digest: int = 0
+    leaving: Leaving = Leaving.NO
     sent_bytes: int = 0
 
     @property
@@ -68,6 +69,7 @@ class Record:
         self.reported_view = message.view
         self.version = (message.branch, message.step)
         self.voided, self.accused = message.voided, message.accused
+        self.leaving = message.leaving
         if isinstance(message, BrokerHeartbeat):
             self.pending, self.ahead = ledger.from_bytes(message.active), ledger.from_bytes(message.ahead)
             return True
@@ -185,26 +187,30 @@ class Roster:
         self.lost_view, self.lost_at_s = self.view, now
 
     def _stage_for(self, message: Register) -> Stage:
-        """A new process goes where the fewest are; one that comes back, where it was, unless others are there and
-        nobody elsewhere."""
+        """A new process goes where the fewest are who stay; one that comes back, where it was, unless others are there
+        and nobody elsewhere."""
         emptiest = self._emptiest_stage(message.role)
         if message.stage is None or message.stage >= self._num_stages:
             return emptiest
-        is_needed = self.of(message.role, emptiest) or not self.of(message.role, message.stage)
+        is_needed = self.staying(message.role, emptiest) or not self.staying(message.role, message.stage)
         return message.stage if is_needed else emptiest
 
     def _emptiest_stage(self, role: Role) -> Stage:
-        counts = [len(self.of(role, Stage(stage))) for stage in range(self._num_stages)]
+        counts = [len(self.staying(role, Stage(stage))) for stage in range(self._num_stages)]
         return Stage(counts.index(min(counts)))
 
     def is_full(self, role: Role) -> bool:
         """Is there no room for one more, neither in a stage nor in a view?"""
-        least = len(self.of(role, self._emptiest_stage(role)))
+        least = min(len(self.of(role, Stage(stage))) for stage in range(self._num_stages))
         return least >= limits.MAX_PARTICIPANTS or len(self.records) >= limits.MAX_MEMBERS
 
     def of(self, role: Role, stage: Stage) -> tuple[Record, ...]:
         """Return the processes of a role in a stage, sorted by session."""
         return self._places.get((role, stage), ())
+
+    def staying(self, role: Role, stage: Stage) -> tuple[Record, ...]:
+        """Return those of them that have not been asked to leave."""
+        return tuple(record for record in self.of(role, stage) if record.leaving is Leaving.NO)
 
     def workers(self) -> Iterator[Record]:
         """Yield all workers, sorted by session."""
@@ -221,8 +227,8 @@ class Roster:
         They need not be dealt evenly: some may have come back to their places after others had filled these.
         """
         stages = [Stage(stage) for stage in range(self._num_stages)]
-        ready = [sum(w.is_ready for w in self.of(Role.WORKER, stage)) for stage in stages]
-        present = [len(self.of(Role.BROKER, stage)) for stage in stages]
+        ready = [sum(w.is_ready for w in self.staying(Role.WORKER, stage)) for stage in stages]
+        present = [len(self.staying(Role.BROKER, stage)) for stage in stages]
         is_enough = sum(ready) >= workers * len(stages) and sum(present) >= brokers * len(stages)
         return is_enough and min(ready) > 0 and min(present) > 0
 
