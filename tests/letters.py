@@ -51,6 +51,8 @@ from zswarm.messages import (
     Load,
     Member,
     Message,
+    Move,
+    Moved,
     Nack,
     Parcel,
     Prepare,
@@ -234,6 +236,14 @@ def fence(fenced: int, **of: Any) -> Fence:
 def restore(donor: int, *, address: str | None = None, **of: Any) -> Restore:
     """From the worker at the address that `worker_at` gives it, unless another is given."""
     return Restore(**about(**of), donor=Session(donor), address=Address(address or f"sim://worker-{donor}"))
+
+
+def move(node: str, stage: int, *, run: int = 0) -> Move:
+    return Move(**header(run=run, generation=0), node=NodeId(node), stage=Stage(stage))
+
+
+def moved(node: str, stage: int, text: str, *, is_accepted: bool = True) -> Moved:
+    return Moved(**header(), node=NodeId(node), stage=Stage(stage), is_accepted=is_accepted, text=text)
 
 
 def void(attempt: int, voided: int, **of: Any) -> Void:
@@ -471,6 +481,8 @@ def one_of_each(session: int, *, step: int, round_: int = 1, microbatch: int = 0
         view(1, step=step),
         fence(4000),
         restore(session, step=step),
+        move("nobody", 0),
+        moved("nobody", 0, "no"),
         void(1, 1 << microbatch, step=step),
         prepare(round_, (session,), step=step),
         prepared(session, round_, step=step),

@@ -242,6 +242,16 @@ def _all_of_a_stage_leave(seed: int) -> Schedule:
     return replace(_leave_on_purpose(seed), workers_per_stage=2, strikes=strikes)
 
 
+def _moved_about(seed: int) -> Schedule:
+    """Workers are moved again and again, and nothing goes wrong."""
+    random = Random(f"moves {seed}")
+    strikes = tuple(
+        _strike(Fault.MOVE, round(random.uniform(2.0, 9.0), 3), 0.0, random.getrandbits(32))
+        for _ in range(random.randint(3, 8))
+    )
+    return replace(_leave_on_purpose(seed), strikes=tuple(sorted(strikes, key=lambda strike: strike.at_s)))
+
+
 AIMED: dict[str, Callable[[int], Schedule]] = {
     "forward-sent-on-again": _forwards_sent_on,
     "leave-not-durable": _leave_forgotten,
@@ -256,5 +266,9 @@ AIMED: dict[str, Callable[[int], Schedule]] = {
     "leaves-with-homes": _leave_on_purpose,
     "leaves-while-something-comes": _brokers_leave_between_steps,
     "view-tells-no-step": _leave_on_purpose,
+    "moves-amid-a-step": _moved_about,
+    "moves-the-last": _moved_about,
+    "moves-nowhere": _moved_about,
+    "moves-without-fence": _moved_about,
 }
 """Mutant -> schedules that come often to the moment that shows it."""

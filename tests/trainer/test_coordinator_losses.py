@@ -10,7 +10,7 @@ from zswarm import limits
 from zswarm.ids import Address, Direction, Role
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Abort, Commit, Fence, Forward, HeartbeatAck, Prepare, Restore, Stop, View, Void, Welcome
-from zswarm.trainer.coordinator import Phase
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.settings import Sample, Unreachable
 
 SILENCE_S = limits.SILENCE_HEARTBEATS

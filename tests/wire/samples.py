@@ -112,6 +112,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "View": {"view": 8, "size_bytes": 24},
     "Fence": {"fenced": 2**64 - 1},
     "Restore": {"donor": 0, "address": "tcp://127.0.0.1:4713"},
+    "Move": {"node": "worker-ü3", "stage": 255},
+    "Moved": {"node": "worker-ü3", "stage": 255, "is_accepted": True, "text": "it goes"},
     "Void": {"ledger": b"\x00" * (limits.MAX_LEDGER_BYTES - 1) + b"\x80"},
     "Failure": {"stage": 2, "layer": "block 3"},
     "Prepare": {"participants": (17, 2**64 - 1), "ledger": bytes(limits.MAX_LEDGER_BYTES)},

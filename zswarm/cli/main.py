@@ -27,7 +27,8 @@ from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
 from zswarm.cli.key import key, key_option
 from zswarm.errors import INTERRUPTED, REFUSED, RunFailed, UserError
-from zswarm.ids import Address, NodeId
+from zswarm.ids import Address, NodeId, Stage
+from zswarm.limits import MAX_STAGES
 
 if TYPE_CHECKING:
     from zswarm.machine import Exit
@@ -270,6 +271,24 @@ def worker(*, threads: int, name: str | None, level: str, **place: Any) -> None:
 
     node = _node("worker", name, level)
     _end(serve_worker(node=node, threads=threads, **_place(**place)))
+
+
+@app.command()
+@click.argument("node", metavar="NODE")
+@click.argument("stage", metavar="STAGE", type=click.IntRange(0, MAX_STAGES - 1))
+@coordinator_option
+@key_option
+def move(*, node: str, stage: int, coordinator: str, key_file: Path | None) -> None:
+    """Move a worker to another stage of a run.
+
+    NODE is the worker's name, as the log of the run has it; STAGE counts from 0. It goes when the step in work is
+    committed, so that nothing is lost; never the last of its stage.
+    """
+    from zswarm.cli.move import move as move_worker
+
+    swarm_key = _key(key_file)
+    address = _address("--coordinator", coordinator, swarm_key)
+    click.echo(move_worker(node=NodeId(node), stage=Stage(stage), coordinator=address, key=swarm_key))
 
 
 @app.command()

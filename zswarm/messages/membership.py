@@ -197,5 +197,23 @@ class Failure(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Move(Message):
+    """Anybody -> coordinator, repeated until answered: let this worker be of that stage. `session` and `run` may be 0."""
+
+    node: Annotated[NodeId, TEXT]
+    stage: StageField
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved(Message):
+    """Coordinator -> whoever wants a worker to be moved: it will be, after the next commit; or why not."""
+
+    node: Annotated[NodeId, TEXT]
+    stage: StageField
+    is_accepted: bool
+    text: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop(Message):
     """Coordinator -> process, repeated: the run is over, end yourself. Process -> coordinator: leaving."""

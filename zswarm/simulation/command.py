@@ -63,6 +63,8 @@ SOMETIMES = (
     "given up: started again",
     "given up: drained",
     "given up: asked to leave",
+    "given up: moved",
+    "move records",
     "trainers that took a run up",
     "checkpoints that failed",
     "unsynced records lost",

@@ -54,6 +54,8 @@ class Fault(StrEnum):
     LEAVE_WORKER = "worker leaves"
     """It is asked to; later it is started again."""
     LEAVE_BROKER = "broker leaves"
+    MOVE = "worker moved"
+    """Somebody has the trainer move a worker to another stage."""
 
 
 BEFORE_RECORD, AFTER_RECORD = "before record", "after record"
@@ -82,7 +84,7 @@ _BROKER_HOOKS = (
     "on View",
     "after Revoke",
 )
-ON_PURPOSE = frozenset({Fault.LEAVE_WORKER, Fault.LEAVE_BROKER})
+ON_PURPOSE = frozenset({Fault.LEAVE_WORKER, Fault.LEAVE_BROKER, Fault.MOVE})
 """What somebody asks for, and no fault: these alone may cost nothing."""
 HOOKS = {
     Fault.KILL_WORKER: _WORKER_HOOKS,
@@ -109,6 +111,7 @@ LASTS_S = {
     Fault.RESET: (0.0, 0.0),
     Fault.LEAVE_WORKER: (0.05, 6.0),
     Fault.LEAVE_BROKER: (0.05, 6.0),
+    Fault.MOVE: (0.0, 0.0),
 }
 """How long the effect of a strike lasts at least and at most: until the killed are started again, and so on.
 

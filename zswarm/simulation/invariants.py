@@ -9,7 +9,7 @@
     I6  a microbatch that is not finished is held by somebody, or somebody will notice
     I7  bytes, credits and leases are within their bounds, and books balance
     I8  the run ends in bounded time once nothing goes wrong any more, and nothing is left behind
-    L1, L2  whoever leaves because it was asked to loses nothing: see `leave_checks`
+    L1-L3  whoever leaves because it was asked to, or is moved, loses nothing: see `leave_checks`
 
 Since re-execution is deterministic, the reference is a function of the step alone: after a rollback the same
 parameters come again. I4 and I5 are `history`, I7 is `node_checks`.
@@ -41,7 +41,8 @@ from zswarm.simulation.reference import Reference
 from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.states import content_of
 from zswarm.simulation.violation import Violation, require
-from zswarm.trainer.coordinator import Coordinator, Phase
+from zswarm.trainer.coordinator import Coordinator
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.settings import Append, EvaluationDone, Seal
 
 LEAVING_HEARTBEATS = 2.5
@@ -95,8 +96,8 @@ class Invariants:
             self.is_poisoned = record["code"] == 1 and self._is_incurable()
             ends_well = self._may_end_with(record["code"]) or self.is_poisoned
             require(ends_well, "I8", f"the run failed: {record['reason']}")
-        if record["event"] == "leave" and (coordinator := self._coordinator) is not None:
-            self._leaves.left(record, coordinator)
+        if (coordinator := self._coordinator) is not None:
+            self._leaves.recorded(record, coordinator)
         if record["event"] == "checkpoint" and not record.get("problem"):
             place = (record["branch"], record["step"])
             require(place in self._lives.disk.checkpoints, "I4", f"{record} is in the log, and not on the disk")

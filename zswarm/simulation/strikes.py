@@ -16,6 +16,7 @@ from typing import Any
 
 from brokers.machine import BrokerMachine
 from stages.worker import WorkerMachine
+from zswarm.ids import Stage
 from zswarm.machine import Received, Send
 from zswarm.simulation.faults import (
     AFTER,
@@ -53,6 +54,7 @@ class Strikes:
         self.armed: list[Strike] = []
         """Those that wait for somebody to come to their hook."""
         self._calm_from_s = schedule.calm_from_s
+        self._num_stages = schedule.num_stages
         self._lives = lives
         self._network = network
         self._later = later
@@ -162,6 +164,8 @@ class Strikes:
                 self._ask_to_leave(_one(random, workers), strike, now_s)
             case Fault.LEAVE_BROKER:
                 self._ask_to_leave(_one(random, brokers), strike, now_s)
+            case Fault.MOVE:
+                self._move(random, _one(random, workers))
 
     def _kill(self, nodes: list[Node], strike: Strike, now_s: float) -> None:
         """Kill them at once, and start each of them again, the last one when the strike is over."""
@@ -182,6 +186,12 @@ class Strikes:
                 self._later(now_s + IMPATIENT_S, partial(self._lives.ask_to_leave, node, node.life))
             ends_at_s = self._ends_at_s(strike, now_s)
             self._later(ends_at_s, partial(self._come_back, node, node.life, ends_at_s))
+
+    def _move(self, random: Random, nodes: list[Node]) -> None:
+        """Order one worker to any stage, mostly another one."""
+        for node in nodes:
+            self.counters[Fault.MOVE.value] += 1
+            self._lives.order_move(node, Stage(random.randrange(self._num_stages)))
 
     def _come_back(self, node: Node, life: int, now_s: float) -> None:
         if not self._lives.come_back(node, life):

@@ -16,7 +16,7 @@ again by others. Once all have prepared, its contribution is in the result that 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -267,10 +267,13 @@ class Committer:
 
     # -- the decision --------------------------------------------------------------------------------
 
-    def decide(self, *, with_snapshot: bool = False) -> tuple[Decision, list[Send | Append]] | None:
+    def decide(
+        self, *, with_snapshot: bool = False, going: Collection[Session] = ()
+    ) -> tuple[Decision, list[Send | Append]] | None:
         """Commit the step if every stage is prepared: the decision, and what makes it true.
 
-        With `with_snapshot` one live participant of each stage is asked to keep a copy of the new state.
+        With `with_snapshot` one live participant of each stage is asked to keep a copy of the new state, if possible
+        none that leaves or is among those `going` elsewhere.
         """
         if not self.is_reducing:
             return None
@@ -280,7 +283,7 @@ class Committer:
         decision = self._decision(ready)
         self._commits = {opened.stage: self._commit(opened, decision) for opened in ready}
         participants = list(self._participants(ready))
-        self.donors = _donors(participants) if with_snapshot else {}
+        self.donors = _donors(participants, going) if with_snapshot else {}
         append = Append(record=self._record(ready, decision), durable=True)
         self.step = Step(self.step + 1)
         self._rounds = {}
@@ -351,9 +354,13 @@ class Committer:
         }
 
 
-def _donors(participants: list[Record]) -> dict[Stage, Session]:
-    """Return the first participant of each stage, of those who stay if there are any."""
+def _donors(participants: list[Record], going: Collection[Session]) -> dict[Stage, Session]:
+    """Return the first participant of each stage, of those who stay there if there are any."""
+
+    def goes(worker: Record) -> bool:
+        return worker.leaving is not Leaving.NO or worker.session in going
+
     donors: dict[Stage, Session] = {}
-    for worker in sorted(participants, key=lambda worker: worker.leaving is not Leaving.NO):
+    for worker in sorted(participants, key=goes):
         donors.setdefault(worker.stage, worker.session)
     return donors

@@ -17,6 +17,7 @@ from zswarm import limits
 from zswarm.ids import Leaving, Role, Session, Stage
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.commit import Committer
+from zswarm.trainer.moves import Relocation
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
 
@@ -84,8 +85,8 @@ class Departures:
 
     # -- who takes over ------------------------------------------------------------------------------
 
-    def successors(self, now: float) -> Iterator[tuple[Session, str]]:
-        """Yield who is to be given up, and why, so that it takes a place that everybody leaves."""
+    def successors(self, now: float) -> Iterator[Relocation]:
+        """Yield who is to take a place that everybody leaves."""
         records = self._roster.records
         for role, stage in sorted({(records[s].role, records[s].stage) for s in self._asked if s in records}):
             if self._roster.staying(role, stage):
@@ -94,7 +95,7 @@ class Departures:
                 continue
             if (chosen := self._spare_elsewhere(role, stage)) is not None:
                 self._sent_at_s[role, stage] = now
-                yield chosen.session, f"moved to stage {stage}, whose last {role.value} leaves"
+                yield Relocation(record=chosen, stage=stage)
 
     def _spare_elsewhere(self, role: Role, stage: Stage) -> Record | None:
         """Of the stage with most of this role the one who has least to lose, the youngest of equals."""

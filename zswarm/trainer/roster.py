@@ -89,6 +89,8 @@ class Roster:
         self._by_node: dict[NodeId, Session] = {}
         self._ended: dict[NodeId, deque[int]] = {}
         """The nonces of lives that have ended; the node of which one has ended last comes last."""
+        self._wanted: dict[NodeId, tuple[Role, Stage]] = {}
+        """Where the next life of a process shall be; the one that was moved last comes last."""
         self._places: dict[tuple[Role, Stage], tuple[Record, ...]] = {}
         self.records: dict[Session, Record] = {}
         self.view = 1
@@ -186,9 +188,23 @@ class Roster:
         """Something may have been lost: the reports that count are those that know the present view."""
         self.lost_view, self.lost_at_s = self.view, now
 
+    def want(self, node: NodeId, role: Role, stage: Stage) -> None:
+        """Let the next life of a process be of this stage."""
+        self._wanted.pop(node, None)
+        self._wanted[node] = (role, stage)
+        if len(self._wanted) > limits.MAX_ENDED_NODES:
+            del self._wanted[next(iter(self._wanted))]
+
+    def num_wanted(self, stage: Stage) -> int:
+        """Return how many workers are on their way to a stage."""
+        return sum(place == (Role.WORKER, stage) for place in self._wanted.values())
+
     def _stage_for(self, message: Register) -> Stage:
-        """A new process goes where the fewest are who stay; one that comes back, where it was, unless others are there
+        """Where it was moved to, if it was and there is room; else a new process goes where the fewest are who stay; one that comes back, where it was, unless others are there
         and nobody elsewhere."""
+        role, wanted = self._wanted.pop(message.node, (None, Stage(0)))
+        if role is message.role and len(self.of(role, wanted)) < limits.MAX_PARTICIPANTS:
+            return wanted
         emptiest = self._emptiest_stage(message.role)
         if message.stage is None or message.stage >= self._num_stages:
             return emptiest
