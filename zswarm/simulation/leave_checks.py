@@ -15,9 +15,10 @@ from typing import Any
 
 from brokers.machine import BrokerMachine
 from stages.worker import WorkerMachine
-from zswarm.ids import JobKind, Purpose, Role, Session, Stage
+from zswarm.ids import Role, Session, Stage
 from zswarm.ledger import from_bytes, members
 from zswarm.messages import Job, Void
+from zswarm.simulation.census import is_done_again
 from zswarm.simulation.faults import ON_PURPOSE
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.schedule import Schedule
@@ -97,11 +98,9 @@ class LeaveChecks:
             if (message.branch, message.step) == version:
                 lost = list(members(from_bytes(message.ledger)))
                 raise Violation("L2", f"microbatch {lost[0]} (of {lost}) is voided, and everybody who left had drained")
-        elif message.purpose is Purpose.TRAIN and message.kind is not JobKind.FORWARD:
-            below = (1 << len(message.route) - 1) - 1
-            if message.accumulate and not message.emit and from_bytes(message.mask) & below:
-                text = f"microbatch {message.microbatch} is done again, and everybody who left had drained"
-                raise Violation("L2", text)
+        elif is_done_again(message):
+            text = f"microbatch {message.microbatch} is done again, and everybody who left had drained"
+            raise Violation("L2", text)
 
 
 def _check_worker(name: str, machine: WorkerMachine, coordinator: Coordinator) -> None:
