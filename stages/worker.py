@@ -312,8 +312,10 @@ class WorkerMachine:
     def _restore(self, outbox: Outbox, message: Restore, now: float) -> list[Command]:
         if self.parameters.is_ready and (message.branch, message.step) == self.state.version:
             return self._report()
-        if self.participant.is_applying or not self.parameters.wants(message):
+        if self.participant.is_applying:
             return []
+        if not self.parameters.wants(message):
+            return [*self.parameters.follow(message, now)]
         void = [held.job for held in self.jobs.held.values()]
         commands: list[Command] = [*self._forget()]
         outbox.drop_before(message.branch, message.step)

@@ -65,6 +65,7 @@ from zswarm.messages import (
     Result,
     Revoke,
     Room,
+    Source,
     State,
     Stop,
     View,
@@ -233,9 +234,11 @@ def fence(fenced: int, **of: Any) -> Fence:
     return Fence(**header(**of), fenced=Session(fenced))
 
 
-def restore(donor: int, *, address: str | None = None, **of: Any) -> Restore:
-    """From the worker at the address that `worker_at` gives it, unless another is given."""
-    return Restore(**about(**of), donor=Session(donor), address=Address(address or f"sim://worker-{donor}"))
+def restore(donor: int, *others: int, address: str | None = None, **of: Any) -> Restore:
+    """From the workers at the addresses that `worker_at` gives them, unless another is given."""
+    more = tuple(Source(donor=Session(other), address=Address(f"sim://worker-{other}")) for other in others)
+    first = Address(address or f"sim://worker-{donor}")
+    return Restore(**about(**of), donor=Session(donor), address=first, others=more)
 
 
 def move(node: str, stage: int, *, run: int = 0) -> Move:

@@ -97,6 +97,10 @@ OUTBOX_LENGTH = 4
 """Outputs waiting for credit at a worker before it takes no new jobs."""
 TURN_MESSAGES = 64
 """Messages that one turn of a poll loop takes from one socket before it looks at the others."""
+MAX_DONORS = 4
+"""Workers that give their state to one joiner, each one range at a time: with more none gets its uplink back sooner."""
+MAX_ASKED_OF_ONE = 2
+"""Times that one of several donors is asked for a range before another is asked for the file."""
 MAX_PULLS = 8
 """Pulls that one worker has in work; more are dropped, and repeated by whoever asked."""
 MAX_CHUNKS = 1 << 16

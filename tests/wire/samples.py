@@ -12,6 +12,7 @@ from typing import Any
 from tests import letters
 from zswarm import limits
 from zswarm.ids import (
+    Address,
     Direction,
     JobKind,
     JobStatus,
@@ -21,10 +22,11 @@ from zswarm.ids import (
     ReducePhase,
     RejectCode,
     Role,
+    Session,
     StatePart,
 )
 from zswarm.kinds import payload_parcels
-from zswarm.messages import Message, Parcel, Room, TensorSpec
+from zswarm.messages import Message, Parcel, Room, Source, TensorSpec
 from zswarm.wire import split
 
 CONTENT = bytes(range(24))
@@ -111,7 +113,11 @@ _OWN: dict[str, dict[str, Any]] = {
     "HeartbeatAck": {"view": 9},
     "View": {"view": 8, "size_bytes": 24},
     "Fence": {"fenced": 2**64 - 1},
-    "Restore": {"donor": 0, "address": "tcp://127.0.0.1:4713"},
+    "Restore": {
+        "donor": 0,
+        "address": "tcp://127.0.0.1:4713",
+        "others": (Source(donor=Session(2**64 - 1), address=Address("tcp://127.0.0.1:4714")),),
+    },
     "Move": {"node": "worker-ü3", "stage": 255},
     "Moved": {"node": "worker-ü3", "stage": 255, "is_accepted": True, "text": "it goes"},
     "Void": {"ledger": b"\x00" * (limits.MAX_LEDGER_BYTES - 1) + b"\x80"},

@@ -156,15 +156,24 @@ class Fence(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A worker that has the state, too."""
+
+    donor: SessionField
+    address: Annotated[Address, TEXT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore(StepMessage):
     """Coordinator -> worker, repeated until it reports that it is ready at (branch, step): get that state.
 
-    From the worker `donor`, or from the trainer (session 0), which reads its checkpoint. Step 0 is nobody's to
-    give: the parameters are made fresh.
+    From the worker `donor` and `others`, or from the trainer (session 0), which reads its checkpoint. Step 0 is nobody's
+    to give: the parameters are made fresh.
     """
 
     donor: SessionField
     address: Annotated[Address, TEXT]
+    others: Annotated[tuple[Source, ...], Length(limits.MAX_DONORS - 1)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,9 +135,9 @@ def _adopts_too_early() -> Patches:
 
     def received(self: Loader, *args: Any) -> Any:
         commands = original(self, *args)
-        if commands and not self.is_adopting and self._place > 0:
-            self._place = len(self._places)
-            self._resend_at_s = None
+        if commands and not self.is_adopting and self._num_left == 1:
+            self._num_left = 0
+            self._lanes.clear()
             return [*commands[:1], Adopt()]
         return commands
 
