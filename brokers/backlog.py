@@ -24,9 +24,11 @@ STEAL_FACTOR = 2.0
 
 
 def may_do(worker: Worker, entry: Entry, workers: Mapping[Session, Worker]) -> bool:
-    """Has this worker not failed at this entry, or everybody of the pool?"""
+    """Has this worker not failed at this entry, or everybody of the pool who takes jobs?"""
     failed_at = entry.failed_at
-    return worker.node not in failed_at or all(other.node in failed_at for other in workers.values())
+    if worker.node not in failed_at:
+        return True
+    return all(other.leaves or other.node in failed_at for other in workers.values())
 
 
 class Shelf:
@@ -54,8 +56,10 @@ class Backlog:
 
     def add(self, entry: Entry, *, again: bool = False) -> None:
         """Put an entry at the end of its line, or before all others if it has been there `again`."""
-        if entry.affine is not None and entry.affine not in self._workers:
-            entry.affine = None
+        if entry.affine is not None:
+            keeper = self._workers.get(entry.affine)
+            if keeper is None or keeper.leaves:
+                entry.affine = None
         version = entry.version
         shelf = self._shelves.get(version)
         if shelf is None:

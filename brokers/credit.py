@@ -55,6 +55,8 @@ class Credits:
         """The most that may be reserved or promised."""
         self.reserved_bytes = 0
         self.kept_bytes = 0
+        self.is_closed = False
+        """Nothing is granted any more; what was granted still holds."""
 
     @property
     def free_bytes(self) -> int:
@@ -131,7 +133,7 @@ class Credits:
 
     def grant(self) -> list[Session]:
         """Promise what is free; returns the producers whose grant has changed."""
-        if not self._short:
+        if not self._short or self.is_closed:
             return []
         unit_bytes, free_bytes = self._unit_bytes, self.free_bytes
         if free_bytes < 2 * unit_bytes:

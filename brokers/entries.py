@@ -177,6 +177,8 @@ class Worker:
     leases: dict[Lease, LeaseRecord] = field(default_factory=dict)
     job_s: float = 0.0
     """Moving average of the compute time of a job."""
+    leaves: bool = False
+    """It takes no more jobs, whatever it has kept."""
 
     @property
     def free_slots(self) -> int:

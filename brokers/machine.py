@@ -7,18 +7,25 @@
 It keeps no state that anybody must not lose: a broker that dies, or is fenced, costs time, never correctness. Its
 heartbeat goes out once per interval, and at once after a Void, which it answers, and after a view that somebody is
 not in any more, since the coordinator waits for everybody's report with it.
+
+    asked to leave --another broker of the stage is in the view--> CLOSING --settled--> IDLE --Fence--> out
+          |                                                          |
+          +--- empty, or DRAIN_S have passed, or asked again --------+---> Stop, out
+
+One that closes is home to nothing new and leaves without a loss: when all that it is home to is committed, and no
+producer has anything on its way to it (`brokers.queue`), the coordinator takes it out of the swarm. One that nobody can
+take over from goes on as it is, until it happens to be empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from brokers.queue import Queue
 from zswarm import ledger, limits
 from zswarm.errors import REFUSED
-from zswarm.ids import Address, Link, NodeId, Peer, Role, Step
-from zswarm.machine import Exit, Health, Received, Send, Tick
+from zswarm.ids import Address, Leaving, Link, NodeId, Peer, Role, Step
+from zswarm.machine import Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Attach,
@@ -35,12 +42,7 @@ from zswarm.messages import (
     Welcome,
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leave:
-    """The user asks this process to go."""
-
-
+ASKED = "asked to leave"
 Event = Received | Tick | Leave
 Command = Send | Exit
 
@@ -64,10 +66,13 @@ class BrokerMachine:
         self._capacity_bytes = capacity_bytes
         self._report = 0
         self._heartbeat_at_s = float("-inf")
+        self._leaves_at_s = float("inf")
+        """When it goes in any case, once it has been asked to."""
+        self._told = Leaving.NO
 
     def next_deadline_s(self) -> float:
-        """Return when the next heartbeat is due."""
-        return self._heartbeat_at_s
+        """Return when the next heartbeat is due, or the end."""
+        return min(self._heartbeat_at_s, self._leaves_at_s)
 
     def health(self, _now: float) -> Health:
         """Say how this broker is: one whose loop turns is well."""
@@ -80,10 +85,36 @@ class BrokerMachine:
         if isinstance(event, Received):
             commands += self._received(event, now)
         elif isinstance(event, Leave):
-            return self._leave("asked to")
+            if self.queue is None or self.is_leaving:
+                return self._leave(ASKED)
+            self._leaves_at_s = now + limits.DRAIN_S
+        if self.is_leaving and self.queue is not None:
+            commands += self._drain(self.queue, now)
+        if commands and isinstance(commands[-1], Exit):
+            return commands
         if now >= self._heartbeat_at_s:
             commands.append(self._heartbeat(now))
         return commands
+
+    @property
+    def is_leaving(self) -> bool:
+        """Has it been asked to go?"""
+        return self._leaves_at_s < float("inf")
+
+    def _drain(self, queue: Queue, now: float) -> Sequence[Command]:
+        """Leave as soon as that costs nothing, or when the time is up."""
+        others = self.membership.brokers(self.membership.stage).keys() - {self.membership.session}
+        closing = queue.close() if others and not queue.is_closed else []
+        if now >= self._leaves_at_s or (queue.is_empty and not queue.is_closed):
+            return self._leave(ASKED)
+        if self._leaving(queue) > self._told:
+            self._hurry(now)
+        return closing
+
+    def _leaving(self, queue: Queue) -> Leaving:
+        if not self.is_leaving:
+            return Leaving.NO
+        return Leaving.IDLE if queue.is_settled else Leaving.DRAINING
 
     def _hurry(self, now: float) -> None:
         """Have the next heartbeat sent with the commands of this event; one that is late already stays so."""
@@ -98,6 +129,7 @@ class BrokerMachine:
         if late_s > me.heartbeat_s:
             queue.excuse(now, late_s)
         self._report += 1
+        self._told = self._leaving(queue)
         branch, step = queue.version
         message = BrokerHeartbeat(
             **me.header(),
@@ -110,6 +142,7 @@ class BrokerMachine:
             ahead=ledger.to_bytes(queue.active((branch, Step(step + 1)))),
             voided=queue.voids.newest,
             accused=queue.accused(now),
+            leaving=self._told,
         )
         return Send(peer=me.coordinator, message=message)
 
@@ -130,6 +163,8 @@ class BrokerMachine:
             return []
         if isinstance(message, Fence):
             if self.queue is not None and self.membership.is_fenced(message):
+                if self.is_leaving:
+                    return [Exit(code=0, text=ASKED)]
                 self.queue.abandon()
                 self.queue = None
                 self.membership.begin_new_life()
@@ -172,4 +207,4 @@ class BrokerMachine:
             return []
         if message.generation > generation or before - {member.member for member in event.frames}:
             self._hurry(now)
-        return [*queue.set_members(event.frames, now)]
+        return [*queue.set_members(event.frames, (message.branch, message.step), now)]

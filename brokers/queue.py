@@ -89,11 +89,17 @@ class Queue:
         self.version: Version = (membership.branch, membership.step)
         """The newest that anybody has told of: whatever is older is committed, or void."""
         self._response_s = 0.0
+        self._finished: set[Session] = set()
+        """Producers that will send nothing more, since this broker closes."""
 
     # -- membership ----------------------------------------------------------------------------------
 
-    def set_members(self, members: tuple[Member, ...], now: float) -> list[Send]:
-        """Adopt the newest view: who produces for this stage, who works at it."""
+    def set_members(self, members: tuple[Member, ...], version: Version, now: float) -> list[Send]:
+        """Adopt the newest view: who produces for this stage, who works at it, and which step is in work.
+
+        Before anything is done again that a leaver had counted: it may be in a commit that no worker has told of yet.
+        """
+        self._go_on(version)
         stage = self._me.stage
         workers = {m.member: m.node for m in members if m.role is Role.WORKER and m.stage == stage}
         for session in sorted(set(self.workers) - set(workers)):
@@ -108,6 +114,33 @@ class Queue:
         granted = self.credits.set_producers(producers)
         self.retention.make_room()
         return self._announce(granted) + self.leasing.dispatch(now)
+
+    def close(self) -> list[Send]:
+        """Be home to nothing new, but for what is on its way: tell every producer so, with each word from here on."""
+        self.credits.is_closed = True
+        return self._announce(self.credits.accounts)
+
+    @property
+    def is_closed(self) -> bool:
+        """Does this broker grant nothing any more?"""
+        return self.credits.is_closed
+
+    @property
+    def is_empty(self) -> bool:
+        """Is it home to nothing of which the step is not over?"""
+        return not self.entries and not len(self.retention)
+
+    @property
+    def is_settled(self) -> bool:
+        """Is it empty, and will it stay so? Every producer has used up its credit, or has said that it is done."""
+        return (
+            self.is_closed
+            and self.is_empty
+            and all(
+                producer in self._finished or not account.credit_bytes
+                for producer, account in self.credits.accounts.items()
+            )
+        )
 
     def abandon(self) -> None:
         """Give up everything, for good: the payloads' memory is free at once.
@@ -146,6 +179,8 @@ class Queue:
         if self._is_of_past_trainer(message):
             return []
         self._keep_link(message.session, link)
+        if message.is_done and self.is_closed:
+            self._finished.add(message.session)
         granted = self._grant()
         return self._announce([message.session, *(p for p in granted if p != message.session)])
 
@@ -176,6 +211,7 @@ class Queue:
             free_bytes=self.credits.free_bytes,
             depth=self.leasing.depth,
             response_s=self._response_s,
+            closes=self.credits.is_closed,
         )
 
     def active(self, version: Version) -> int:
@@ -282,6 +318,9 @@ class Queue:
         if worker is None or not self._advance(worker, (message.branch, message.step)):
             return []
         worker.slots = message.slots
+        if message.leaves and not worker.leaves:
+            worker.leaves = True
+            self.leasing.backlog.forget_worker(worker.session)
         again = self.leasing.repeat(worker, message.held, now)
         return self._announce(self._grant()) + again + self.leasing.dispatch(now)
 
@@ -344,15 +383,19 @@ class Queue:
         if worker.version is not None and version < worker.version:
             return False
         worker.version = version
-        if version > self.version:
-            before, self.version = self.version, version
-            for entry in [e for e in self.entries.values() if e.version < version]:
-                self._drop(entry)
-            self.retention.drop(lambda entry: entry.version < version)
-            self._settled = {key for key in self._settled if (key[0], key[1]) >= before}
-            self.voids.drop_before(version)
-            self.leasing.backlog.drop_before(version)
+        self._go_on(version)
         return True
+
+    def _go_on(self, version: Version) -> None:
+        if version <= self.version:
+            return
+        before, self.version = self.version, version
+        for entry in [e for e in self.entries.values() if e.version < version]:
+            self._drop(entry)
+        self.retention.drop(lambda entry: entry.version < version)
+        self._settled = {key for key in self._settled if (key[0], key[1]) >= before}
+        self.voids.drop_before(version)
+        self.leasing.backlog.drop_before(version)
 
     def _forget(self, entry: Entry) -> None:
         """Hold it as settled: nobody has it to do any more."""

@@ -7,13 +7,13 @@ import secrets
 from collections.abc import Iterable
 from typing import Never
 
-from brokers.machine import BrokerMachine, Leave
+from brokers.machine import BrokerMachine
 from zswarm import limits
 from zswarm.allocator import keep_freed_memory
 from zswarm.ids import Address, NodeId
 from zswarm.logs import get_log
 from zswarm.loop import Loop
-from zswarm.machine import Exit
+from zswarm.machine import Exit, Leave
 from zswarm.overseer import NOBODY, Overseer
 from zswarm.sigterm import sigterm_as
 from zswarm.swarm_key import SwarmKey
@@ -36,7 +36,7 @@ def serve_broker(
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
     key. `UserError` if that is impossible or the coordinator has another key. A broker that its overseer does not end by
-    itself leaves at SIGTERM.
+    itself leaves at SIGTERM, within `limits.DRAIN_S`.
     """
     keep_freed_memory(one_arena=True)
     _collect_garbage_rarely()
@@ -59,7 +59,7 @@ def serve_broker(
                 machine,
                 switchboard,
                 perform=_nothing_else,
-                collect=lambda: leaves,
+                collect=leaves,
                 members=lambda: machine.membership.members,
             ).run(overseer.turned)
         overseer.stopping(end.text)

@@ -62,6 +62,11 @@ class Device:
         is_occupied = len(self._running) > len(self._unfinished) or len(self._running) >= most
         return not (is_occupied or self.is_resetting)
 
+    @property
+    def is_idle(self) -> bool:
+        """Has every job ended?"""
+        return not self._running
+
     def num_unfinished(self, broker: Session) -> int:
         """Return of how many of a broker's jobs only the dx is out."""
         return sum(self._running[lease].job.session == broker for lease in self._unfinished)

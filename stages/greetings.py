@@ -2,13 +2,14 @@
 
 Repeated once per interval: Attach to both, so that they keep the return address and tell the credit, and Ready to the
 own ones, with the version, the leases that are held, and how many each may have out here. Ready at once
-when one of these changes to the better. Results go to the broker that has leased the job.
+when one of these changes to the better, or when this worker leaves. Results go to the broker that has leased the job.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from stages.departure import Departure
 from stages.jobs import Jobs
 from stages.participant import StepState
 from zswarm import limits
@@ -16,6 +17,7 @@ from zswarm.ids import Address, JobStatus, Session, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Attach, Job, Ready, Result
+from zswarm.outbox import Outbox
 from zswarm.slots import maker
 
 make_attach, make_ready, make_send = maker(Attach), maker(Ready), maker(Send)
@@ -24,31 +26,55 @@ make_attach, make_ready, make_send = maker(Attach), maker(Ready), maker(Send)
 class Greetings:
     """See the module. `slots` says how many leases a broker may have out here."""
 
-    def __init__(self, membership: Membership, state: StepState, jobs: Jobs, slots: Callable[[Session], int]) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        state: StepState,
+        jobs: Jobs,
+        *,
+        slots: Callable[[Session], int],
+        departure: Departure,
+    ) -> None:
         self._me = membership
         self._state = state
         self._jobs = jobs
+        self._departure = departure
         self._slots = slots
         self._own: dict[Session, tuple[Address, ...]] = {}
         self._next: dict[Session, tuple[Address, ...]] = {}
         self._told_slots: dict[Session, int] = {}
         self._told_version: Version | None = None
+        self._told_done: set[Session] = set()
 
     def see(self) -> None:
         """Learn from the view who the brokers of both stages are."""
         self._own, self._next = self._me.brokers(self._me.stage), self._me.brokers(self._me.stage + 1)
         self._told_slots = {broker: slots for broker, slots in self._told_slots.items() if broker in self._own}
+        self._told_done.intersection_update(self._next)
 
     def slots(self, broker: Session) -> int:
         """Return how many leases a broker may have, which it is told with this message."""
         slots = self._told_slots[broker] = self._slots(broker)
         return slots
 
-    def greet(self) -> list[Send]:
-        """Tell everybody concerned who we are."""
+    def greet(self, outbox: Outbox) -> list[Send]:
+        """Tell everybody concerned who we are, and those that close that nothing comes any more."""
         attach = make_attach(**self._me.header())
-        both = (*self._own.values(), *self._next.values())
-        return [*(make_send(peer=work, message=attach) for _, work in both), *self.ready(self._own)]
+        done = {broker: work for broker, (_, work) in self._next.items() if outbox.is_done_with(broker)}
+        others = [*self._own.values(), *(both for broker, both in self._next.items() if broker not in done)]
+        sends = [make_send(peer=work, message=attach) for _, work in others]
+        return [*sends, *self._say_done(done), *self.ready(self._own)]
+
+    def _say_done(self, brokers: dict[Session, Address]) -> list[Send]:
+        self._told_done.update(brokers)
+        attach = make_attach(**self._me.header(), is_done=True)
+        return [make_send(peer=work, message=attach) for work in brokers.values()]
+
+    def farewells(self, outbox: Outbox) -> list[Send]:
+        """Tell a broker of the next stage that closes, as soon as it is so, that nothing comes any more."""
+        news = outbox.closing - self._told_done
+        done = sorted(broker for broker in news if broker in self._next and outbox.is_done_with(broker))
+        return self._say_done({broker: self._next[broker][1] for broker in done})
 
     def news(self) -> list[Send]:
         """Tell of another version, or that there is room again."""
@@ -72,6 +98,7 @@ class Greetings:
                     step=state.step,
                     slots=self.slots(broker),
                     held=self._jobs.of(broker)[: limits.MAX_LEASES_PER_WORKER],
+                    leaves=self._departure.drains,
                 ),
             )
             for broker in brokers

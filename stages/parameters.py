@@ -89,10 +89,16 @@ class Parameters:
             return False
         version = (message.branch, message.step)
         if self._loader is not None:
-            order = self._loader.order
-            is_same = (message.donor, message.address) == (order.donor, order.address)
-            return version > self._loader.version or (version == self._loader.version and not is_same)
+            is_other = version == self._loader.version and not self._loader.serves(message)
+            return version > self._loader.version or is_other
         return version > self._state.version if self.is_ready else True
+
+    def follow(self, message: Restore, now: float) -> list[Send | Task]:
+        """Go on getting what is on its way, from the donors that are named now."""
+        loader = self._loader
+        if loader is None or loader.is_adopting or not loader.serves(message):
+            return []
+        return loader.follow(message, now)
 
     def restore(self, message: Restore, now: float) -> list[Send | Task]:
         """Begin to get another version; what the worker has counted must be void already."""

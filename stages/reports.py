@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from stages.departure import Departure
 from stages.parameters import Parameters
 from stages.participant import Participant, StepState
 from stages.work import Work
 from zswarm import ledger, limits
-from zswarm.ids import Microbatch, Session
+from zswarm.ids import Leaving, Microbatch, Session
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Failure, WorkerHeartbeat
@@ -28,13 +29,21 @@ class Reports:
     """See the module."""
 
     def __init__(
-        self, membership: Membership, state: StepState, *, parameters: Parameters, work: Work, participant: Participant
+        self,
+        membership: Membership,
+        state: StepState,
+        *,
+        parameters: Parameters,
+        work: Work,
+        participant: Participant,
+        departure: Departure,
     ) -> None:
         self._me = membership
         self._state = state
         self._parameters = parameters
         self._work = work
         self._participant = participant
+        self._departure = departure
         self.number = 0
         """Of the newest report."""
         self.num_losses = 0
@@ -64,19 +73,25 @@ class Reports:
             return [Send(peer=self._me.coordinator, message=self.failure())] if is_beat else []
         if is_beat:
             return [self.report(outbox, now), *self._participant.send_prepared()]
-        has_news = self._me.view > 0 and self._news() != self._told
+        has_news = self._me.view > 0 and self._news(outbox) != self._told
         return [self.report(outbox, now)] if has_news else []
 
-    def _news(self) -> Hashable:
+    def _leaving(self, outbox: Outbox) -> Leaving:
+        if not self._departure.is_asked:
+            return Leaving.NO
+        return self._departure.phase(is_idle=self._work.is_idle and not any(outbox.pending()))
+
+    def _news(self, outbox: Outbox) -> Hashable:
         state = self._state
         version, is_ready, voided = state.version, self._parameters.is_ready, self._work.voided
         trainer = (self._me.generation, self._me.session)
-        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses)
+        leaving = self._leaving(outbox)
+        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses, leaving)
 
     def report(self, outbox: Outbox, now: float) -> Send:
         """Tell everything that the coordinator decides from."""
         me, state, work, participant = self._me, self._state, self._work, self._participant
-        self._told = self._news()
+        self._told = self._news(outbox)
         self.number += 1
         message = make_heartbeat(
             **me.header(),
@@ -94,6 +109,7 @@ class Reports:
             busy_s=work.device.busy_s(now),
             job_s=work.device.job_s,
             parameter_digest=self._parameters.digest,
+            leaving=self._leaving(outbox),
         )
         return Send(peer=me.coordinator, message=message)
 

@@ -12,12 +12,12 @@ from stages.allowed import Allowed
 from stages.compute import Compute
 from stages.compute_thread import ComputeThread
 from stages.tasks import Task
-from stages.worker import Leave, WorkerMachine
+from stages.worker import WorkerMachine
 from zswarm import limits
 from zswarm.ids import Address, NodeId
 from zswarm.logs import get_log
 from zswarm.loop import Loop
-from zswarm.machine import Exit
+from zswarm.machine import Exit, Leave
 from zswarm.overseer import NOBODY, Overseer
 from zswarm.sigterm import sigterm_as
 from zswarm.swarm_key import SwarmKey
@@ -47,7 +47,7 @@ def serve_worker(
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
     key. `UserError` if that is impossible or the coordinator has another key. A worker that its overseer does not end by
-    itself leaves at SIGTERM.
+    itself leaves at SIGTERM, within `limits.DRAIN_S`.
     """
     nonce = secrets.randbits(63)
     with Switchboard(key=key) as switchboard:
@@ -76,7 +76,7 @@ def serve_worker(
                 machine,
                 switchboard,
                 perform=perform,
-                collect=lambda: [*leaves, *compute.outcomes()],
+                collect=lambda: [*leaves(), *compute.outcomes()],
                 members=lambda: machine.membership.members,
             ).run(overseer.turned)
             overseer.stopping(end.text)

@@ -2,9 +2,10 @@
 
     Job --> held --begin--> Run --Emitted--> dx goes home, the next may begin --Ran--> counted, y goes on, Result
       |       |                |
-      |       +-- Revoke, Void, the broker has left: dropped
+      |       +-- Revoke, Void, the broker has left, this worker leaves: dropped
       |                        +-- Void: ends, and may be counted, but nothing of it is sent
-      +-- not meant for this session, or void: dropped; of another step, or nothing may be counted now: refused
+      +-- not meant for this session, or void: dropped; of another step, nothing may be counted now, or this worker
+          leaves: refused
 
 A microbatch is counted only if its job says so and is meant for this session, the parameters are those of its
 step, and it is not in the ledger yet (R1).
@@ -15,6 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from stages.departure import Departure
 from stages.device import Device, most_unfinished
 from stages.greetings import Greetings
 from stages.jobs import HeldJob, Jobs
@@ -34,10 +36,18 @@ class Work:
     """See the module. Methods return the Sends and tasks that follow."""
 
     def __init__(
-        self, membership: Membership, state: StepState, *, jobs: Jobs, greetings: Greetings, outputs: Outputs
+        self,
+        membership: Membership,
+        state: StepState,
+        *,
+        jobs: Jobs,
+        greetings: Greetings,
+        outputs: Outputs,
+        departure: Departure,
     ) -> None:
         self._me = membership
         self._state = state
+        self._departure = departure
         self._greetings = greetings
         self._outputs = outputs
         self.jobs = jobs
@@ -65,6 +75,8 @@ class Work:
             return self._tell_again(message.session, known)
         if self._voids.covers(message.key) and not self.jobs.holds(message):
             return self.refuse(message, JobStatus.VOID)
+        if self._departure.drains and not self.jobs.holds(message):
+            return self.refuse(message, JobStatus.REVOKED)
         if not is_able or (message.branch, message.step) < self._state.version:
             return self.refuse(message, JobStatus.WRONG_STEP)
         num_x = message.x.num_frames if message.x else 0
@@ -89,6 +101,20 @@ class Work:
         result = self._greetings.refusal(job, status)
         self.jobs.remember(job, result)
         return self._greetings.tell(job.session, result)
+
+    def hand_back(self) -> list[Send]:
+        """Leave every job that has not begun to others: this worker takes no more."""
+        sends: list[Send] = []
+        for held in [held for held in self.jobs.held.values() if not held.begun]:
+            result = self._greetings.refusal(held.job, JobStatus.REVOKED)
+            self.jobs.finish(held, result)
+            sends += self._greetings.tell(held.job.session, result)
+        return sends
+
+    @property
+    def is_idle(self) -> bool:
+        """Is there no job here?"""
+        return not self.jobs.held and self.device.is_idle
 
     def _tell_again(self, broker: Session, result: Result) -> list[Send]:
         return self._greetings.tell(broker, replace(result, slots=self._greetings.slots(broker)))

@@ -29,9 +29,10 @@ is not built.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
+from stages.departure import ASKED, Departure
 from stages.device import HANGS
 from stages.greetings import Greetings
 from stages.jobs import Jobs
@@ -60,7 +61,7 @@ from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
 from zswarm.ids import Address, Generation, JobStatus, NodeId, RejectCode, Role, Session
-from zswarm.machine import Exit, Health, Received, Send, Tick
+from zswarm.machine import Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Abort,
@@ -93,11 +94,6 @@ from zswarm.wiring import Random, make_wiring
 make_load = maker(Load)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leave:
-    """The user asks this process to go."""
-
-
 Event = Received | Tick | Leave | Outcome
 Command = Send | Task | Exit
 
@@ -126,14 +122,23 @@ class WorkerMachine:
         self.participant = Participant(self.membership, self.state, self._report)
         self.parameters = Parameters(self.membership, self.state)
         self._outputs = Outputs(self.membership)
-        self._greetings = Greetings(self.membership, self.state, self.jobs, self._slots)
-        self.work = Work(self.membership, self.state, jobs=self.jobs, greetings=self._greetings, outputs=self._outputs)
+        self.departure = Departure(self.membership)
+        self._greetings = Greetings(self.membership, self.state, self.jobs, slots=self._slots, departure=self.departure)
+        self.work = Work(
+            self.membership,
+            self.state,
+            jobs=self.jobs,
+            greetings=self._greetings,
+            outputs=self._outputs,
+            departure=self.departure,
+        )
         self._reports = Reports(
             self.membership,
             self.state,
             parameters=self.parameters,
             work=self.work,
             participant=self.participant,
+            departure=self.departure,
         )
         self._was_able = False
 
@@ -146,7 +151,7 @@ class WorkerMachine:
 
     def next_deadline_s(self) -> float:
         """Return when something is to be repeated."""
-        deadline_s, device = self._reports.next_at_s, self.work.device
+        deadline_s, device = min(self._reports.next_at_s, self.departure.at_s), self.work.device
         outbox, participant, parameters = self.outbox, self.participant, self.parameters
         if outbox is not None and (at_s := outbox.next_deadline_s()) is not None and at_s < deadline_s:
             deadline_s = at_s
@@ -182,7 +187,9 @@ class WorkerMachine:
         if isinstance(event, Received):
             commands += self._received(event, now)
         elif isinstance(event, Leave):
-            return self._leave("asked to")
+            if self.departure.is_asked or self.outbox is None or self._reports.is_fatal:
+                return self._leave(ASKED)
+            self.departure.ask(now)
         elif not isinstance(event, Tick):
             device.answered(event, now)
             commands += self._outcome(event, now)
@@ -190,6 +197,12 @@ class WorkerMachine:
             stuck_at_s = device.stuck_at_s(self.membership.heartbeat_s)
             if stuck_at_s is not None and now >= stuck_at_s:
                 return [Exit(code=HANGS, text="the device hangs: what it is at does not end")]
+        if self.departure.is_asked:
+            if commands and isinstance(commands[-1], Exit):
+                return commands
+            commands += self._drain()
+            if self.departure.is_over(now, is_needless=self._is_needless):
+                return [*commands, *self._leave(ASKED)]
         commands += self._carry_on(now)
         generation = self.membership.generation
         for place, command in enumerate(commands):
@@ -305,15 +318,17 @@ class WorkerMachine:
         return [
             *outbox.introduce(homes, now),
             *outbox.flush(now),
-            *(self._greetings.greet() if self.is_built else []),
+            *(self._greetings.greet(outbox) if self.is_built else []),
             *self.participant.view_changed(now),
         ]
 
     def _restore(self, outbox: Outbox, message: Restore, now: float) -> list[Command]:
         if self.parameters.is_ready and (message.branch, message.step) == self.state.version:
             return self._report()
-        if self.participant.is_applying or not self.parameters.wants(message):
+        if self.participant.is_applying:
             return []
+        if not self.parameters.wants(message):
+            return [*self.parameters.follow(message, now)]
         void = [held.job for held in self.jobs.held.values()]
         commands: list[Command] = [*self._forget()]
         outbox.drop_before(message.branch, message.step)
@@ -331,7 +346,9 @@ class WorkerMachine:
     # -- lives ---------------------------------------------------------------------------------------
 
     def _begin_new_life(self) -> list[Command]:
-        """Give up the session and all that was counted with it; what a commit has made stays."""
+        """Give up the session and all that was counted with it; what a commit has made stays. Whoever leaves is out."""
+        if self.departure.is_asked:
+            return self._leave(ASKED)
         commands: list[Command] = [*self._forget()]
         self.outbox = None
         self.parameters.stop_loading()
@@ -349,6 +366,18 @@ class WorkerMachine:
         """Nothing is counted, nothing is in work, but for a commit that is being applied: that is final."""
         self.participant.forget()
         return self.work.forget()
+
+    def _drain(self) -> list[Command]:
+        """Hand over what can be, as soon as there is somebody to."""
+        if self.outbox is None or not self.departure.begins():
+            return []
+        return [*self.work.hand_back(), *(self._greetings.greet(self.outbox) if self.is_built else [])]
+
+    @property
+    def _is_needless(self) -> bool:
+        """Is nothing in hand, nothing counted, and nobody in want of the parameters, which anybody can make?"""
+        is_idle = self.outbox is None or (self.work.is_idle and not any(self.outbox.pending()))
+        return is_idle and not self.state.ledger and not (self.parameters.is_ready and self.state.step > 0)
 
     def _leave(self, text: str) -> list[Command]:
         me = self.membership
@@ -427,6 +456,7 @@ class WorkerMachine:
     def _slots(self, broker: Session) -> int:
         """Return how many leases a broker may have out here; none while outputs pile up."""
         is_open = self.outbox is not None and self._is_able and self.outbox.num_waiting < limits.OUTBOX_LENGTH
+        is_open = is_open and not self.departure.drains
         return limits.PREFETCH + self.work.device.num_unfinished(broker) if is_open else 0
 
     def _greet(self, *, is_beat: bool, is_able: bool) -> list[Command]:
@@ -435,7 +465,9 @@ class WorkerMachine:
         if not self.is_built or self.outbox is None or self._reports.is_fatal:
             return []
         begins = is_able and not was_able
-        return [*(self._greetings.greet() if is_beat or begins else self._greetings.news())]
+        if is_beat or begins:
+            return [*self._greetings.greet(self.outbox)]
+        return [*self._greetings.news(), *(self._greetings.farewells(self.outbox) if self.outbox.closing else [])]
 
     def _report(self) -> list[Command]:
         """Tell the coordinator everything that it decides from."""

@@ -58,6 +58,8 @@ from zswarm.messages import (
     Measured,
     Member,
     Message,
+    Move,
+    Moved,
     Nack,
     Offer,
     Parcel,
@@ -73,6 +75,7 @@ from zswarm.messages import (
     Result,
     Revoke,
     Room,
+    Source,
     State,
     Stop,
     View,
@@ -241,9 +244,19 @@ def fence(fenced: int, **of: Any) -> Fence:
     return Fence(**header(**of), fenced=Session(fenced))
 
 
-def restore(donor: int, *, address: str | None = None, **of: Any) -> Restore:
-    """From the worker at the address that `worker_at` gives it, unless another is given."""
-    return Restore(**about(**of), donor=Session(donor), address=Address(address or f"sim://worker-{donor}"))
+def restore(donor: int, *others: int, address: str | None = None, **of: Any) -> Restore:
+    """From the workers at the addresses that `worker_at` gives them, unless another is given."""
+    more = tuple(Source(donor=Session(other), address=Address(f"sim://worker-{other}")) for other in others)
+    first = Address(address or f"sim://worker-{donor}")
+    return Restore(**about(**of), donor=Session(donor), address=first, others=more)
+
+
+def move(node: str, stage: int, *, run: int = 0) -> Move:
+    return Move(**header(run=run, generation=0), node=NodeId(node), stage=Stage(stage))
+
+
+def moved(node: str, stage: int, text: str, *, is_accepted: bool = True) -> Moved:
+    return Moved(**header(), node=NodeId(node), stage=Stage(stage), is_accepted=is_accepted, text=text)
 
 
 def void(attempt: int, voided: int, **of: Any) -> Void:
@@ -258,8 +271,8 @@ def reject(text: str = "no", **of: Any) -> Reject:
 # -- producers and brokers ---------------------------------------------------------------------------
 
 
-def attach(session: int) -> Attach:
-    return Attach(**header(session))
+def attach(session: int, *, is_done: bool = False) -> Attach:
+    return Attach(**header(session), is_done=is_done)
 
 
 def room(granted_bytes: int, *, producer: int = TRAINER, **about: Any) -> Room:
@@ -301,8 +314,9 @@ def nack(session: int, microbatch: int, code: NackCode, *, room: Room | None = N
 # -- brokers and workers -----------------------------------------------------------------------------
 
 
-def ready(session: int, *, slots: int = 2, held: tuple[int, ...] = (), **of: Any) -> Ready:
-    return Ready(**about(session, **of), slots=slots, held=tuple(Lease(lease) for lease in held))
+def ready(session: int, *, slots: int = 2, held: tuple[int, ...] = (), leaves: bool = False, **of: Any) -> Ready:
+    leases = tuple(Lease(lease) for lease in held)
+    return Ready(**about(session, **of), slots=slots, held=leases, leaves=leaves)
 
 
 def job(
@@ -480,6 +494,8 @@ def one_of_each(session: int, *, step: int, round_: int = 1, microbatch: int = 0
         view(1, step=step),
         fence(4000),
         restore(session, step=step),
+        move("nobody", 0),
+        moved("nobody", 0, "no"),
         void(1, 1 << microbatch, step=step),
         prepare(round_, (session,), step=step),
         prepared(session, round_, step=step),

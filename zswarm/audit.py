@@ -156,6 +156,8 @@ class Audit:
                 self._read_join(event, where)
             case events.Leave():
                 self._read_leave(event, where)
+            case events.Move():
+                self._read_move(event, where)
             case events.Commit():
                 self._read_commit(event, f"{where}, step {event.step}")
             case events.Abort():
@@ -200,6 +202,15 @@ class Audit:
             self._sessions.problems.append(f"{where}: session {event.session} leaves and is not there")
         else:
             life.left_in_span = self._span
+
+    def _read_move(self, event: events.Move, where: str) -> None:
+        life = self._lives.get(event.session)
+        if life is None or life.left_in_span is not None or life.stage != event.stage:
+            self._sessions.problems.append(
+                f"{where}: session {event.session} is moved and is not in stage {event.stage}"
+            )
+        elif event.to == event.stage and not event.problem:
+            self._sessions.problems.append(f"{where}: session {event.session} is moved to the stage that it is in")
 
     def _read_checkpoint(self, event: events.Checkpoint, where: str) -> None:
         if event.problem:

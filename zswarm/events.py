@@ -59,6 +59,18 @@ class Leave(Event):
     session: U64
 
 
+class Move(Event):
+    """A worker is to go on in another stage, with a new session; with a `problem` it is not, after all."""
+
+    event: Literal["move"]
+    node: str
+    session: U64
+    stage: StageIndex
+    """Where it was."""
+    to: StageIndex
+    problem: str | None = None
+
+
 class StageCommit(BaseModel):
     """Whose gradients one stage's step is made of."""
 
@@ -122,8 +134,8 @@ class Finish(Event):
     code: int | None = None
 
 
-Known = Start | Join | Leave | Commit | Abort | Replay | Checkpoint | Rollback | Finish
-_KINDS = {"start", "join", "leave", "commit", "abort", "replay", "checkpoint", "rollback", "finish"}
+Known = Start | Join | Leave | Move | Commit | Abort | Replay | Checkpoint | Rollback | Finish
+_KINDS = {"start", "join", "leave", "move", "commit", "abort", "replay", "checkpoint", "rollback", "finish"}
 _ADAPTER: TypeAdapter[Known] = TypeAdapter(Annotated[Known, Field(discriminator="event")])
 
 

@@ -85,6 +85,17 @@ class JobStatus(IntEnum):
     """The coordinator has voided this attempt; the broker has not heard of it yet, and forgets it."""
 
 
+class Leaving(IntEnum):
+    """Whether a process wants to leave the swarm, and how far it is with that; in one session it only grows."""
+
+    NO = 0
+    DRAINING = 1
+    """It has been asked to go, and has still something to do."""
+    IDLE = 2
+    """It takes nothing any more and has nothing left to do: a worker has no job and no output that is not acknowledged,
+    but may have counted something; a broker is home to nothing, and nothing is on its way to it."""
+
+
 class Direction(IntEnum):
     """Which leg of a microbatch's way an acknowledgement is about."""
 

@@ -107,6 +107,10 @@ OUTBOX_LENGTH = 4
 """Outputs waiting for credit at a worker before it takes no new jobs."""
 TURN_MESSAGES = 64
 """Messages that one turn of a poll loop takes from one socket before it looks at the others."""
+MAX_DONORS = 4
+"""Workers that give their state to one joiner, each one range at a time: with more none gets its uplink back sooner."""
+MAX_ASKED_OF_ONE = 2
+"""Times that one of several donors is asked for a range before another is asked for the file."""
 MAX_PULLS = 8
 """Pulls that one worker has in work; more are dropped, and repeated by whoever asked."""
 MAX_CHUNKS = 1 << 16
@@ -115,6 +119,9 @@ STATUS_S = 2.0
 """Between two lines of status for systemd: soon enough for who looks at them, too rare to cost anything."""
 REPORTS_PER_WATCHDOG = 4
 """Reports in the time after which systemd's watchdog ends a process: all of them but one may be late or lost."""
+DRAIN_S = 10.0
+"""How long a process that is asked to leave may take to do so without a loss: service managers kill after 90 s, and
+whoever wants his machine back does not wait so long."""
 LINGER_S = 0.2
 """How long a process that ends waits for its last messages to leave."""
 
@@ -152,5 +159,3 @@ PROBE_BYTES = 8 << 20
 """What one measurement of bandwidth sends: 0.3 s at 200 Mb/s."""
 MEASURE_S = 10.0
 """How long it may take: 6.7 Mb/s, below which nothing trains anyway."""
-DRAIN_S = 10.0
-"""How long a process that is asked to go has for what it has begun; what is not done by then is done again."""

@@ -33,6 +33,11 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """A worker or broker is asked to go, by its user or by the system; asked a second time, it goes at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
     """Send a message; it may get lost, be repeated or be overtaken, and the machine counts on nothing else."""
 

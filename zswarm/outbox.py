@@ -6,6 +6,7 @@ Nack BUSY it is repeated, too: a late copy of it could still be taken, and if an
 one attempt would have two homes. A backward output or an evaluated loss has one destination and needs no
 credit. Delivery is at least once; receivers know duplicates by the key.
 
+A broker that closes gets nothing new, also if it has credit; what was sent to it is repeated until it is answered.
 If the destination leaves the swarm the output is dropped: the coordinator has the microbatch admitted anew, and
 two brokers that both are home to one attempt could have it counted twice. What the coordinator has voided is
 dropped, too, and so is what belongs to an older step. But a Forward that was sent took credit, and only
@@ -96,6 +97,8 @@ class Outbox:
         self._brokers: dict[Session, BrokerState] = {}
         self._addresses: dict[Session, Address] = {}
         self._heard_at_s: dict[Session, float] = {}
+        self.closing: set[Session] = set()
+        """Brokers of the next stage that have said that they leave: they get nothing new."""
         self._live: frozenset[Session] = frozenset()
         self._newest = TRAINER
         """The newest session that any view has named: sessions are issued in order, so that one up to this that is not
@@ -114,6 +117,7 @@ class Outbox:
         """Replace the brokers of the next stage by these (session -> work address)."""
         self._addresses = dict(addresses)
         self._brokers = {b: self._brokers.get(b) or BrokerState(broker=b) for b in sorted(addresses)}
+        self.closing.intersection_update(addresses)
         self._keep_sent(lambda entry: not isinstance(entry.message, Forward) or entry.broker in addresses)
 
     def forget_brokers(self, live: Collection[Session]) -> None:
@@ -176,6 +180,8 @@ class Outbox:
         state.sent_bytes = min(state.sent_bytes, state.received_bytes + unanswered_bytes)
         state.sent_bytes = max(state.sent_bytes, state.received_bytes)
         state.free_bytes, state.depth, state.response_s = room.free_bytes, room.depth, room.response_s
+        if room.closes:
+            self.closing.add(broker)
         return self.flush(now)
 
     def _hear(self, broker: Session, now: float) -> None:
@@ -213,7 +219,7 @@ class Outbox:
         while self._waiting:
             message, frames = self._waiting[0]
             size_bytes = message.parcel.size_bytes
-            everybody = self.brokers()
+            everybody = [state for state in self._brokers.values() if state.broker not in self.closing]
             able = [state for state in everybody if state.credit_bytes >= size_bytes]
             broker = self._wiring.choose(able, everybody) if able else None
             if broker is None:
@@ -227,6 +233,11 @@ class Outbox:
             self._sent[Direction.FORWARD, message.key] = Entry(message, frames, broker, peer, now + self._resend_s, now)
             sends.append(Send(peer=peer, message=message, frames=frames))
         return sends
+
+    def is_done_with(self, broker: Session) -> bool:
+        """Will a broker that closes get no Forward any more, not even one that is on its way? For ever, once it is so."""
+        out = (entry for entry in self._sent.values() if entry.broker == broker)
+        return broker in self.closing and not any(isinstance(entry.message, Forward) for entry in out)
 
     def resend_due(self, now: float) -> list[Send]:
         """Repeat what has not been acknowledged in time."""

@@ -1,8 +1,9 @@
-"""SIGTERM as an event of the loop: whoever is told to go by the system says farewell first."""
+"""SIGTERM as an event of the loop: whoever is told to go by the system drains, and says farewell, first."""
 
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,15 +15,19 @@ E = TypeVar("E")
 
 
 @contextmanager
-def sigterm_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Iterator[list[E]]:
-    """Give a list that holds `event` once the process has got SIGTERM; `wake` is called then.
+def sigterm_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Iterator[Callable[[], list[E]]]:
+    """Give a function that returns `event` once for each SIGTERM since it was last called; `wake` is called at each.
 
-    Where the overseer ends this process by itself, the signal is left as it is: the list stays empty. One within
+    Where the overseer ends this process by itself, the signal is left as it is: then there are never any. One within
     another: both are told.
     """
-    events: list[E] = []
+    events: deque[E] = deque()
+
+    def take() -> list[E]:
+        return [events.popleft() for _ in range(len(events))]
+
     if overseer.ends_us:
-        yield events
+        yield take
         return
 
     before = signal.getsignal(signal.SIGTERM)
@@ -36,6 +41,6 @@ def sigterm_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Ite
 
     signal.signal(signal.SIGTERM, note)
     try:
-        yield events
+        yield take
     finally:
         signal.signal(signal.SIGTERM, before)

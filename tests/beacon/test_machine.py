@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.beacon.world import World, at, offer
 from zswarm import limits
 from zswarm.beacon.contacts import Origin
-from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, Leave, Seeker, Vanished
+from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, Seeker, Vanished
 from zswarm.ids import Address
-from zswarm.machine import Exit, Tick
+from zswarm.machine import Exit, Leave, Tick
 
 
 def everybody_sees_everybody(world: World, numbers) -> bool:

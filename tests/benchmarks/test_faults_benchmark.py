@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from zswarm.benchmarks import faults
-from zswarm.benchmarks.faults import CALM, KINDS, NEVER_S, Kind, Trial, ends_s, main, strike_all, tails_of
+from zswarm.benchmarks.faults import (
+    CALM,
+    HEARTBEAT_S,
+    KINDS,
+    NEVER_S,
+    Kind,
+    Trial,
+    ends_s,
+    leaves_of,
+    main,
+    strike_all,
+    tails_of,
+)
 from zswarm.benchmarks.figures import Tail
 from zswarm.errors import RunFailed
 from zswarm.simulation.faults import Fault, Strike
@@ -22,7 +34,9 @@ TRAINER, FROZEN = KINDS[2], KINDS[3]
 
 
 def trial(kind: Kind, *, struck: float, in_all: float) -> Trial:
-    return Trial(kind=kind.name, seed=0, node="worker-0", at=0.5, struck=struck, in_all=in_all)
+    return Trial(
+        kind=kind.name, seed=0, node="worker-0", at=0.5, struck=struck, in_all=in_all, left_after_s=1.5, num_redone=3
+    )
 
 
 def test_one_bad_case_in_ten_misses_the_target_and_one_in_a_hundred_does_not() -> None:
@@ -34,16 +48,35 @@ def test_one_bad_case_in_ten_misses_the_target_and_one_in_a_hundred_does_not() -
 def test_both_steps_are_held_against_the_target_and_the_trainers_start_is_allowed_for() -> None:
     trials = [trial(kind, struck=0.65, in_all=0.55) for kind in KINDS]
     tails = tails_of(trials, step_s=4.0)
-    assert [tail.below for tail in tails] == pytest.approx([0.6, 0.6, 0.7, 0.7, 0.8, 0.8, 0.5, 0.5])
-    assert [tail.is_met for tail in tails] == [True, False, True, True, True, True, False, False]
+    assert [tail.below for tail in tails] == pytest.approx([0.6, 0.6, 0.7, 0.7, 0.8, 0.8, 0.5, 0.5, 0.6, 0.6, 0.3, 0.3])
+    assert [tail.is_met for tail in tails] == [
+        *(True, False, True, True, True, True, False, False),
+        *(True, False, False, False),
+    ]
 
 
 def test_every_kind_strikes_a_process_of_its_role() -> None:
     step_s, trials = strike_all(SMALL)
     assert [each.kind for each in trials] == [kind.name for kind in KINDS]
-    assert [each.node.partition("-")[0] for each in trials] == ["worker", "broker", "trainer", "worker"]
+    assert [each.node.partition("-")[0] for each in trials] == [
+        *("worker", "broker", "trainer", "worker", "worker", "broker"),
+    ]
     assert 2.0 < step_s < 5.0
     assert all(0.0 <= each.at < 1.0 for each in trials)
+
+
+def test_whoever_leaves_takes_until_the_commit_and_nothing_is_done_again() -> None:
+    killed, leaves = KINDS[0], KINDS[4]
+    step_s, (worker,) = strike_all(SMALL, [leaves])
+    assert worker.num_redone == 0
+    assert worker.left_after_s is not None
+    assert worker.left_after_s == pytest.approx((1.0 - worker.at) * step_s, abs=0.3 * step_s)
+    _, (gone,) = strike_all(SMALL, [killed])
+    assert gone.left_after_s is not None
+    assert gone.left_after_s < HEARTBEAT_S
+    lines = leaves_of([worker, gone])
+    assert any(line.startswith("worker leaves: out after ") and "0.0 microbatches done again" in line for line in lines)
+    assert leaves_of([]) == []
 
 
 def test_the_same_seed_finds_the_same() -> None:

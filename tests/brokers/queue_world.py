@@ -107,7 +107,7 @@ class QueueWorld(RuleBasedStateMachine):
 
     def set_members(self) -> None:
         members = [worker_at(p, self.stage - 1) for p in PRODUCERS] + [worker_at(w, self.stage) for w in self.workers]
-        self.outbound += self.queue.set_members(tuple(members), self.now_s)
+        self.outbound += self.queue.set_members(tuple(members), self.queue.version, self.now_s)
 
     def deliver(self, message: Message, frames: tuple[Any, ...]) -> None:
         queue, now_s, version = self.queue, self.now_s, self.queue.version

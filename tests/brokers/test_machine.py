@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from brokers.entries import first_lease
-from brokers.machine import BrokerMachine, Leave
+from brokers.machine import BrokerMachine
 from tests.letters import (
     OTHER_RUN,
     attach,
@@ -26,7 +26,7 @@ from tests.letters import (
     worker_at,
 )
 from zswarm.ids import TRAINER, Address, Link, NackCode, NodeId
-from zswarm.machine import Exit, Received, Tick
+from zswarm.machine import Exit, Leave, Received, Tick
 from zswarm.messages import BrokerHeartbeat, Job, Nack, Register, Stop
 
 TRAINER_AT = Address("sim://trainer")
@@ -278,13 +278,13 @@ def test_it_leaves_when_it_is_asked_to():
     broker = welcomed()
     farewell, end = broker.handle(Leave(), 9.0)
     assert (farewell.peer, type(farewell.message), farewell.message.session) == (TRAINER_AT, Stop, MINE)
-    assert end == Exit(code=0, text="asked to")
+    assert end == Exit(code=0, text="asked to leave")
 
 
 def test_without_a_session_it_leaves_without_a_word():
     broker = welcomed()
     get(broker, fence(MINE))
-    assert broker.handle(Leave(), 9.0) == machine().handle(Leave(), 9.0) == [Exit(code=0, text="asked to")]
+    assert broker.handle(Leave(), 9.0) == machine().handle(Leave(), 9.0) == [Exit(code=0, text="asked to leave")]
 
 
 @pytest.mark.parametrize("message", [register("x"), result(21, 1), backward(99, 1)])

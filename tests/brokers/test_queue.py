@@ -76,7 +76,7 @@ class Broker:
     def set_members(self, workers: tuple[int, ...], producers: tuple[int, ...] = PRODUCERS) -> list[Send]:
         members = [broker_at(BROKER, self.stage), worker_at(99, self.stage + 1)]
         members += [worker_at(p, self.stage - 1) for p in producers] + [worker_at(w, self.stage) for w in workers]
-        return self.queue.set_members(tuple(members), self.now_s)
+        return self.queue.set_members(tuple(members), self.queue.version, self.now_s)
 
     def attach(self, session: int) -> list[Send]:
         return self.queue.attach(attach(session), Link(b"%d" % session), self.now_s)

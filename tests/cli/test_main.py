@@ -96,6 +96,7 @@ def test_help_names_every_command_and_every_command_has_help():
         "pause",
         "resume",
         "service",
+        "move",
     } == set(commands)
     for command in commands:
         result = zswarm(command, "--help")

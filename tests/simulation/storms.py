@@ -193,6 +193,65 @@ def _voided_on_the_way(seed: int) -> Schedule:
     )
 
 
+def _leave_on_purpose(seed: int) -> Schedule:
+    """Nothing goes wrong but that links are slow: processes leave one after the other in the middle of steps."""
+    random = Random(f"leaves {seed}")
+    strikes = [
+        _strike(
+            random.choice((Fault.LEAVE_WORKER, Fault.LEAVE_WORKER, Fault.LEAVE_BROKER)),
+            round(random.uniform(2.0, 8.0), 3),
+            0.5,
+            4 * random.getrandbits(30) + 1,
+        )
+        for _ in range(random.randint(2, 6))
+    ]
+    return replace(
+        CALM,
+        seed=seed,
+        workers_per_stage=random.choice((2, 3)),
+        num_microbatches=12,
+        checkpoint_every=0,
+        weather=Weather(latency_high_s=random.choice((0.02, 0.1)), jitter=1.0, in_order=False),
+        pace=Pace(forward_s=random.choice((0.05, 0.1))),
+        calm_from_s=9.0,
+        steps=6,
+        strikes=tuple(sorted(strikes, key=lambda strike: strike.at_s)),
+    )
+
+
+def _brokers_leave_between_steps(seed: int) -> Schedule:
+    """Brokers are asked to leave when they hear of a new step, which is when they are empty."""
+    schedule = _leave_on_purpose(seed)
+    strikes = tuple(
+        replace(_strike(Fault.LEAVE_BROKER, 2.0 + 1.2 * turn, 0.5, 4 * seed + 1, "on Ready"), node=f"broker-{turn}")
+        for turn in range(4)
+    )
+    return replace(schedule, strikes=strikes, weather=replace(schedule.weather, latency_high_s=0.1))
+
+
+def _all_of_a_stage_leave(seed: int) -> Schedule:
+    """Three of four workers are asked to leave, almost at once."""
+    random = Random(f"three leave {seed}")
+    at_s = random.uniform(3.5, 6.0)
+    strikes = tuple(
+        replace(
+            _strike(Fault.LEAVE_WORKER, round(at_s + random.random(), 3), 2.0, 4 * seed + 1), node=f"worker-{index}"
+        )
+        for index in random.sample(range(4), 3)
+    )
+    return replace(_leave_on_purpose(seed), workers_per_stage=2, strikes=strikes)
+
+
+def _moved_about(seed: int) -> Schedule:
+    """Workers are moved again and again, and nothing goes wrong."""
+    random = Random(f"moves {seed}")
+    strikes = tuple(
+        _strike(Fault.MOVE, round(random.uniform(2.0, 9.0), 3), 0.0, random.getrandbits(32))
+        for _ in range(random.randint(3, 8))
+    )
+    return replace(_leave_on_purpose(seed), strikes=tuple(sorted(strikes, key=lambda strike: strike.at_s)))
+
+
 AIMED: dict[str, Callable[[int], Schedule]] = {
     "forward-sent-on-again": _forwards_sent_on,
     "leave-not-durable": _leave_forgotten,
@@ -201,5 +260,15 @@ AIMED: dict[str, Callable[[int], Schedule]] = {
     "void-forgotten": _voided_on_the_way,
     "void-answered-in-a-job": _voided_on_the_way,
     "replay-unvoided": _voided_on_the_way,
+    "leaver-takes-jobs": _leave_on_purpose,
+    "leaver-goes-before-its-commit": _leave_on_purpose,
+    "last-of-its-stage-goes": _all_of_a_stage_leave,
+    "leaves-with-homes": _leave_on_purpose,
+    "leaves-while-something-comes": _brokers_leave_between_steps,
+    "view-tells-no-step": _leave_on_purpose,
+    "moves-amid-a-step": _moved_about,
+    "moves-the-last": _moved_about,
+    "moves-nowhere": _moved_about,
+    "moves-without-fence": _moved_about,
 }
 """Mutant -> schedules that come often to the moment that shows it."""

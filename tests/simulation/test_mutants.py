@@ -25,6 +25,10 @@ KNOWN = {
     "void-forgotten": ("aimed", 52),
     "replay-unvoided": ("aimed", 58),
     "waiting-is-active": ("storm", 16),
+    "leaver-takes-jobs": ("aimed", 18),
+    "last-of-its-stage-goes": ("aimed", 6),
+    "leaves-while-something-comes": ("aimed", 33),
+    "view-tells-no-step": ("aimed", 0),
 }
 """What notices a mutant that most schedules do not, to save time; of no account once it does not."""
 

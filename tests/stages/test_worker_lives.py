@@ -21,7 +21,6 @@ from stages.tasks import (
     Summed,
     WasReset,
 )
-from stages.worker import Leave
 from tests.letters import (
     OTHER_RUN,
     SIZE_BYTES,
@@ -63,7 +62,6 @@ from zswarm.messages import (
     Register,
     Result,
     State,
-    Stop,
     WorkerHeartbeat,
 )
 
@@ -416,14 +414,6 @@ def test_a_newer_generation_is_obeyed_before_its_view(worker):
 
 
 # -- leaving -----------------------------------------------------------------------------------------
-
-
-def test_it_leaves_when_it_is_asked_to(worker):
-    farewell, end = worker.do(Leave())
-    assert (farewell.peer, farewell.message.session, type(farewell.message)) == (TRAINER_AT, ME, Stop)
-    assert end.code == 0
-    (end,) = new_machine().handle(Leave(), 0.0)
-    assert end.code == 0
 
 
 def test_a_worker_without_a_session_hears_that_the_run_is_over(worker):

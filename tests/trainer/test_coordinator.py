@@ -40,7 +40,7 @@ from zswarm.messages import (
     Void,
     Welcome,
 )
-from zswarm.trainer.coordinator import CLOSING_HEARTBEATS, Phase
+from zswarm.trainer.phases import CLOSING_HEARTBEATS, Phase
 from zswarm.trainer.settings import Append, EvaluationDone, Forsake, Interrupted, Read, Sample, Seal, StepDone, Store
 
 

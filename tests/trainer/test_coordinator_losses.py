@@ -10,7 +10,7 @@ from zswarm import limits
 from zswarm.ids import Address, Direction, Role
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Abort, Commit, Fence, Forward, HeartbeatAck, Prepare, Restore, Stop, View, Void, Welcome
-from zswarm.trainer.coordinator import Phase
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.settings import Sample, Unreachable
 
 SILENCE_S = limits.SILENCE_HEARTBEATS
@@ -75,7 +75,7 @@ def test_a_session_that_was_never_issued_is_fenced(trainer):
 def test_who_says_goodbye_has_left(trainer):
     commands = trainer.get(stop(1))
     (leave,) = written(commands)
-    assert (leave["session"], leave["reason"]) == (1, "it has left")
+    assert (leave["session"], leave["reason"]) == (1, "asked to leave, 0 microbatches redone")
     assert trainer.machine.phase is Phase.TRAINING
 
 

@@ -20,7 +20,7 @@ from zswarm.messages import (
     Void,
     Welcome,
 )
-from zswarm.trainer.coordinator import Phase
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.replays import first_attempt
 from zswarm.trainer.settings import Append, Read, Sample
 

@@ -9,7 +9,7 @@ from tests.trainer.swarm import FULL, Trainer, records, written
 from zswarm import limits
 from zswarm.machine import Send
 from zswarm.messages import Forward, Restore
-from zswarm.trainer.coordinator import Phase
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.settings import Append, Forsake, Sample
 
 

@@ -22,7 +22,8 @@ from zswarm import ledger
 from zswarm.ids import Address, StatePart
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Forward, Load
-from zswarm.trainer.coordinator import Coordinator, Phase
+from zswarm.trainer.coordinator import Coordinator
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.recovery import recover
 from zswarm.trainer.settings import (
     Append,

@@ -98,6 +98,19 @@ def test_who_has_left_is_gone_and_his_session_is_never_issued_again():
     assert found.next_session == 10
 
 
+def move(session, *, to, **of):
+    return {"event": "move", "node": f"worker-{session}", "session": session, "stage": 0, "to": to, **of}
+
+
+def test_who_was_moved_and_has_not_joined_since_is_still_to_go_there():
+    moved = [move(1, to=1), leave(1), move(2, to=1, problem="it is the last"), move(3, to=1), leave(3), join(9)]
+    assert recover([*BEGUN, *moved]).moves == {"worker-1": (Role.WORKER, 1), "broker-0": (Role.BROKER, 1)}
+    assert recover([*BEGUN, *moved, join(10, node="worker-1", stage=1)]).moves == {"broker-0": (Role.BROKER, 1)}
+    assert recover([*BEGUN, *moved, {"event": "finish", "steps": 0, "code": 130, "reason": ""}]).moves == {}
+    with pytest.raises(ValueError, match=f"line {len(BEGUN) + 1}: move.to"):
+        recover([*BEGUN, move(1, to=-1)])
+
+
 def test_the_last_commit_is_all_that_a_worker_needs_to_apply_it():
     found = recover([*BEGUN, commit(0), commit(1)])
     assert (found.branch, found.step, found.losses) == (0, 2, (5.0, 4.0))

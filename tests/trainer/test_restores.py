@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.letters import commit, header, heartbeat, of_type, register, restore
 from tests.trainer.settings import recovered_member, settings
 from zswarm import limits
-from zswarm.ids import TRAINER, Address, Role
+from zswarm.ids import TRAINER, Address, Leaving, Role
 from zswarm.machine import Send
-from zswarm.messages import Restore
+from zswarm.messages import Restore, Source
 from zswarm.trainer.commit import Committer
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Roster
@@ -91,7 +93,9 @@ def test_nobody_is_told_anything_while_all_are_ready(swarm):
 )
 def test_who_cannot_get_there_by_a_commit_is_told_who_has_the_state(swarm, report):
     swarm.report(C, **report)
-    assert swarm.orders() == [("sim://c", restore(A, address="sim://a/a", step=STEP))]
+    ((peer, order),) = swarm.orders()
+    assert (peer, order) == ("sim://c", replace(restore(A, address="sim://a/a", step=STEP), others=order.others))
+    assert order.others == (Source(donor=D, address="sim://d/a"),)
 
 
 def test_who_only_lacks_the_last_commit_does_not(swarm):
@@ -114,23 +118,49 @@ def test_the_donor_is_of_the_same_stage(swarm):
     assert swarm.orders() == []
 
 
-def test_the_donor_is_whoever_gives_to_the_fewest(swarm):
-    for node in ("e", "f"):
+def sources(order: Restore) -> tuple[int, ...]:
+    return (order.donor, *(source.donor for source in order.others))
+
+
+def test_several_give_at_once_those_first_who_give_to_the_fewest(swarm):
+    """More than MAX_DONORS would gain nothing: here six workers have the state."""
+    sessions = [A, C, D]
+    for node in ("e", "f", "g"):
+        session = swarm.roster.register(register(node, stage=0), Address(f"sim://{node}"), 0.0)[0].session
+        swarm.report(session)
+        sessions.append(session)
+    for node in ("x", "y"):
         session = swarm.roster.register(register(node, stage=0), Address(f"sim://{node}"), 0.0)[0].session
         swarm.report(session, ready=False)
-    swarm.report(D, ready=False)
-    assert swarm.donors() == {"sim://d": A, "sim://e": C, "sim://f": A}
+    first, second = (sources(order) for _, order in swarm.orders())
+    assert first == tuple(sessions[: limits.MAX_DONORS])
+    assert second == (*sessions[limits.MAX_DONORS :], *sessions[:2])
 
 
-def test_a_donor_is_kept_as_long_as_it_is_able(swarm):
-    """Another one would have to begin with the first layer again."""
+def test_whoever_leaves_gives_only_if_nobody_else_does(swarm):
+    swarm.report(C, ready=False)
+    swarm.report(A, leaving=Leaving.DRAINING)
+    ((_, order),) = swarm.orders()
+    assert sources(order) == (D,)
+    assert (swarm.restorer.gives(D), swarm.restorer.gives(A)) == (True, False)
+    swarm.report(D, leaving=Leaving.DRAINING)
+    ((_, order),) = swarm.orders()
+    assert sources(order) == (D, A)
+    assert swarm.restorer.gives(A)
+    swarm.report(C)
+    assert not swarm.restorer.gives(A)
+
+
+def test_donors_are_kept_as_long_as_they_are_able(swarm):
+    """What was begun with one would have to begin anew with another."""
     swarm.report(C, ready=False)
     swarm.report(D, ready=False)
-    assert swarm.donors() == {"sim://c": A, "sim://d": A}
+    assert {peer: sources(order) for peer, order in swarm.orders()} == {"sim://c": (A,), "sim://d": (A,)}
     swarm.report(D)
-    assert swarm.donors(HEARTBEAT_S) == {"sim://c": A}, "D gives to nobody, and yet"
+    assert {peer: sources(order) for peer, order in swarm.orders()} == {"sim://c": (A, D)}, "at once, for it is news"
+    assert swarm.orders() == []
     swarm.roster.remove(A, HEARTBEAT_S)
-    assert swarm.donors(HEARTBEAT_S) == {"sim://c": D}, "at once, for it is news"
+    assert {peer: sources(order) for peer, order in swarm.orders()} == {"sim://c": (D,)}
 
 
 def test_a_donor_that_is_not_ready_any_more_is_none(swarm):

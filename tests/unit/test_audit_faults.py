@@ -99,6 +99,18 @@ LEGAL = {
     .commit(2)
     .finish(),
     "what a worker had counted is lost and done again": begun().commit().leave(11).replay(0, 3).commit(2).finish(),
+    "a worker is moved to another stage": begun()
+    .commit()
+    .add("move", node="w", session=11, stage=0, to=1)
+    .leave(11)
+    .join(22, stage=1)
+    .commit(2)
+    .finish(),
+    "a worker cannot be moved after all": begun()
+    .commit()
+    .add("move", node="w", session=11, stage=0, to=0, problem="it is there")
+    .commit(2)
+    .finish(),
     "a broker leaves": begun().join(5, role="broker", stage=1).leave(5, stage=1).commit(3).finish(),
     "the trainer starts again, and workers go on with their sessions": begun().commit().start().commit(2).finish(),
     "the trainer starts again twice before the first step": begun().start().start().commit(3).finish(),
@@ -304,6 +316,21 @@ ILLEGAL = {
         begun().add("leave", session=10).start().commit(2),
         "sessions",
         "line 9, step 1, stage 0: session 10 had left before this step began",
+    ),
+    "somebody is moved from where he is not": (
+        begun().add("move", node="w", session=11, stage=1, to=0).commit(3).finish(),
+        "sessions",
+        "line 6: session 11 is moved and is not in stage 1",
+    ),
+    "somebody is moved who has left": (
+        begun().leave(11).add("move", node="w", session=11, stage=0, to=1).commit(3).finish(),
+        "sessions",
+        "line 7: session 11 is moved and is not in stage 0",
+    ),
+    "somebody is moved to where he is": (
+        begun().add("move", node="w", session=11, stage=0, to=0).commit(3).finish(),
+        "sessions",
+        "line 6: session 11 is moved to the stage that it is in",
     ),
     "rolled back after the end": (begun().commit(3).finish().rollback(0), "end", "rollback after the run has finished"),
     "committed after the end": (

@@ -11,9 +11,22 @@ from typing import Any
 
 from tests import letters
 from zswarm import limits
-from zswarm.ids import Direction, JobKind, JobStatus, NackCode, Purpose, ReducePhase, RejectCode, Role, StatePart
+from zswarm.ids import (
+    Address,
+    Direction,
+    JobKind,
+    JobStatus,
+    Leaving,
+    NackCode,
+    Purpose,
+    ReducePhase,
+    RejectCode,
+    Role,
+    Session,
+    StatePart,
+)
 from zswarm.kinds import payload_parcels
-from zswarm.messages import Message, Parcel, Room, TensorSpec
+from zswarm.messages import Message, Parcel, Room, Source, TensorSpec
 from zswarm.wire import split
 
 CONTENT = bytes(range(24))
@@ -39,6 +52,7 @@ ROOM = Room(
     free_bytes=2**30,
     depth=2**32 - 1,
     response_s=0.1,
+    closes=True,
 )
 
 _LETTERS: tuple[Message, ...] = (
@@ -88,17 +102,25 @@ _OWN: dict[str, dict[str, Any]] = {
         "job_s": 1e9,
         "parameter_digest": 2**64 - 1,
         "sent_bytes": 2**53,
+        "leaving": Leaving.IDLE,
     },
     "BrokerHeartbeat": {
         "active": b"\x80",
         "ahead": b"",
         "accused": (9,),
         "sent_bytes": 1,
+        "leaving": Leaving.DRAINING,
     },
     "HeartbeatAck": {"view": 9},
     "View": {"view": 8, "size_bytes": 24},
     "Fence": {"fenced": 2**64 - 1},
-    "Restore": {"donor": 0, "address": "tcp://127.0.0.1:4713"},
+    "Restore": {
+        "donor": 0,
+        "address": "tcp://127.0.0.1:4713",
+        "others": (Source(donor=Session(2**64 - 1), address=Address("tcp://127.0.0.1:4714")),),
+    },
+    "Move": {"node": "worker-ü3", "stage": 255},
+    "Moved": {"node": "worker-ü3", "stage": 255, "is_accepted": True, "text": "it goes"},
     "Void": {"ledger": b"\x00" * (limits.MAX_LEDGER_BYTES - 1) + b"\x80"},
     "Failure": {"stage": 2, "layer": "block 3"},
     "Prepare": {"participants": (17, 2**64 - 1), "ledger": bytes(limits.MAX_LEDGER_BYTES)},
@@ -109,7 +131,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "Backward": {"route": (), "parcel": LABELLED},
     "Ack": {"direction": Direction.LOSS, "room": None},
     "Nack": {"code": NackCode.STALE},
-    "Ready": {"slots": limits.MAX_LEASES_PER_WORKER, "held": (1, 2**64 - 1)},
+    "Ready": {"slots": limits.MAX_LEASES_PER_WORKER, "held": (1, 2**64 - 1), "leaves": True},
+    "Attach": {"is_done": True},
     "Job": {"kind": JobKind.BACKWARD, "lease": 77, "emit": False, "x": PARCEL, "dy": LABELLED},
     "Revoke": {"worker": 2**64 - 1, "lease": 77},
     "Result": {"status": JobStatus.NEEDS_INPUT, "lease": 77, "compute_s": 0.01, "slots": 0},

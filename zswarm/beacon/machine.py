@@ -23,7 +23,7 @@ from zswarm import limits
 from zswarm.beacon.contacts import Contact, Contacts, Origin
 from zswarm.beacon.measurement import RUNLESS, Measurement
 from zswarm.ids import Address, Peer
-from zswarm.machine import Exit, Health, Received, Send, Tick
+from zswarm.machine import Exit, Health, Leave, Received, Send, Tick
 from zswarm.messages import (
     ContactReport,
     Greet,
@@ -43,11 +43,6 @@ class Sighted:
     """Somebody in the network says that a beacon is there; it may be a lie."""
 
     address: Address
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leave:
-    """The user asks this process to go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,17 +310,19 @@ def _hang_up(address: Address) -> HangUp:
 class Seeker:
     """A beacon that does not listen and exits as soon as it hears of a run: `offer` is that run.
 
-    `avoided` says until when a run, by its offer, is not to be tried again; all times on one clock.
+    `avoided` says until when a run, by its offer, is not to be tried again, and after `until_s` it gives up; all times on
+    one clock.
     """
 
-    def __init__(self, beacon: Beacon, avoided: Mapping[Offer, float]) -> None:
+    def __init__(self, beacon: Beacon, avoided: Mapping[Offer, float], *, until_s: float = float("inf")) -> None:
         self._beacon = beacon
         self._avoided = avoided
+        self._until_s = until_s
         self.offer: Offer | None = None
 
     def next_deadline_s(self) -> float:
         """Return when somebody is to be asked."""
-        return self._beacon.next_deadline_s()
+        return min(self._beacon.next_deadline_s(), self._until_s)
 
     def health(self, now: float) -> Health:
         """Say how things are, for whoever looks after this process."""
@@ -338,4 +335,6 @@ class Seeker:
             if now >= self._avoided.get(offer, now):
                 self.offer = offer
                 return [*commands, Exit(code=0, text=f"there is a run: {offer.name}")]
+        if now >= self._until_s:
+            return [*commands, Exit(code=0, text="there is no run")]
         return commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -10,12 +11,12 @@ from dataclasses import dataclass
 from time import monotonic
 
 from zswarm import __version__
-from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, HangUp, Leave, Seeker, Vanished
+from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, HangUp, Seeker, Vanished
 from zswarm.beacon.mdns import Multicast
 from zswarm.ids import Address
 from zswarm.logs import get_log
 from zswarm.loop import Loop
-from zswarm.machine import Exit
+from zswarm.machine import Exit, Leave
 from zswarm.messages import Offer
 from zswarm.overseer import NOBODY, Overseer
 from zswarm.sigterm import sigterm_as
@@ -62,17 +63,20 @@ def announce(place: Place, offer: Offer, *, say: Say, overseer: Overseer = NOBOD
         return _serve(switchboard, place, _settings(place, offer=offer), say=say, overseer=overseer)
 
 
-def seek(place: Place, *, avoided: Mapping[Offer, float], overseer: Overseer = NOBODY) -> Offer | None:
-    """Return a run that takes brokers and workers in, as soon as there is one; None at SIGTERM.
+def seek(
+    place: Place, *, avoided: Mapping[Offer, float], overseer: Overseer = NOBODY, within_s: float = math.inf
+) -> Offer | None:
+    """Return a run that takes brokers and workers in, as soon as there is one; None at SIGTERM, or after `within_s`.
 
     Asks the seeds, and whoever they know; `avoided` says until when (monotonic) a run is not to be tried again.
     """
     with Switchboard(key=place.key) as switchboard:
         settings = _settings(place)
-        seeker = Seeker(Beacon(settings, choose=random.randrange, now=monotonic()), avoided)
+        now = monotonic()
+        seeker = Seeker(Beacon(settings, choose=random.randrange, now=now), avoided, until_s=now + within_s)
         with sigterm_as(Leave(), wake=switchboard.waker(), overseer=overseer) as leaves:
             overseer.begin(switchboard, seeker.health)
-            loop = Loop(seeker, switchboard, perform=_Reporter(switchboard, _nobody), collect=lambda: leaves)
+            loop = Loop(seeker, switchboard, perform=_Reporter(switchboard, _nobody), collect=leaves)
             loop.run(overseer.turned)
         return seeker.offer
 
@@ -98,7 +102,7 @@ def _serve(switchboard: Switchboard, place: Place, settings: BeaconSettings, *, 
             beacon,
             switchboard,
             perform=_Reporter(switchboard, say, place=place, has_mdns=multicast is not None),
-            collect=lambda: [*leaves, *(multicast.sightings() if multicast is not None else ())],
+            collect=lambda: [*leaves(), *(multicast.sightings() if multicast is not None else ())],
         ).run(overseer.turned)
 
 

@@ -40,7 +40,7 @@ from zswarm.simulation.swarm import Swarm
 from zswarm.simulation.symbolic import Pace
 from zswarm.simulation.trace import Trace
 from zswarm.simulation.violation import Violation
-from zswarm.trainer.settings import StepDone
+from zswarm.trainer.settings import Append, StepDone
 
 HEARTBEAT_S = 0.5
 NEVER_S = 1000.0
@@ -49,6 +49,8 @@ START_S = 2.0
 """How long a trainer that was killed takes to be up again."""
 FROZEN_S = 5 * HEARTBEAT_S
 """Two heartbeats longer than it takes to be given up for silence."""
+PATIENT = 1
+"""Whoever is asked to leave with such a strike is not asked a second time, and nothing else depends on it."""
 STRUCK, NEXT = Step(1), Step(2)
 
 CALM = Schedule(
@@ -100,6 +102,8 @@ KINDS = (
         waits_s=START_S,
     ),
     Kind(name=f"worker frozen for {FROZEN_S:g} s", fault=Fault.FREEZE, role="worker", below=0.5, lasts_s=FROZEN_S),
+    Kind(name="worker leaves", fault=Fault.LEAVE_WORKER, role="worker", below=0.6),
+    Kind(name="broker leaves", fault=Fault.LEAVE_BROKER, role="broker", below=0.3),
 )
 
 
@@ -114,21 +118,35 @@ class Trial:
     """When in the step, as a part of it."""
     struck: float
     in_all: float
+    left_after_s: float | None
+    """How long after the strike the log said that the process was out; None if it never did."""
+    num_redone: int
+    """Microbatches that were counted once more for that, at the stage of whoever left, or admitted again."""
 
 
 class StepEnds(Trace):
-    """Remembers when each step was committed, the last time where that was more than once."""
+    """Remembers when each step was committed, the last time where that was more than once, who left when, and what was
+    done again."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_kept = True
         self.ends_s: dict[Step, float] = {}
+        self.left_at_s: dict[str, float] = {}
+        self.num_redone = 0
+        """Microbatches that somebody who left had counted, at his stage, or that were admitted again."""
 
     def record_command(self, time_s: float, node: str, command: object) -> None:
-        """Note the end of a step."""
+        """Note the end of a step, a leave, and what is done again."""
         super().record_command(time_s, node, command)
-        if isinstance(command, StepDone):
-            self.ends_s[command.step] = time_s
+        match command:
+            case StepDone():
+                self.ends_s[command.step] = time_s
+            case Append(record={"event": "leave", "node": name, "lost": num_lost}):
+                self.left_at_s.setdefault(name, time_s)
+                self.num_redone += num_lost
+            case Append(record={"event": "replay", "microbatches": microbatches}):
+                self.num_redone += len(microbatches)
 
 
 def main(*, trials: int = 40, json_file: Path | None = None) -> None:
@@ -150,6 +168,8 @@ def main(*, trials: int = 40, json_file: Path | None = None) -> None:
         steps_s.append(step_s)
         found += struck
     step_s = statistics.median(steps_s)
+    for line in leaves_of(found):
+        console.print(line)
     tails = tails_of(found, step_s)
     console.print(table_of_tails(tails, f"steps of {step_s:.1f} s that one fault costs, {trials} trials each"))
     if json_file is not None:
@@ -174,19 +194,48 @@ def strike_all(schedule: Schedule, kinds: Sequence[Kind] = KINDS) -> tuple[float
     trials = []
     for kind in kinds:
         node, at = random.choice(kind.nodes(schedule)), random.random()
-        strike = Strike(
-            fault=kind.fault, at_s=begin_s + at * step_s, lasts_s=kind.lasts_s, salt=schedule.seed, node=node
-        )
-        struck = ends_s(replace(schedule, strikes=(strike,)))
+        strike = Strike(fault=kind.fault, at_s=begin_s + at * step_s, lasts_s=kind.lasts_s, salt=PATIENT, node=node)
+        trace = trace_of(replace(schedule, strikes=(strike,)))
+        struck, left_at_s = trace.ends_s, trace.left_at_s.get(node)
         late = {step: (struck[step] - without[step]) / step_s for step in (STRUCK, NEXT)}
         trials.append(
-            Trial(kind=kind.name, seed=schedule.seed, node=node, at=at, struck=late[STRUCK], in_all=late[NEXT])
+            Trial(
+                kind=kind.name,
+                seed=schedule.seed,
+                node=node,
+                at=at,
+                struck=late[STRUCK],
+                in_all=late[NEXT],
+                left_after_s=None if left_at_s is None else left_at_s - strike.at_s,
+                num_redone=trace.num_redone,
+            )
         )
     return step_s, trials
 
 
+def leaves_of(trials: Sequence[Trial]) -> list[str]:
+    """Return for each kind how soon the process was out of the swarm, and how much was done again for that."""
+    lines = []
+    for kind in KINDS:
+        of_kind = [trial for trial in trials if trial.kind == kind.name]
+        after_s = sorted(trial.left_after_s for trial in of_kind if trial.left_after_s is not None)
+        if not after_s:
+            continue
+        redone = [trial.num_redone for trial in of_kind]
+        lines.append(
+            f"{kind.name}: out after {statistics.median(after_s):.2f} s (at most {after_s[-1]:.2f}), "
+            f"{statistics.mean(redone):.1f} microbatches done again (at most {max(redone)})"
+        )
+    return lines
+
+
 def ends_s(schedule: Schedule) -> dict[Step, float]:
-    """Return when each step of a run ends.
+    """Return when each step of a run ends; errors as those of `trace_of`."""
+    return trace_of(schedule).ends_s
+
+
+def trace_of(schedule: Schedule) -> StepEnds:
+    """Run a schedule and return what happened.
 
     Raises:
         RunFailed: it broke a promise, or nobody noticed its fault.
@@ -201,7 +250,7 @@ def ends_s(schedule: Schedule) -> dict[Step, float]:
     for strike in schedule.strikes:
         if not _was_noticed(strike, swarm.disk.records):
             raise RunFailed(f"seed {schedule.seed}: the run has not noticed {strike}")
-    return trace.ends_s
+    return trace
 
 
 def _was_noticed(strike: Strike, records: Sequence[dict[str, Any]]) -> bool:

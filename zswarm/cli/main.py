@@ -42,7 +42,8 @@ from zswarm.cli.places import (
 from zswarm.cli.service import service
 from zswarm.cli.swarm import beacon, doctor, init, join, pause, resume
 from zswarm.errors import INTERRUPTED, REFUSED, TRY_LATER, NotYet, RunFailed, UserError
-from zswarm.ids import Address, NodeId
+from zswarm.ids import Address, NodeId, Stage
+from zswarm.limits import MAX_STAGES
 
 if TYPE_CHECKING:
     from zswarm.machine import Exit
@@ -52,6 +53,8 @@ BEGUN_S = monotonic()
 """When the user's command began, as nearly as it can be known."""
 SHOW_TRACEBACK = "ZSWARM_TRACEBACK"
 COUNT = click.IntRange(min=1)
+SEEK_S = 5.0
+"""How long a command looks for the run that it is about."""
 
 
 class FiniteRange(click.FloatRange):
@@ -318,6 +321,27 @@ def worker(*, threads: int, modules: tuple[str, ...], name: str | None, level: s
 
 
 @app.command()
+@click.argument("node", metavar="NODE")
+@click.argument("stage", metavar="STAGE", type=click.IntRange(0, MAX_STAGES - 1))
+@coordinator_option
+@seeds_option
+@key_option
+def move(*, node: str, stage: int, coordinator: str | None, seeds: tuple[str, ...], key_file: Path | None) -> None:
+    """Move a worker to another stage of a run.
+
+    NODE is the worker's name, as the log of the run has it; STAGE counts from 0. It goes when the step in work is
+    committed, so that nothing is lost; never the last of its stage.
+    """
+    from zswarm.cli.move import move as move_worker
+
+    swarm_key = key_of(key_file)
+    if coordinator is None:
+        coordinator = _running(seeds, swarm_key)
+    address = _address("--coordinator", coordinator, swarm_key)
+    click.echo(move_worker(node=NodeId(node), stage=Stage(stage), coordinator=address, key=swarm_key))
+
+
+@app.command()
 @click.option("--schedules", type=COUNT, default=100, show_default=True, metavar="N", help="How many.")
 @seed_option
 @click.option("--mutant", metavar="NAME", help="Break a rule of the protocol meanwhile: is it noticed?")
@@ -419,6 +443,17 @@ def _serve(
     option, host = ("--coordinator", host_towards(address)) if host is None else ("--host", host)
     listen = _address(option, any_port(host), swarm_key, listening=True)
     return serve(coordinator=address, listen=listen, key=swarm_key, overseer=started_by())
+
+
+def _running(seeds: tuple[str, ...], swarm_key: SwarmKey | None) -> str:
+    """Return where the trainer of a run is, of which the beacons tell."""
+    from zswarm.beacon.service import seek
+
+    place, _ = place_of(name=None, host=None, seeds=seeds, key=swarm_key, beacon_port=BEACON_PORT)
+    offer = seek(place, avoided={}, within_s=SEEK_S)
+    if offer is None:
+        raise UserError(f"no run has been found within {SEEK_S:.0f} s: name its trainer with --coordinator")
+    return offer.coordinator
 
 
 def _node(role: str, name: str | None, level: str) -> NodeId:

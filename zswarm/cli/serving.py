@@ -41,7 +41,7 @@ def serve_runs(place: Place, serve: Callable[..., Exit], *, say: Say, overseer: 
     avoided: dict[Offer, float] = {}
     within = _Between(overseer)
     with sigterm_as(None, wake=lambda: None, overseer=overseer) as asked_to_go:
-        while not asked_to_go and (offer := seek(place, avoided=avoided, overseer=within)) is not None:
+        while not asked_to_go() and (offer := seek(place, avoided=avoided, overseer=within)) is not None:
             say(f"takes part in {offer.name} ({offer.coordinator})")
             end = serve(coordinator=offer.coordinator, overseer=within)
             if end.code not in (0, REFUSED):

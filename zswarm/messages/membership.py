@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from zswarm import limits
-from zswarm.ids import Address, Attempt, NodeId, RejectCode, Role, Round
+from zswarm.ids import Address, Attempt, Leaving, NodeId, RejectCode, Role, Round
 from zswarm.messages.base import (
     TEXT,
     U64,
@@ -95,13 +95,14 @@ class WorkerHeartbeat(StepMessage):
     parameter_digest: Annotated[int, U64]
     sent_bytes: Bytes = 0
     """Everything this process has put on the wire; filled in by its transport."""
+    leaving: Leaving = Leaving.NO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerHeartbeat(StepMessage):
     """Broker -> coordinator, once per interval and at news: what its queue holds.
 
-    `step` is the newest that a worker of it has told of; `active` are the microbatches to train on of that step,
+    `step` is the newest that a worker of it or a view has told of; `active` are the microbatches to train on of that step,
     `ahead` those of the step after it, that this broker will do something about by itself: queued or leased. One
     that waits for its gradient, or is done and kept, is not among them.
     """
@@ -115,6 +116,7 @@ class BrokerHeartbeat(StepMessage):
     """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
     accused: Accused
     sent_bytes: Bytes = 0
+    leaving: Leaving = Leaving.NO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +139,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View(StepMessage):
-    """Coordinator -> process: who is in the swarm. Payload: the members, packed by the wire codec."""
+    """Coordinator -> process: who is in the swarm, and which step is in work. Payload: the members, packed by the wire codec."""
 
     view: Annotated[int, U64]
     size_bytes: Bytes
@@ -154,15 +156,24 @@ class Fence(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A worker that has the state, too."""
+
+    donor: SessionField
+    address: Annotated[Address, TEXT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore(StepMessage):
     """Coordinator -> worker, repeated until it reports that it is ready at (branch, step): get that state.
 
-    From the worker `donor`, or from the trainer (session 0), which reads its checkpoint. Step 0 is nobody's to
-    give: the parameters are made fresh.
+    From the worker `donor` and `others`, or from the trainer (session 0), which reads its checkpoint. Step 0 is nobody's
+    to give: the parameters are made fresh.
     """
 
     donor: SessionField
     address: Annotated[Address, TEXT]
+    others: Annotated[tuple[Source, ...], Length(limits.MAX_DONORS - 1)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +203,24 @@ class Failure(Message):
     layer: Text
     text: Text
     microbatch: MicrobatchField | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move(Message):
+    """Anybody -> coordinator, repeated until answered: let this worker be of that stage. `session` and `run` may be 0."""
+
+    node: Annotated[NodeId, TEXT]
+    stage: StageField
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved(Message):
+    """Coordinator -> whoever wants a worker to be moved: it will be, after the next commit; or why not."""
+
+    node: Annotated[NodeId, TEXT]
+    stage: StageField
+    is_accepted: bool
+    text: Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,11 +44,17 @@ class Room:
     """Microbatches queued and leased."""
     response_s: Seconds
     """Moving average of the time from a microbatch's arrival to its result."""
+    closes: bool = False
+    """The broker leaves: it grants nothing any more, and wants to be sent no more; once said, it holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attach(Message):
     """Producer or worker -> broker, once per interval: keep my return address, tell me my credit."""
+
+    is_done: bool = False
+    """The producer knows that this broker closes, and has nothing out to it that is not answered: it will send nothing
+    more, ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +115,8 @@ class Ready(StepMessage):
     """How many leases of this broker the worker will hold at once."""
     held: Annotated[tuple[Annotated[Lease, U64], ...], Length(limits.MAX_LEASES_PER_WORKER)]
     """Leases of this broker that it has and has not finished."""
+    leaves: bool = False
+    """It takes no more jobs in this session: what it has kept is of no use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,9 @@ _REASONS = {
     "stuck": "given up: stuck",
     "cut off": "given up: cut off",
     "it has started again": "given up: started again",
-    "it has left": "given up: left by itself",
+    "drained": "given up: drained",
+    "asked to leave": "given up: asked to leave",
+    "moved": "given up: moved",
     "stage": "given up: needed elsewhere",
     "a layer": "given up: failed",
 }
@@ -109,11 +111,17 @@ _IDENTITY: dict[type[Message], Callable[[Any], tuple[object, ...]]] = {
 """What is equal when a message is sent again to the same peer."""
 
 
+def is_done_again(message: Job) -> bool:
+    """Is it done for a count that was lost? Then its gradient has been sent on long ago; not told at stage 0."""
+    below = (1 << len(message.route) - 1) - 1
+    is_counted = message.purpose is Purpose.TRAIN and message.accumulate
+    return is_counted and not message.emit and from_bytes(message.mask) & below != 0
+
+
 def _job(message: Job) -> str:
     if message.purpose is not Purpose.TRAIN:
         return ""
-    below = (1 << len(message.route) - 1) - 1
-    if message.accumulate and not message.emit and from_bytes(message.mask) & below:
+    if is_done_again(message):
         return "jobs done again for a count that was lost"
     if not message.accumulate:
         return "jobs that are not counted"

@@ -7,6 +7,7 @@ says: the moments between two lines of a program, which a time drawn at random s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -50,6 +51,11 @@ class Fault(StrEnum):
     """A worker computes many times slower for a while."""
     RESET = "reset"
     """Connections of a process break; both ends live."""
+    LEAVE_WORKER = "worker leaves"
+    """It is asked to; later it is started again."""
+    LEAVE_BROKER = "broker leaves"
+    MOVE = "worker moved"
+    """Somebody has the trainer move a worker to another stage."""
 
 
 BEFORE_RECORD, AFTER_RECORD = "before record", "after record"
@@ -78,13 +84,18 @@ _BROKER_HOOKS = (
     "on View",
     "after Revoke",
 )
+ON_PURPOSE = frozenset({Fault.LEAVE_WORKER, Fault.LEAVE_BROKER, Fault.MOVE})
+"""What somebody asks for, and no fault: these alone may cost nothing."""
 HOOKS = {
     Fault.KILL_WORKER: _WORKER_HOOKS,
     Fault.KILL_BROKER: _BROKER_HOOKS,
     Fault.KILL_TRAINER: _TRAINER_HOOKS,
     Fault.FREEZE: (*_WORKER_HOOKS, *_BROKER_HOOKS, *_TRAINER_HOOKS),
+    Fault.LEAVE_WORKER: tuple(hook for hook in _WORKER_HOOKS if hook.startswith(ON)),
+    Fault.LEAVE_BROKER: tuple(hook for hook in _BROKER_HOOKS if hook.startswith(ON)),
 }
-"""Of the faults that may wait for a moment; who freezes is whoever comes to that moment first."""
+"""Of the faults that may wait for a moment; who freezes is whoever comes to that moment first. Who is asked to leave
+hears it right after that moment."""
 
 LASTS_S = {
     Fault.KILL_WORKER: (0.05, 6.0),
@@ -98,6 +109,9 @@ LASTS_S = {
     Fault.HANG: (0.0, 0.0),
     Fault.SLOW_WORKER: (1.0, 8.0),
     Fault.RESET: (0.0, 0.0),
+    Fault.LEAVE_WORKER: (0.05, 6.0),
+    Fault.LEAVE_BROKER: (0.05, 6.0),
+    Fault.MOVE: (0.0, 0.0),
 }
 """How long the effect of a strike lasts at least and at most: until the killed are started again, and so on.
 
@@ -118,8 +132,8 @@ class Strike:
     """The name of the only process that it may hit; empty for any."""
 
 
-def draw_strikes(faults: frozenset[Fault], random: Random) -> tuple[Strike, ...]:
-    """Draw one to three strikes for each of the faults that has any, by time."""
+def draw_strikes(faults: frozenset[Fault], random: Random) -> list[Strike]:
+    """Draw one to three strikes for each of the faults that has any."""
     strikes = []
     for fault in Fault:
         if fault not in faults or fault not in LASTS_S:
@@ -136,4 +150,9 @@ def draw_strikes(faults: frozenset[Fault], random: Random) -> tuple[Strike, ...]
                     hook=hook,
                 )
             )
+    return strikes
+
+
+def by_time(strikes: Iterable[Strike]) -> tuple[Strike, ...]:
+    """Return them in the order in which a schedule holds them."""
     return tuple(sorted(strikes, key=lambda strike: (strike.at_s, strike.salt)))

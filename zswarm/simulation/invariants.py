@@ -9,6 +9,7 @@
     I6  a microbatch that is not finished is held by somebody, or somebody will notice
     I7  bytes, credits and leases are within their bounds, and books balance
     I8  the run ends in bounded time once nothing goes wrong any more, and nothing is left behind
+    L1-L3  whoever leaves because it was asked to, or is moved, loses nothing: see `leave_checks`
 
 Since re-execution is deterministic, the reference is a function of the step alone: after a rollback the same
 parameters come again. I4 and I5 are `history`, I7 is `node_checks`.
@@ -28,10 +29,11 @@ from zswarm.ids import Branch, Microbatch, Purpose, Role, Round, Stage, StatePar
 from zswarm.ledger import members
 from zswarm.limits import MAX_FAILED_WORKERS, MAX_FAILURES
 from zswarm.machine import Exit, Received, Send
-from zswarm.messages import Commit, Key, Prepare, Prepared, Void, Welcome, WorkerHeartbeat
+from zswarm.messages import Commit, Job, Key, Prepare, Prepared, Void, Welcome, WorkerHeartbeat
 from zswarm.simulation.end_checks import check_books, check_drained
 from zswarm.simulation.faults import Fault
 from zswarm.simulation.history import History
+from zswarm.simulation.leave_checks import LeaveChecks
 from zswarm.simulation.lives import Lives
 from zswarm.simulation.node_checks import active_keys, check_queue, check_worker, held_keys, most_leases
 from zswarm.simulation.nodes import Node
@@ -39,7 +41,8 @@ from zswarm.simulation.reference import Reference
 from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.states import content_of
 from zswarm.simulation.violation import Violation, require
-from zswarm.trainer.coordinator import Coordinator, Phase
+from zswarm.trainer.coordinator import Coordinator
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.settings import Append, EvaluationDone, Seal
 
 LEAVING_HEARTBEATS = 2.5
@@ -66,6 +69,7 @@ class Invariants:
         self.is_poisoned = False
         """The run has ended because it had to: everybody fails at some microbatch."""
         self._schedule = schedule
+        self._leaves = LeaveChecks(schedule, lives.nodes)
         self._lives = lives
         self._nodes = lives.nodes
         self._num_brokers = schedule.num_stages * schedule.brokers_per_stage + schedule.late_brokers
@@ -92,6 +96,8 @@ class Invariants:
             self.is_poisoned = record["code"] == 1 and self._is_incurable()
             ends_well = self._may_end_with(record["code"]) or self.is_poisoned
             require(ends_well, "I8", f"the run failed: {record['reason']}")
+        if (coordinator := self._coordinator) is not None:
+            self._leaves.recorded(record, coordinator)
         if record["event"] == "checkpoint" and not record.get("problem"):
             place = (record["branch"], record["step"])
             require(place in self._lives.disk.checkpoints, "I4", f"{record} is in the log, and not on the disk")
@@ -155,8 +161,11 @@ class Invariants:
                 self.history.told(message, node.name)
             case Prepare() as message:
                 self.history.opened(message)
-            case Void():
+            case Void() as message:
                 self.history.replayed = True
+                self._leaves.sent(message, self._coordinator)
+            case Job() as message:
+                self._leaves.sent(message, self._coordinator)
             case WorkerHeartbeat() as message if message.ready:
                 self._ready(node, message)
             case Welcome() as message:
@@ -288,7 +297,7 @@ class Invariants:
         held = {_ticket(key) for _, key in coordinator.outbox.pending()}
         live = coordinator.roster.records
         for node in self._nodes:
-            machine = node.machine
+            machine = node.machine if node.exit is None else None
             if isinstance(machine, BrokerMachine):
                 held.update(map(_ticket, active_keys(machine)))
             elif isinstance(machine, WorkerMachine):

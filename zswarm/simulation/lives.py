@@ -13,9 +13,11 @@ from random import Random
 from typing import Any
 
 from brokers.machine import BrokerMachine
+from stages.departure import ASKED
 from stages.worker import WorkerMachine
-from zswarm.ids import Address, NodeId
-from zswarm.machine import Received, Tick
+from zswarm.ids import TRAINER, Address, Generation, Link, NodeId, RunId, Stage
+from zswarm.machine import Leave, Received, Tick
+from zswarm.messages import Move
 from zswarm.simulation.clock import EventQueue, NodeClock
 from zswarm.simulation.disk import Disk
 from zswarm.simulation.faults import Fault
@@ -28,7 +30,9 @@ from zswarm.trainer.coordinator import Coordinator
 from zswarm.trainer.recovery import recover
 
 COORDINATOR = Address("sim://trainer")
-MOVES_ONE_IN = 3
+OPERATOR = Link(b"operator")
+"""Whoever sits at the command line."""
+ELSEWHERE_ONE_IN = 3
 """How often a process that is started again listens elsewhere."""
 
 Item = tuple[Node | None, int, Any]
@@ -147,10 +151,39 @@ class Lives:
         """Bring a process back that is down, unless it has ended by itself; a trainer also if it is not needed."""
         if node.machine is not NOBODY or (node.number == 0 and self.disk.is_finished):
             return
-        if node.number > 0 and self._random.randrange(MOVES_ONE_IN) == 0:
+        if node.number > 0 and self._random.randrange(ELSEWHERE_ONE_IN) == 0:
             node.addresses = tuple(Address(f"{address}/{node.life}") for address in node.addresses)
         self.counters["processes started again"] += 1
         self._be_born(node, self._queue.now_s)
+
+    # -- leaving -------------------------------------------------------------------------------------
+
+    def ask_to_leave(self, node: Node, life: int) -> None:
+        """Let a process hear in this life that it shall go."""
+        self._queue.put(self._queue.now_s, (node, life, Leave()))
+
+    def order_move(self, node: Node, stage: Stage) -> None:
+        """Let the trainer be asked to move a worker, by somebody who is gone before the answer comes."""
+        trainer = self.nodes[0]
+        if not trainer.is_up:
+            return
+        order = Move(run=RunId(0), generation=Generation(0), session=TRAINER, node=NodeId(node.name), stage=stage)
+        event = Received(peer=OPERATOR, message=order)
+        self._queue.put(self._queue.now_s, (trainer, trainer.life, event))
+
+    def come_back(self, node: Node, life: int) -> bool:
+        """Start a process again that has left because it was asked to; False if it has not left yet."""
+        if node.life != life:
+            return True
+        if node.exit is None:
+            return False
+        if node.exit.text == ASKED:
+            node.life += 1
+            node.machine, node.thread, node.exit = NOBODY, None, None
+            node.wake_at_s = node.frozen_at_s = None
+            node.held.clear()
+            self.start_again(node)
+        return True
 
     # -- freezing ------------------------------------------------------------------------------------
 
@@ -182,4 +215,4 @@ def is_worker(node: Node) -> bool:
 
 def is_from_thread(event: object) -> bool:
     """Does a worker's event come from its compute thread?"""
-    return not isinstance(event, (Received, Tick, Wake, Rest))
+    return not isinstance(event, (Received, Tick, Wake, Rest, Leave))

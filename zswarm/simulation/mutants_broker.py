@@ -128,6 +128,23 @@ def _lost_forward_again() -> Patches:
     return {(Queue, "_let_go"): let_go}
 
 
+def _leaves_with_homes() -> Patches:
+    return {(Queue, "is_settled"): property(lambda self: self.is_closed)}
+
+
+def _leaves_while_something_comes() -> Patches:
+    return {(Queue, "is_settled"): property(lambda self: self.is_closed and self.is_empty)}
+
+
+def _view_tells_no_step() -> Patches:
+    original: Method = Queue.set_members
+
+    def set_members(self: Queue, members: Any, _: Version, now: float) -> Any:
+        return original(self, members, self.version, now)
+
+    return {(Queue, "set_members"): set_members}
+
+
 MUTANTS: dict[str, Mutant] = {
     "job-once": Mutant("a job is sent once", _job_once),
     "broker-forgets": Mutant("a broker does not know what it has finished", _forgets),
@@ -138,6 +155,11 @@ MUTANTS: dict[str, Mutant] = {
     "broker-forgets-voids": Mutant("a broker takes attempts that it has voided (R9)", _void_forgotten),
     "waiting-is-active": Mutant("a broker reports what waits or is done as in work", _waiting_is_active),
     "branch-unchecked": Mutant("a broker does not hear that the run has gone back", _branch_unchecked),
+    "leaves-with-homes": Mutant("a broker is let go that is home to something", _leaves_with_homes),
+    "leaves-while-something-comes": Mutant(
+        "a broker is let go while something is on its way to it", _leaves_while_something_comes
+    ),
+    "view-tells-no-step": Mutant("what is committed is done again for who leaves with the commit", _view_tells_no_step),
     "credit-without-end": Mutant("a broker promises room that it does not have", _credit_without_end),
     "reserve-once": Mutant("a broker reserves no room for the gradient", _reserve_once),
 }

@@ -10,13 +10,15 @@ from typing import Any
 
 from zswarm.ids import Attempt, Generation, Role, Round, Session, Stage
 from zswarm.machine import Send
-from zswarm.messages import Abort, Prepare, Restore
-from zswarm.simulation.surgery import Method, Mutant, Patches, nothing
+from zswarm.messages import Abort, Fence, Move, Prepare, Restore
+from zswarm.simulation.surgery import Method, Mutant, Patches, nothing, yes
 from zswarm.trainer import replays
 from zswarm.trainer.admission import Admission
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.commit import Committer, OpenRound
 from zswarm.trainer.coordinator import Coordinator
+from zswarm.trainer.departures import Departures
+from zswarm.trainer.moves import Moves
 from zswarm.trainer.reception import Reception
 from zswarm.trainer.replays import Replays
 from zswarm.trainer.restores import Restorer
@@ -163,6 +165,52 @@ def _all_anew_after_restart() -> Patches:
     return {(Admission, "begin"): begin}
 
 
+# -- leaving -------------------------------------------------------------------------------------------
+
+
+def _goes_before_its_commit() -> Patches:
+    return {(Committer, "is_certain"): yes}
+
+
+def _last_of_its_stage_goes() -> Patches:
+    return {(Departures, "_is_spare"): yes}
+
+
+def _moves_amid_a_step() -> Patches:
+    original: Method = Coordinator._received
+
+    def received(self: Coordinator, event: Any, now: float) -> Any:
+        return [*original(self, event, now), *(self._move(now) if isinstance(event.message, Move) else [])]
+
+    return {(Coordinator, "_received"): received}
+
+
+def _moves_the_last() -> Patches:
+    def problem(*_: Any) -> str:
+        return ""
+
+    return {(Moves, "_problem"): problem}
+
+
+def _moves_nowhere() -> Patches:
+    return {(Roster, "want"): nothing}
+
+
+def _moves_without_fence() -> Patches:
+    original: Method = Coordinator._relocate
+
+    def relocate(self: Coordinator, relocation: Any, reason: str, now: float) -> Any:
+        return [
+            c for c in original(self, relocation, reason, now) if not isinstance(getattr(c, "message", None), Fence)
+        ]
+
+    def received(self: Coordinator, event: Any, now: float) -> Any:
+        return [c for c in known(self, event, now) if not isinstance(getattr(c, "message", None), Fence)]
+
+    known: Method = Coordinator._received
+    return {(Coordinator, "_relocate"): relocate, (Coordinator, "_received"): received}
+
+
 # -- the commit ----------------------------------------------------------------------------------------
 
 
@@ -265,6 +313,12 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "never-lost": Mutant("nothing is ever admitted again", _never_lost),
     "all-anew-after-restart": Mutant("a trainer that takes a run up admits all of it (R9)", _all_anew_after_restart),
+    "leaver-goes-before-its-commit": Mutant("who leaves is let go with what it has counted", _goes_before_its_commit),
+    "last-of-its-stage-goes": Mutant("who leaves is let go though nobody else has its state", _last_of_its_stage_goes),
+    "moves-amid-a-step": Mutant("a worker is moved that has counted something (R3)", _moves_amid_a_step),
+    "moves-the-last": Mutant("the last worker of a stage is moved", _moves_the_last),
+    "moves-nowhere": Mutant("where a worker was moved to is forgotten", _moves_nowhere),
+    "moves-without-fence": Mutant("whoever is moved does not hear of it (R3)", _moves_without_fence),
     "commit-unchecked": Mutant("a round opens without looking at the ledgers", _commit_unchecked),
     "round-used-again": Mutant("the number of an aborted round is used again (R5)", _round_used_again),
     "commit-before-log": Mutant("a commit is told before it is in the log (R6)", _commit_before_log),

@@ -10,6 +10,7 @@ from typing import Any
 
 from brokers.backlog import Backlog
 from brokers.entries import Entry, Worker
+from stages.departure import Departure
 from stages.donor import Donor
 from stages.jobs import HeldJob, Jobs
 from stages.loader import Loader
@@ -19,7 +20,7 @@ from stages.tasks import Adopt, Export
 from stages.voids import Voids
 from stages.work import Work
 from stages.worker import WorkerMachine
-from zswarm.ids import Branch, Step
+from zswarm.ids import Branch, Leaving, Step
 from zswarm.membership import Membership
 from zswarm.messages import Job, Load, View
 from zswarm.outbox import Outbox
@@ -134,9 +135,9 @@ def _adopts_too_early() -> Patches:
 
     def received(self: Loader, *args: Any) -> Any:
         commands = original(self, *args)
-        if commands and not self.is_adopting and self._place > 0:
-            self._place = len(self._places)
-            self._resend_at_s = None
+        if commands and not self.is_adopting and self._num_left == 1:
+            self._num_left = 0
+            self._lanes.clear()
             return [*commands[:1], Adopt()]
         return commands
 
@@ -165,6 +166,15 @@ def _does_not_clean_up() -> Patches:
     return {(WorkerMachine, "_begin_new_life"): begin_new_life}
 
 
+def _leaver_takes_jobs() -> Patches:
+    def phase(self: Departure, *, is_idle: bool) -> Leaving:
+        if not self.is_asked:
+            return Leaving.NO
+        return Leaving.IDLE if is_idle else Leaving.DRAINING
+
+    return {(Departure, "begins"): no, (Departure, "phase"): phase}
+
+
 MUTANTS: dict[str, Mutant] = {
     "outputs-once": Mutant("a worker's output is sent once", _outputs_once),
     "worker-counts-twice": Mutant("a worker knows neither finished jobs nor its ledger (R1)", _counts_twice),
@@ -182,6 +192,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "adopts-too-early": Mutant("a worker takes over a state of which half has come", _adopts_too_early),
     "pulls-once": Mutant("a Pull is sent once", _pulls_once),
+    "leaver-takes-jobs": Mutant("who leaves goes on taking jobs, and is let go between two", _leaver_takes_jobs),
     "does-not-clean-up": Mutant("a new life sends on what the last one owed", _does_not_clean_up),
     "views-of-a-dead-trainer": Mutant(
         "a view of the next generation is old if its number is", _generation_without_view

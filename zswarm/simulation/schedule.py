@@ -7,13 +7,13 @@ once hides what a run with two of them finds.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Any
 
 from zswarm.ids import Generation, RunId, Session
 from zswarm.limits import MAX_FAILED_WORKERS, STUCK_FIRST_S
-from zswarm.simulation.faults import LASTS_S, Fault, Strike, draw_strikes
+from zswarm.simulation.faults import LASTS_S, ON_PURPOSE, Fault, Strike, by_time, draw_strikes
 from zswarm.simulation.network import Weather
 from zswarm.simulation.poison import Poison
 from zswarm.simulation.symbolic import Pace
@@ -141,10 +141,33 @@ def _learning_rate(step: int) -> float:
 
 
 def make_schedule(seed: int) -> Schedule:
-    """Draw a schedule."""
+    """Draw a schedule; in some of them processes come and go on purpose, besides everything else."""
+    return _with_purpose(_accident(seed), Random(f"purpose {seed}"))
+
+
+def _with_purpose(schedule: Schedule, random: Random) -> Schedule:
+    """Draw what somebody asks for; where nothing strikes otherwise jobs take longer, or it would all be over before."""
+    asked = random.choice((0.0, 0.0, 0.5))
+    faults = frozenset(fault for fault in Fault if fault in ON_PURPOSE and random.random() < asked)
+    strikes = draw_strikes(faults, random)
+    if not strikes:
+        return schedule
+    forward_s = schedule.pace.forward_s if schedule.strikes else random.choice((0.02, 0.05, 0.1))
+    return replace(
+        schedule,
+        faults=schedule.faults | faults,
+        strikes=by_time((*schedule.strikes, *strikes)),
+        pace=replace(schedule.pace, forward_s=forward_s),
+        drains=False,
+        calm_from_s=CALM_FROM_S,
+    )
+
+
+def _accident(seed: int) -> Schedule:
+    """Draw a schedule in which everything that happens is an accident."""
     random = Random(f"schedule {seed}")
     faults = _faults(random)
-    strikes = draw_strikes(faults, random)
+    strikes = by_time(draw_strikes(faults, random))
     microbatches = random.choice((1, 2, 3, 3, 4, 4, 5, 6, 8, 16))
     tight, late = Fault.TIGHT_BROKERS in faults, Fault.LATE_PROCESSES in faults
     stages = random.choice((1, 2, 2, 2, 3) if strikes else (1, 2, 2, 2, 3, 4))
@@ -182,7 +205,8 @@ def make_schedule(seed: int) -> Schedule:
 def _faults(random: Random) -> frozenset[Fault]:
     """Draw a subset: of the weather and of the strikes each as many as it happens, now and then none of one sort."""
     some, struck = random.choice((0.0, 0.15, 0.35, 0.6)), random.choice((0.0, 0.1, 0.1, 0.2, 0.4))
-    return frozenset(fault for fault in Fault if random.random() < (struck if fault in LASTS_S else some))
+    accidents = [fault for fault in Fault if fault not in ON_PURPOSE]
+    return frozenset(fault for fault in accidents if random.random() < (struck if fault in LASTS_S else some))
 
 
 def _poisons(

@@ -16,8 +16,19 @@ from typing import Any
 
 from brokers.machine import BrokerMachine
 from stages.worker import WorkerMachine
+from zswarm.ids import Stage
 from zswarm.machine import Received, Send
-from zswarm.simulation.faults import AFTER, AFTER_RECORD, AFTER_SENDS, AMID_SENDS, BEFORE_RECORD, ON, Fault, Strike
+from zswarm.simulation.faults import (
+    AFTER,
+    AFTER_RECORD,
+    AFTER_SENDS,
+    AMID_SENDS,
+    BEFORE_RECORD,
+    ON,
+    ON_PURPOSE,
+    Fault,
+    Strike,
+)
 from zswarm.simulation.lives import Lives, is_worker
 from zswarm.simulation.network import Network
 from zswarm.simulation.nodes import Node
@@ -28,6 +39,11 @@ Later = Callable[[float, Callable[[], None]], None]
 """Let something happen at a time."""
 SLOWEST = 40.0
 LEAST_SENDS = 3
+LOOKS_AGAIN_S = 0.5
+"""Until whoever starts processes again looks again whether one has left."""
+IMPATIENT_ONE_IN = 4
+"""How often somebody asks a second time, and then it goes at once."""
+IMPATIENT_S = 0.4
 
 
 class Strikes:
@@ -38,6 +54,7 @@ class Strikes:
         self.armed: list[Strike] = []
         """Those that wait for somebody to come to their hook."""
         self._calm_from_s = schedule.calm_from_s
+        self._num_stages = schedule.num_stages
         self._lives = lives
         self._network = network
         self._later = later
@@ -68,6 +85,8 @@ class Strikes:
             if strike.hook == hook and _is_meant(strike, node):
                 self.armed.remove(strike)
                 self.hit(strike, node, now_s)
+                if strike.fault in ON_PURPOSE:
+                    return False
                 if node.frozen_at_s is not None:
                     node.held.append((now_s, event))
                 return True
@@ -83,7 +102,7 @@ class Strikes:
         return None
 
     def _place(self, strike: Strike, node: Node, commands: list[Any]) -> int | None:
-        if not _is_meant(strike, node):
+        if not _is_meant(strike, node) or strike.fault in ON_PURPOSE:
             return None
         if strike.hook in (AMID_SENDS, AFTER_SENDS):
             sends = [place for place, command in enumerate(commands) if type(command) is Send]
@@ -99,9 +118,11 @@ class Strikes:
         return None
 
     def hit(self, strike: Strike, node: Node, now_s: float) -> None:
-        """Kill or freeze one process."""
+        """Kill or freeze one process, or ask it to leave."""
         self.counters[f"{strike.fault.value} at a hook"] += 1
-        if strike.fault is Fault.FREEZE:
+        if strike.fault in ON_PURPOSE:
+            self._ask_to_leave([node], strike, now_s)
+        elif strike.fault is Fault.FREEZE:
             self._freeze(node, self._ends_at_s(strike, now_s))
         else:
             self._kill([node], strike, now_s)
@@ -139,6 +160,12 @@ class Strikes:
                 self._slow_down(random, _one(random, workers), self._ends_at_s(strike, now_s))
             case Fault.RESET:
                 self._reset(random, _one(random, up))
+            case Fault.LEAVE_WORKER:
+                self._ask_to_leave(_one(random, workers), strike, now_s)
+            case Fault.LEAVE_BROKER:
+                self._ask_to_leave(_one(random, brokers), strike, now_s)
+            case Fault.MOVE:
+                self._move(random, _one(random, workers))
 
     def _kill(self, nodes: list[Node], strike: Strike, now_s: float) -> None:
         """Kill them at once, and start each of them again, the last one when the strike is over."""
@@ -149,6 +176,27 @@ class Strikes:
                 self.counters[strike.fault.value] += 1
                 at_s = ends_at_s if place == 0 else random.uniform(now_s, ends_at_s)
                 self._later(at_s, partial(self._lives.start_again, node))
+
+    def _ask_to_leave(self, nodes: list[Node], strike: Strike, now_s: float) -> None:
+        """Ask for it, some a second time, and start each again once it has left, not before the strike is over."""
+        for node in nodes:
+            self.counters[strike.fault.value] += 1
+            self._lives.ask_to_leave(node, node.life)
+            if strike.salt % IMPATIENT_ONE_IN == 0:
+                self._later(now_s + IMPATIENT_S, partial(self._lives.ask_to_leave, node, node.life))
+            ends_at_s = self._ends_at_s(strike, now_s)
+            self._later(ends_at_s, partial(self._come_back, node, node.life, ends_at_s))
+
+    def _move(self, random: Random, nodes: list[Node]) -> None:
+        """Order one worker to any stage, mostly another one."""
+        for node in nodes:
+            self.counters[Fault.MOVE.value] += 1
+            self._lives.order_move(node, Stage(random.randrange(self._num_stages)))
+
+    def _come_back(self, node: Node, life: int, now_s: float) -> None:
+        if not self._lives.come_back(node, life):
+            next_s = now_s + LOOKS_AGAIN_S
+            self._later(next_s, partial(self._come_back, node, life, next_s))
 
     def _freeze(self, node: Node, until_s: float) -> None:
         if self._lives.freeze(node):
@@ -230,9 +278,9 @@ def _is_meant(strike: Strike, node: Node) -> bool:
     match strike.fault:
         case Fault.KILL_TRAINER:
             return node.number == 0
-        case Fault.KILL_WORKER:
+        case Fault.KILL_WORKER | Fault.LEAVE_WORKER:
             return is_worker(node)
-        case Fault.KILL_BROKER:
+        case Fault.KILL_BROKER | Fault.LEAVE_BROKER:
             return node.number > 0 and not is_worker(node)
         case _:
             return node.frozen_at_s is None

@@ -34,6 +34,11 @@ def no(*_: Any, **__: Any) -> bool:
     return False
 
 
+def yes(*_: Any, **__: Any) -> bool:
+    """Say yes."""
+    return True
+
+
 class Forgetful(set[Any]):
     """A set that remembers nothing."""
 

@@ -51,6 +51,10 @@ class Archive:
         """Is everything of a checkpoint here, and on its way to the disk?"""
         return self._sealing is not None
 
+    def needs(self, donor: Session) -> bool:
+        """Does the checkpoint that is in work still need the copy that this worker keeps?"""
+        return self._collection is not None and self._collection.needs(donor)
+
     def is_due(self, step: Step) -> bool:
         """Shall copies of the state of `step` be kept?"""
         every = self._settings.checkpoint_every

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zswarm import limits
-from zswarm.ids import Role, Session, Stage, StatePart, Version
+from zswarm.ids import Leaving, Role, Session, Stage, StatePart, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
@@ -85,6 +85,11 @@ class Collection:
                 return session
         return None
 
+    def needs(self, donor: Session) -> bool:
+        """Does nobody else have what is still to be fetched from this worker?"""
+        stages = [stage for stage, session in (self._donors or {}).items() if session == donor]
+        return any(self._cursors[stage].file < self._cursors[stage].end for stage in stages)
+
     def ask(self) -> list[Send]:
         """Ask for what is missing, of those who hold it by now; to be called every heartbeat."""
         sends = []
@@ -110,6 +115,7 @@ class Collection:
         for worker in able:
             if worker.session == wanted:
                 return worker
+        able = [worker for worker in able if worker.leaving is Leaving.NO] or able
         return able[0] if able and self._donors is None else None
 
     def _pull(self, donor: Record, cursor: Cursor) -> Send:

@@ -16,14 +16,14 @@ again by others. Once all have prepared, its contribution is in the result that 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zswarm import ledger
 from zswarm.clipping import clip_scale
 from zswarm.errors import RunFailed
-from zswarm.ids import Branch, Role, Round, Session, Stage, Step, Version
+from zswarm.ids import Branch, Leaving, Role, Round, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Abort, Commit, Prepare, Prepared
@@ -139,6 +139,13 @@ class Committer:
             and (worker.prepared == commit.round)
         )
 
+    def is_certain(self, worker: Record) -> bool:
+        """Is what a worker has counted in a commit, or nothing at all, and does no round wait for it?"""
+        opened = self._rounds.get(worker.stage)
+        if opened is not None and worker.session in opened.ledgers:
+            return False
+        return worker.version != self.version or not worker.ledger
+
     def is_conflict(self, worker: Record) -> bool:
         """Has a worker counted what another one has counted too? A bug, if it ever has."""
         version = self.version
@@ -165,6 +172,11 @@ class Committer:
             if (w.is_ready and w.version == self.version) or self.awaits_commit(w)
         ]
         ledgers = {w.session: w.ledger if w.version == self.version else 0 for w in workers}
+        if any(w.leaving is Leaving.NO for w in workers):
+            # Whoever leaves and has counted nothing need not wait for it, nor it for him.
+            goes = {w.session for w in workers if w.leaving is not Leaving.NO and not ledgers[w.session]}
+            workers = [w for w in workers if w.session not in goes]
+            ledgers = {w.session: ledgers[w.session] for w in workers}
         assert sum(bitmap.bit_count() for bitmap in ledgers.values()) == self._settings.num_microbatches
         self._num_rounds += 1
         number = Round((int(self._header["generation"]) << 32) + self._num_rounds)
@@ -255,10 +267,13 @@ class Committer:
 
     # -- the decision --------------------------------------------------------------------------------
 
-    def decide(self, *, with_snapshot: bool = False) -> tuple[Decision, list[Send | Append]] | None:
+    def decide(
+        self, *, with_snapshot: bool = False, going: Collection[Session] = ()
+    ) -> tuple[Decision, list[Send | Append]] | None:
         """Commit the step if every stage is prepared: the decision, and what makes it true.
 
-        With `with_snapshot` one live participant of each stage is asked to keep a copy of the new state.
+        With `with_snapshot` one live participant of each stage is asked to keep a copy of the new state, if possible
+        none that leaves or is among those `going` elsewhere.
         """
         if not self.is_reducing:
             return None
@@ -268,7 +283,7 @@ class Committer:
         decision = self._decision(ready)
         self._commits = {opened.stage: self._commit(opened, decision) for opened in ready}
         participants = list(self._participants(ready))
-        self.donors = {worker.stage: worker.session for worker in reversed(participants)} if with_snapshot else {}
+        self.donors = _donors(participants, going) if with_snapshot else {}
         append = Append(record=self._record(ready, decision), durable=True)
         self.step = Step(self.step + 1)
         self._rounds = {}
@@ -337,3 +352,15 @@ class Committer:
                 for opened in rounds
             ],
         }
+
+
+def _donors(participants: list[Record], going: Collection[Session]) -> dict[Stage, Session]:
+    """Return the first participant of each stage, of those who stay there if there are any."""
+
+    def goes(worker: Record) -> bool:
+        return worker.leaving is not Leaving.NO or worker.session in going
+
+    donors: dict[Stage, Session] = {}
+    for worker in sorted(participants, key=goes):
+        donors.setdefault(worker.stage, worker.session)
+    return donors

@@ -15,19 +15,19 @@ workers where their state is and goes back to a checkpoint where nobody has it (
 checkpoints (`archive`). It holds no parameters and is off the data path but for token ids and losses.
 
 Repeated until true: Welcome to every Register, View to whoever has an older one, Fence to whatever a session
-says that is not in the roster, Void, Restore, Prepare, Commit, Pull, Attach, Stop. What it must not forget is
+says that is not in the roster, Void, Restore, Prepare, Commit, Pull, Attach, Stop. Whoever asks to leave is let go when
+that loses nothing (`departures`), workers are moved between two steps (`moves`). What it must not forget is
 in the log before anybody is told: sessions, commits, rollbacks, and that a generation has begun.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from enum import Enum
 from typing import TypeVar
 
-from zswarm import limits
 from zswarm.errors import INTERRUPTED, RunFailed
-from zswarm.ids import TRAINER, Microbatch, NodeId, Role, Session, Stage, Step
+from zswarm.ids import TRAINER, Role, Session, Stage, Step
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Header
 from zswarm.messages import (
@@ -39,6 +39,7 @@ from zswarm.messages import (
     Fence,
     Load,
     Message,
+    Move,
     Nack,
     Prepared,
     Pull,
@@ -52,7 +53,18 @@ from zswarm.outbox import Outbox
 from zswarm.trainer.admission import Admission
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.commit import Committer
+from zswarm.trainer.departures import DRAINED, Departures
+from zswarm.trainer.failures import Failures
 from zswarm.trainer.judgement import Judge
+from zswarm.trainer.log_lines import leave_record, start_record
+from zswarm.trainer.moves import Moves, Relocation, move_record
+from zswarm.trainer.phases import (
+    ALERT_HEARTBEATS,
+    CLOSING_HEARTBEATS,
+    PING_HEARTBEATS,
+    STOP_HEARTBEATS,
+    Phase,
+)
 from zswarm.trainer.reception import Reception, join_record
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
@@ -78,28 +90,9 @@ from zswarm.wiring import Random
 Event = Received | Tick | Sampled | Interrupted | Unreachable | Sealed | WasRead
 Command = Send | Sample | Append | Store | Seal | Forsake | Read | StepDone | EvaluationDone | Exit
 
-PING_HEARTBEATS = 0.5
-"""Between two messages to everybody, so that a lost connection is noticed; every other time the rest is repeated."""
-ALERT_HEARTBEATS = 8.0
-"""How long every report is looked at after a loss: until what it has cost is noticed, voided and on its way."""
-STOP_HEARTBEATS = 0.25
-"""Between two repetitions of Stop while the run is closing."""
-CLOSING_HEARTBEATS = 1.0
-"""How long the end waits for processes to say that they have stopped."""
-
-
 SIGNS_OF_LIFE = (WorkerHeartbeat, BrokerHeartbeat, Failure, Stop)
 """What comes over the link that the trainer answers on: who is heard only as a broker of stage 0 may never hear it."""
 Heartbeat = TypeVar("Heartbeat", WorkerHeartbeat, BrokerHeartbeat)
-
-
-class Phase(Enum):
-    """See the picture."""
-
-    GATHERING = "gathering"
-    TRAINING = "training"
-    COLLECTING = "collecting"
-    CLOSING = "closing"
 
 
 class Coordinator:
@@ -116,8 +109,11 @@ class Coordinator:
         self.judge = Judge(self.roster, num_stages=settings.num_stages, heartbeat_s=settings.heartbeat_s)
         self.archive = Archive(settings, self.roster, self._header)
         self.restorer = Restorer(self.roster, self.committer, self._header, heartbeat_s=settings.heartbeat_s)
-        self._failures: dict[tuple[Stage, Microbatch], dict[Session, NodeId]] = {}
-        """Of this step: the sessions that have failed at a microbatch, each of which ended with that, and their nodes."""
+        self.departures = Departures(
+            self.roster, self.committer, self.restorer, self.archive, heartbeat_s=settings.heartbeat_s
+        )
+        self.moves = Moves(self.roster, self.committer, self.archive, self._header, steps=settings.steps)
+        self._failures = Failures(self.roster, self.committer, workers_per_stage=settings.workers_per_stage)
         self._is_stirred = True
         """Something has happened that may leave a worker without its state or a microbatch without anybody."""
         self._alert_until_s = float("-inf")
@@ -190,23 +186,14 @@ class Coordinator:
         if recovered is not None:
             for member in recovered.members:
                 self.roster.take_over(member, now)
+            for node, place in recovered.moves.items():
+                self.roster.want(node, *place)
             self.supply.take_up()
             if self.committer.version > (0, 0):
                 self.phase = Phase.TRAINING
             self.roster.note_loss(now)
             self._alert(now)
-        start = {
-            "event": "start",
-            "run": f"{settings.run:016x}",
-            "generation": settings.generation,
-            "stages": settings.num_stages,
-            "split": list(settings.layers_per_stage),
-            "workers": [settings.workers_per_stage] * settings.num_stages,
-            "brokers": [settings.brokers_per_stage] * settings.num_stages,
-            "steps": settings.steps,
-            "num_microbatches": settings.num_microbatches,
-        }
-        records = [Append(record=start, durable=True)]
+        records = [Append(record=start_record(settings), durable=True)]
         if (found := settings.checkpoint) is not None and (recovered is None or recovered.checkpoint != found):
             # It was complete before the log could say so.
             record = {"event": "checkpoint", "branch": found[0], "step": found[1]}
@@ -225,13 +212,15 @@ class Coordinator:
             self.phase = Phase.TRAINING
         if self.phase is Phase.TRAINING:
             commands += self.committer.consider()
-            commands += self._commit()
+            commands += self._commit(now)
             if self._is_stirred or now < self._alert_until_s:
                 commands += self.supply.look(now)
             commands += [*self.supply.replay(), *self.supply.admit(now)]
             if self.committer.step == settings.steps and self.admission.is_evaluated(self.committer.step):
                 self.phase = Phase.COLLECTING
                 commands += self.archive.begin(self.committer.version, None)
+        if not self.departures.are_none:
+            commands += self._let_go(now)
         if self.phase is Phase.COLLECTING and self.archive.newest == self.committer.version:
             return commands + self._close(Exit(code=0, text="all steps are done"), now)
         if self._is_stirred or now < self._alert_until_s:
@@ -249,6 +238,8 @@ class Coordinator:
         message = event.message
         if isinstance(message, Register):
             return self._register(message, event, now)
+        if isinstance(message, Move) and message.run in (0, self._settings.run):
+            return [self.moves.answer(message, event.peer, refusal=self._refusal)]
         if message.run != self._settings.run:
             return []
         record = self.roster.records.get(message.session)
@@ -264,28 +255,30 @@ class Coordinator:
                 record.peer, record.gone_at_s = event.peer, None
                 message = self._of_this_generation(message)
                 record.note(message, now)
+                self.departures.note(record)
                 return self._answer(record, message.view)
             case Prepared() if self._exit is None:
                 return [*self.committer.prepared(message)]
             case Evaluated() if self._exit is None:
                 return [*self.supply.evaluated(message, event.peer, now)]
             case Ack():
-                return [*self.outbox.acknowledge(message, now)]
+                return self._answered(self.outbox.acknowledge(message, now))
             case Nack():
-                return [*self.outbox.refuse(message, now)]
+                return self._answered(self.outbox.refuse(message, now))
             case Credit():
-                return [*self.outbox.update_room(message.session, message.room, now)]
+                return self._answered(self.outbox.update_room(message.session, message.room, now))
             case State():
                 return [*self.archive.received(message, Load(parcel=message.parcel, frames=event.frames))]
             case Pull():
                 return [*self.archive.pulled(message, event.peer, self.committer.version)]
             case Failure() if self._exit is None:
-                return self._failed(record, message)
+                self._failures.note(record, message)
+                return []
             case Reject() if self._exit is None:
                 return self._give_up(record.session, f"it takes no part: {message.text}", now)
             case Stop():
                 if self._exit is None:
-                    return self._give_up(record.session, "it has left", now)
+                    return self._give_up(record.session, None, now)
                 record.has_left = True
                 return []
             case _:
@@ -315,6 +308,7 @@ class Coordinator:
         before = (record.is_ready, record.version) if record.report else None
         if not record.note(message, now) or self._exit is not None:
             return commands
+        self.departures.note(record)
         self._is_stirred |= (record.is_ready, record.version) != before
         if record.is_ready:
             self.committer.check_replica(record)
@@ -324,6 +318,10 @@ class Coordinator:
         if record.stage == 0 and record.version == self.committer.version:
             self.admission.counted(record.version[1], record.ledger)
         return commands
+
+    def _answered(self, sends: list[Send]) -> list[Command]:
+        """A broker of stage 0 has said something of what is on its way to it."""
+        return [*sends, *(self.supply.farewells() if self.outbox.closing else [])]
 
     def _of_this_generation(self, message: Heartbeat) -> Heartbeat:
         """A view of an earlier generation is none of ours, whatever its number."""
@@ -340,10 +338,11 @@ class Coordinator:
 
     # -- steps ---------------------------------------------------------------------------------------
 
-    def _commit(self) -> list[Command]:
+    def _commit(self, now: float) -> list[Command]:
         if not self.committer.is_reducing or not self.admission.is_evaluated(self.committer.step):
             return []
-        decided = self.committer.decide(with_snapshot=self.archive.is_due(Step(self.committer.step + 1)))
+        is_due = self.archive.is_due(Step(self.committer.step + 1))
+        decided = self.committer.decide(with_snapshot=is_due, going=self.moves.waiting)
         if decided is None:
             return []
         decision, commands = decided
@@ -361,29 +360,12 @@ class Coordinator:
         taken: list[Command] = []
         if self.committer.donors:
             taken += self.archive.begin(self.committer.version, self.committer.donors)
-        return [*commands, done, *taken]
+        return [*commands, done, *taken, *self._move(now)]
 
     def _resolve_conflict(self, worker: Record, now: float) -> list[Command]:
         """Two live workers have counted the same microbatch. The rules make that impossible; this is the second wall."""
         self.supply.replays.demand(worker.ledger)
         return self._give_up(worker.session, "it has counted what another worker has counted", now)
-
-    def _failed(self, record: Record, message: Failure) -> list[Command]:
-        where = f"stage {message.stage}" + (f", {message.layer}" if message.layer else "")
-        error = RunFailed(f"{record.node} ({where}): {message.text}")
-        if message.microbatch is None:
-            raise error
-        if record.version != self.committer.version:
-            return []
-        failed = self._failures.setdefault((record.stage, message.microbatch), {})
-        failed[record.session] = record.node
-        num_workers = max(len(self.roster.of(Role.WORKER, record.stage)), self._settings.workers_per_stage)
-        if (
-            len(set(failed.values())) >= min(limits.MAX_FAILED_WORKERS, num_workers)
-            or len(failed) >= limits.MAX_FAILURES
-        ):
-            raise error
-        return []
 
     # -- coming and going ----------------------------------------------------------------------------
 
@@ -399,21 +381,49 @@ class Coordinator:
                 commands += self._give_up(session, reason, now)
         return commands
 
-    def _give_up(self, session: Session, reason: str, now: float) -> list[Command]:
-        """Take a process out of the swarm: whatever it has counted and not prepared is void."""
+    def _let_go(self, now: float) -> list[Command]:
+        """Let those leave who lose nothing by it; see to it that no stage is left by all."""
+        commands: list[Command] = []
+        for session in self.departures.due():
+            commands += self._give_up(session, DRAINED, now)
+        if self.phase is Phase.TRAINING:
+            for relocation in self.departures.successors(now):
+                reason = f"moved to stage {relocation.stage}, whose last {relocation.record.role.value} leaves"
+                commands += self._relocate(relocation, reason, now)
+        return commands
+
+    def move(self, orders: Iterable[tuple[Session, Stage]]) -> list[str]:
+        """Move workers when the step is committed: for each the reason why that cannot be, "" if it can."""
+        return [self._refusal or self.moves.order(session, stage) for session, stage in orders]
+
+    @property
+    def _refusal(self) -> str:
+        """Return why nobody can be moved now, "" if it can be."""
+        return "" if self.phase is Phase.TRAINING else f"the run is {self.phase.value}"
+
+    def _move(self, now: float) -> list[Command]:
+        """A step is committed, and nobody has counted anything of the next one: the moment to move workers."""
+        commands: list[Command] = []
+        for relocation in self.moves.due():
+            if relocation.problem:
+                commands.append(Append(record=move_record(relocation)))
+            else:
+                commands += self._relocate(relocation, f"moved to stage {relocation.stage}", now)
+        return commands
+
+    def _relocate(self, relocation: Relocation, reason: str, now: float) -> list[Command]:
+        self.roster.want(relocation.record.node, relocation.record.role, relocation.stage)
+        move = Append(record=move_record(relocation))
+        return [move, *self._give_up(relocation.record.session, reason, now)]
+
+    def _give_up(self, session: Session, reason: str | None, now: float) -> list[Command]:
+        """Take a process out of the swarm: whatever it has counted and not prepared is void. No reason: it goes itself."""
         record = self.roster.remove(session, now)
         aborts = self.committer.given_up(record)
         lost = record.ledger if record.version == self.committer.version else 0
-        leave = {
-            "event": "leave",
-            "node": record.node,
-            "role": record.role.value,
-            "session": session,
-            "stage": record.stage,
-            "reason": reason,
-            "lost": (lost & ~self.committer.covered(record.stage)).bit_count(),
-            "silent_s": round(now - record.heard_at_s, 3),
-        }
+        num_lost = (lost & ~self.committer.covered(record.stage)).bit_count()
+        reason = reason or self.departures.farewell(record, num_lost=num_lost)
+        leave = leave_record(record, reason, num_lost=num_lost, now=now)
         self._is_stirred = True
         self._alert(now)
         fence = Send(peer=record.peer, message=Fence(**self._header, fenced=session))
@@ -429,8 +439,7 @@ class Coordinator:
         return [*self.restorer.orders(now, checkpoint_step=checkpoint_step)]
 
     def _roll_back(self, stage: Stage, now: float) -> list[Command]:
-        step = self.archive.step or Step(0)
-        before = self.committer.step
+        step, before = self.archive.step or Step(0), self.committer.step
         abandoned = self.archive.roll_back()
         self.committer.roll_back(step)
         record = {
@@ -463,9 +472,8 @@ class Coordinator:
         return [Send(peer=r.peer, message=stop) for r in self.roster.records.values() if not r.has_left]
 
     def _leave_if_alone(self, now: float) -> list[Command]:
-        assert self._exit is not None
         alone = all(record.has_left for record in self.roster.records.values())
-        return [self._exit] if alone or now >= self._close_at_s else []
+        return [self._exit] if self._exit is not None and (alone or now >= self._close_at_s) else []
 
     # -- what is repeated ----------------------------------------------------------------------------
 

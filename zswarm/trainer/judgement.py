@@ -99,7 +99,7 @@ class Judge:
                 self._lacking_since_s.pop((role, stage), None)
                 continue
             since_s = self._lacking_since_s.setdefault((role, stage), now)
-            richest = max(pools.values(), key=len)
+            richest = max((self._roster.staying(role, each) for each in pools), key=len)
             if now - since_s >= limits.EMPTY_STAGE_HEARTBEATS * self._heartbeat_s and len(richest) > 1:
                 self._lacking_since_s[role, stage] = now
                 return richest[-1].session, f"stage {stage} has no {role.value} left: it is needed there"

@@ -55,6 +55,8 @@ class Recovered:
     members: tuple[RecoveredMember, ...]
     commit: RecoveredCommit | None
     """None before the first commit and right after a rollback."""
+    moves: dict[NodeId, tuple[Role, Stage]] = field(default_factory=dict)
+    """Processes that were moved and have not joined since, and where they shall be."""
     held_out: dict[Step, float] = field(default_factory=dict)
     """Held-out losses that are known, by step."""
     checkpoint: Version | None = None
@@ -121,6 +123,13 @@ class _Leave(events.Event):
     session: events.U64
 
 
+class _Move(events.Event):
+    node: str
+    session: events.U64
+    to: events.StageIndex
+    problem: str | None = None
+
+
 class _Commit(events.Event):
     branch: events.U64
     step: events.U64
@@ -170,6 +179,7 @@ class _Reader:
         self._sessions: set[int] = set()
         """All that were ever issued."""
         self._members: dict[int, RecoveredMember] = {}
+        self._moves: dict[NodeId, tuple[Role, Stage]] = {}
         self._branch, self._step = Branch(0), Step(0)
         self._commit: RecoveredCommit | None = None
         self._losses: list[float] = []
@@ -191,6 +201,7 @@ class _Reader:
             step=self._step,
             members=tuple(self._members.values()),
             commit=self._commit,
+            moves=self._moves,
             held_out=self._held_out,
             losses=tuple(self._losses),
             rollbacks=tuple(self._rollbacks),
@@ -211,6 +222,8 @@ class _Reader:
                 self._join(_checked(_Join, record))
             case "leave":
                 self._leave(_checked(_Leave, record))
+            case "move":
+                self._move(_checked(_Move, record))
             case "commit":
                 self._committed(_checked(_Commit, record))
             case "evaluation":
@@ -224,6 +237,7 @@ class _Reader:
                 # Every process of that life was told to end; a code is always there but in the oldest logs.
                 self._exit_code = _checked(_Finish, record).code or 0
                 self._members.clear()
+                self._moves.clear()
         time_s = record.get("time_s")
         if isinstance(time_s, int | float):
             self._time_s = max(self._time_s, float(time_s))
@@ -244,6 +258,7 @@ class _Reader:
         if join.session in self._sessions:
             raise ValueError(f"session {join.session} joins a second time")
         self._sessions.add(join.session)
+        self._moves.pop(NodeId(join.node), None)
         self._members[join.session] = RecoveredMember(
             session=Session(join.session),
             node=NodeId(join.node),
@@ -257,6 +272,11 @@ class _Reader:
         if leave.session not in self._sessions:
             raise ValueError(f"session {leave.session} leaves and has not joined")
         self._members.pop(leave.session, None)
+
+    def _move(self, move: _Move) -> None:
+        member = self._members.get(move.session)
+        if move.problem is None and member is not None:
+            self._moves[member.node] = (member.role, Stage(move.to))
 
     def _committed(self, commit: _Commit) -> None:
         if self._run is None:

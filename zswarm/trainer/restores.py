@@ -1,7 +1,7 @@
 """How workers get the parameters of the present step, and when nobody can give them any more.
 
 A worker that is not ready at the present step, and does not only lack the last Commit, is told where to
-get its stage's state: from a worker of its stage that is ready, from the trainer's checkpoint where that
+get its stage's state: from workers of its stage that are ready, from the trainer's checkpoint where that
 is of this step, or, at step 0, from nobody: fresh parameters are made, not given.
 
     a stage   HELD: somebody is ready, or lacks only the last Commit, or may still be found to (silent since
@@ -11,16 +11,18 @@ is of this step, or, at step 0, from nobody: fresh parameters are made, not give
 
 from __future__ import annotations
 
+from collections import Counter
+
 from zswarm import limits
-from zswarm.ids import TRAINER, Address, Role, Session, Stage, Step, Version
+from zswarm.ids import TRAINER, Address, Leaving, Role, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
-from zswarm.messages import Restore
+from zswarm.messages import Restore, Source
 from zswarm.trainer.commit import Committer
 from zswarm.trainer.roster import Record, Roster
 
-Order = tuple[Version, Session]
-"""The version to get, and from whom."""
+Order = tuple[Version, tuple[Session, ...]]
+"""The version to get, and from whom, those first who were named first."""
 
 
 class Restorer:
@@ -44,21 +46,35 @@ class Restorer:
             if (worker.is_ready and worker.version == version) or not self._needs_state(worker):
                 self._orders.pop(worker.session, None)
                 continue
-            donor = self._donor(worker, version, checkpoint_step)
-            if donor is None:
+            donors = self._donors(worker, version, checkpoint_step)
+            if not donors:
                 continue
-            order = (version, donor.session if isinstance(donor, Record) else TRAINER)
+            order = (version, donors)
             is_news = self._orders.get(worker.session) != order
             if is_news or now - self._told_at_s[worker.session] >= self._heartbeat_s:
                 self._orders[worker.session], self._told_at_s[worker.session] = order, now
-                sends.append(Send(peer=worker.peer, message=self._restore(order, donor)))
+                sends.append(Send(peer=worker.peer, message=self._restore(order)))
         self._forget_departed()
         return sends
 
-    def _restore(self, order: Order, donor: Record | Session) -> Restore:
-        (branch, step), session = order
-        address = donor.addresses[0] if isinstance(donor, Record) else Address("")
-        return Restore(**self._header, branch=branch, step=step, donor=session, address=address)
+    def gives(self, donor: Session) -> bool:
+        """Is somebody getting his state from this worker, and has it not yet?"""
+        takers = [self._roster.records.get(taker) for taker, order in self._orders.items() if donor in order[1]]
+        return any(taker is not None and not self._holds(taker) for taker in takers)
+
+    def _restore(self, order: Order) -> Restore:
+        (branch, step), (first, *others) = order
+        return Restore(
+            **self._header,
+            branch=branch,
+            step=step,
+            donor=first,
+            address=self._address(first),
+            others=tuple(Source(donor=session, address=self._address(session)) for session in others),
+        )
+
+    def _address(self, donor: Session) -> Address:
+        return self._roster.records[donor].addresses[0] if donor != TRAINER else Address("")
 
     def _forget_departed(self) -> None:
         for session in [session for session in self._told_at_s if session not in self._roster.records]:
@@ -66,25 +82,30 @@ class Restorer:
             del self._told_at_s[session]
 
     def _needs_state(self, worker: Record) -> bool:
-        """Not one that has never reported to this generation: it is still being built, or silent."""
-        return worker.report > 0 and not (self._holds(worker) or self._committer.awaits_commit(worker))
+        """Not one that has never reported to this generation: it is still being built, or silent. Nor one that leaves."""
+        is_in_need = worker.report > 0 and worker.leaving is Leaving.NO
+        return is_in_need and not (self._holds(worker) or self._committer.awaits_commit(worker))
 
     def _holds(self, worker: Record) -> bool:
         return worker.is_ready and worker.version == self._committer.version
 
-    def _donor(self, taker: Record, version: Version, checkpoint_step: Step | None) -> Record | Session | None:
+    def _donors(self, taker: Record, version: Version, checkpoint_step: Step | None) -> tuple[Session, ...]:
+        """Return those who were named before and still have it, and then who gives to the fewest."""
         if version[1] == 0:
-            return TRAINER
+            return (TRAINER,)
         able = [w for w in self._roster.of(Role.WORKER, taker.stage) if self._holds(w)]
+        able = [worker for worker in able if worker.leaving is Leaving.NO] or able
+        if not able:
+            return (TRAINER,) if checkpoint_step == version[1] else ()
         before = self._orders.get(taker.session)
-        if before is not None and before[0] == version:
-            for worker in able:
-                if worker.session == before[1]:
-                    return worker
-        if able:
-            load = [sum(order[1] == worker.session for order in self._orders.values()) for worker in able]
-            return able[load.index(min(load))]
-        return TRAINER if checkpoint_step == version[1] else None
+        named = before[1] if before is not None and before[0] == version else ()
+        load = Counter(donor for _, donors in self._orders.values() for donor in donors)
+
+        def rank(worker: Record) -> tuple[int, int]:
+            session = worker.session
+            return (named.index(session), 0) if session in named else (len(named), load[session])
+
+        return tuple(worker.session for worker in sorted(able, key=rank)[: limits.MAX_DONORS])
 
     # -- stages without state ------------------------------------------------------------------------
 

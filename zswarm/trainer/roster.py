@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zswarm import ledger, limits
-from zswarm.ids import Address, Attempt, Branch, NodeId, Peer, Role, Round, Session, Stage, Step, Version
+from zswarm.ids import Address, Attempt, Branch, Leaving, NodeId, Peer, Role, Round, Session, Stage, Step, Version
 from zswarm.messages import BrokerHeartbeat, Member, Register, WorkerHeartbeat
 from zswarm.trainer.recovery import RecoveredMember
 
@@ -52,6 +52,7 @@ class Record:
     busy_s: float = 0.0
     job_s: float = 0.0
     parameter_digest: int = 0
+    leaving: Leaving = Leaving.NO
     sent_bytes: int = 0
 
     @property
@@ -68,6 +69,7 @@ class Record:
         self.reported_view = message.view
         self.version = (message.branch, message.step)
         self.voided, self.accused = message.voided, message.accused
+        self.leaving = message.leaving
         if isinstance(message, BrokerHeartbeat):
             self.pending, self.ahead = ledger.from_bytes(message.active), ledger.from_bytes(message.ahead)
             return True
@@ -87,6 +89,8 @@ class Roster:
         self._by_node: dict[NodeId, Session] = {}
         self._ended: dict[NodeId, deque[int]] = {}
         """The nonces of lives that have ended; the node of which one has ended last comes last."""
+        self._wanted: dict[NodeId, tuple[Role, Stage]] = {}
+        """Where the next life of a process shall be; the one that was moved last comes last."""
         self._places: dict[tuple[Role, Stage], tuple[Record, ...]] = {}
         self.records: dict[Session, Record] = {}
         self.view = 1
@@ -193,27 +197,45 @@ class Roster:
         """Something may have been lost: the reports that count are those that know the present view."""
         self.lost_view, self.lost_at_s = self.view, now
 
+    def want(self, node: NodeId, role: Role, stage: Stage) -> None:
+        """Let the next life of a process be of this stage."""
+        self._wanted.pop(node, None)
+        self._wanted[node] = (role, stage)
+        if len(self._wanted) > limits.MAX_ENDED_NODES:
+            del self._wanted[next(iter(self._wanted))]
+
+    def num_wanted(self, stage: Stage) -> int:
+        """Return how many workers are on their way to a stage."""
+        return sum(place == (Role.WORKER, stage) for place in self._wanted.values())
+
     def _stage_for(self, message: Register) -> Stage:
-        """A new process goes where the fewest are; one that comes back, where it was, unless others are there and
-        nobody elsewhere."""
+        """Where it was moved to, if it was and there is room; else a new process goes where the fewest are who stay; one that comes back, where it was, unless others are there
+        and nobody elsewhere."""
+        role, wanted = self._wanted.pop(message.node, (None, Stage(0)))
+        if role is message.role and len(self.of(role, wanted)) < limits.MAX_PARTICIPANTS:
+            return wanted
         emptiest = self._emptiest_stage(message.role)
         if message.stage is None or message.stage >= self._num_stages:
             return emptiest
-        is_needed = self.of(message.role, emptiest) or not self.of(message.role, message.stage)
+        is_needed = self.staying(message.role, emptiest) or not self.staying(message.role, message.stage)
         return message.stage if is_needed else emptiest
 
     def _emptiest_stage(self, role: Role) -> Stage:
-        counts = [len(self.of(role, Stage(stage))) for stage in range(self._num_stages)]
+        counts = [len(self.staying(role, Stage(stage))) for stage in range(self._num_stages)]
         return Stage(counts.index(min(counts)))
 
     def is_full(self, role: Role) -> bool:
         """Is there no room for one more, neither in a stage nor in a view?"""
-        least = len(self.of(role, self._emptiest_stage(role)))
+        least = min(len(self.of(role, Stage(stage))) for stage in range(self._num_stages))
         return least >= limits.MAX_PARTICIPANTS or len(self.records) >= limits.MAX_MEMBERS
 
     def of(self, role: Role, stage: Stage) -> tuple[Record, ...]:
         """Return the processes of a role in a stage, sorted by session."""
         return self._places.get((role, stage), ())
+
+    def staying(self, role: Role, stage: Stage) -> tuple[Record, ...]:
+        """Return those of them that have not been asked to leave."""
+        return tuple(record for record in self.of(role, stage) if record.leaving is Leaving.NO)
 
     def workers(self) -> Iterator[Record]:
         """Yield all workers, sorted by session."""
@@ -230,8 +252,8 @@ class Roster:
         They need not be dealt evenly: some may have come back to their places after others had filled these.
         """
         stages = [Stage(stage) for stage in range(self._num_stages)]
-        ready = [sum(w.is_ready for w in self.of(Role.WORKER, stage)) for stage in stages]
-        present = [len(self.of(Role.BROKER, stage)) for stage in stages]
+        ready = [sum(w.is_ready for w in self.staying(Role.WORKER, stage)) for stage in stages]
+        present = [len(self.staying(Role.BROKER, stage)) for stage in stages]
         is_enough = sum(ready) >= workers * len(stages) and sum(present) >= brokers * len(stages)
         return is_enough and min(ready) > 0 and min(present) > 0
 

@@ -269,7 +269,7 @@ def _of_split(recovered: Recovered | None, layers_per_stage: tuple[int, ...]) ->
     """Return what can be gone on with: if layers are dealt to stages anew, nobody has what his stage needs."""
     if recovered is None or recovered.split == layers_per_stage:
         return recovered
-    return replace(recovered, members=(), commit=None)
+    return replace(recovered, members=(), commit=None, moves={})
 
 
 def _usable_checkpoint(checkpoints: Checkpoints, recovered: Recovered) -> Version | None:

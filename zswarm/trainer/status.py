@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from zswarm.ids import Role
 from zswarm.machine import Health
-from zswarm.trainer.coordinator import Coordinator, Phase
+from zswarm.trainer.coordinator import Coordinator
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.settings import CoordinatorSettings
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from zswarm import ledger, limits
-from zswarm.ids import TRAINER, Branch, Direction, Peer, Purpose, Role, Stage, Step
+from zswarm.ids import TRAINER, Branch, Direction, Peer, Purpose, Role, Session, Stage, Step
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Ack, Attach, Evaluated, Forward, key_fields
@@ -17,7 +17,7 @@ from zswarm.outbox import Outbox
 from zswarm.trainer.admission import Admission
 from zswarm.trainer.commit import Committer
 from zswarm.trainer.replays import Replay, Replays, first_attempt
-from zswarm.trainer.roster import Roster
+from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import Append, CoordinatorSettings, EvaluationDone, Sample, Sampled
 from zswarm.wiring import Random, make_wiring
 
@@ -51,6 +51,8 @@ class Supply:
         self.replays.begin(committer.version)
         self._is_crowded = False
         """Something of this step waited for room at the last heartbeat."""
+        self._told_done: set[Session] = set()
+        """Brokers that close and have heard that nothing comes any more."""
         self._held_back: list[Replay] = []
         """What was recalled of the next step, until nothing of this one waits any more."""
 
@@ -64,12 +66,27 @@ class Supply:
         addresses = {broker.session: broker.addresses[1] for broker in brokers}
         self.outbox.set_brokers(addresses)
         self.outbox.forget_brokers({TRAINER, *addresses})
+        self._told_done.intersection_update(addresses)
         return [*self.attach(), *self.outbox.flush(now)]
 
     def attach(self) -> list[Send]:
-        """Tell the brokers of stage 0 our return address; to be repeated with every heartbeat."""
+        """Tell the brokers of stage 0 our return address, and whether they get nothing any more; to be repeated with every heartbeat."""
         brokers = self._roster.of(Role.BROKER, Stage(0))
-        return [Send(peer=broker.addresses[1], message=Attach(**self._header)) for broker in brokers]
+        return [self._attach(broker, is_done=self.outbox.is_done_with(broker.session)) for broker in brokers]
+
+    def _attach(self, broker: Record, *, is_done: bool) -> Send:
+        if is_done:
+            self._told_done.add(broker.session)
+        return Send(peer=broker.addresses[1], message=Attach(**self._header, is_done=is_done))
+
+    def farewells(self) -> list[Send]:
+        """Tell a broker that closes, as soon as it is so, that nothing comes any more."""
+        brokers = [self._roster.records.get(session) for session in sorted(self.outbox.closing - self._told_done)]
+        return [
+            self._attach(broker, is_done=True)
+            for broker in brokers
+            if broker is not None and self.outbox.is_done_with(broker.session)
+        ]
 
     def admit(self, now: float) -> list[Command]:
         """Let in what there is room for; nothing of the next step where this one lacks room."""

@@ -1,0 +1,190 @@
+"""Workers are moved to other stages: only in the moment of a commit, never the last, and the log says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.letters import move, of_type
+from tests.trainer.swarm import FULL, Trainer, records, to, written
+from tests.trainer.test_departures import commit, left
+from zswarm import limits
+from zswarm.ids import Leaving, Role, Session, Stage
+from zswarm.messages import Commit, Fence, Moved, View, Welcome
+from zswarm.trainer.moves import Moves
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    """Two workers of stage 0 (sessions 1 and 5, nodes w0 and w2), one of stage 1 (2, w1), a broker of each (3, 4)."""
+    trainer = Trainer(steps=5)
+    trainer.gather()
+    trainer.join("w2")
+    trainer.report(5)
+    return trainer
+
+
+def ordered(trainer: Trainer, node: str, stage: int, **of: Any) -> tuple[bool, str]:
+    """Order a worker to be moved; returns the answer."""
+    commands = trainer.get(move(node, stage, **of), peer="sim://operator")
+    (answer,) = of_type(commands, Moved)
+    assert to(commands, Moved) == ["sim://operator"]
+    assert (answer.node, answer.stage) == (node, stage)
+    return answer.is_accepted, answer.text
+
+
+def moves(commands: list[Any]) -> list[tuple[str, int, int, str | None]]:
+    """Return node, from, to and problem of everybody who was moved."""
+    found = [record for record in written(commands) if record["event"] == "move"]
+    return [(record["node"], record["stage"], record["to"], record.get("problem")) for record in found]
+
+
+def test_a_worker_is_moved_with_the_next_commit_and_loses_nothing(trainer):
+    assert ordered(trainer, "w2", 1) == (True, "w2 goes to stage 1 when step 0 is committed")
+    trainer.report(5, 0b0011)
+    assert records(trainer.live(2.0)) == [], "not before"
+    commands = commit(trainer, {1: 0b1100, 5: 0b0011, 2: FULL})
+    assert records(commands)[-2:] == ["move", "leave"]
+    assert moves(commands) == [("w2", 0, 1, None)]
+    assert left(commands) == [(5, "moved to stage 1", 0)]
+    assert to(commands, Commit) == ["sim://1", "sim://5", "sim://2"]
+    assert to(commands, Fence) == ["sim://5"]
+    assert of_type(commands, View)
+    (welcome,) = of_type(trainer.join("w2", nonce=2, stage=0), Welcome)
+    assert (welcome.yours, welcome.stage) == (6, 1)
+
+
+def test_the_wish_is_for_one_life(trainer):
+    ordered(trainer, "w2", 1)
+    commit(trainer, {1: FULL, 5: 0, 2: FULL})
+    trainer.join("w2", nonce=2, stage=0)
+    (welcome,) = of_type(trainer.join("w2", nonce=3, stage=0), Welcome)
+    assert welcome.stage == 0
+
+
+def test_an_order_may_come_twice_and_the_last_one_holds(trainer):
+    trainer = Trainer(steps=5, layers_per_stage=(1, 1, 1), unit_bytes=(100,) * 3)
+    for index in range(4):
+        trainer.join(f"w{index}")
+    for index in range(3):
+        trainer.join(f"b{index}", Role.BROKER)
+    for session in range(1, 8):
+        trainer.report(session, stage=trainer.machine.roster.records[Session(session)].stage)
+    assert ordered(trainer, "w3", 1) == ordered(trainer, "w3", 1)
+    assert ordered(trainer, "w3", 2)[0]
+    assert trainer.machine.moves.waiting == {4}
+    commands = commit(trainer, {1: FULL, 4: 0, 2: FULL, 3: FULL})
+    assert moves(commands) == [("w3", 0, 2, None)]
+
+
+@pytest.mark.parametrize(
+    ("node", "stage", "reason"),
+    [
+        ("w9", 1, "there is no w9 in the swarm"),
+        ("b0", 1, "b0 is a broker: only workers are moved"),
+        ("w2", 2, "there is no stage 2: the last is 1"),
+        ("w2", 0, "w2 is in stage 0"),
+        ("w1", 0, "w1 is the last worker of stage 1 that has its state"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(trainer, node, stage, reason):
+    assert ordered(trainer, node, stage) == (False, reason)
+    assert moves(commit(trainer, {1: FULL, 5: 0, 2: FULL})) == []
+
+
+def test_whoever_leaves_is_not_moved(trainer):
+    trainer.report(5, leaving=Leaving.DRAINING)
+    assert ordered(trainer, "w2", 1) == (False, "w2 leaves")
+    assert ordered(trainer, "w0", 1) == (False, "w0 is the last worker of stage 0 that has its state")
+
+
+def test_of_two_workers_of_a_stage_one_may_go(trainer):
+    assert ordered(trainer, "w2", 1)[0]
+    assert ordered(trainer, "w0", 1) == (False, "w0 is the last worker of stage 0 that has its state")
+
+
+def test_a_worker_without_its_state_does_not_count_as_one_who_stays(trainer):
+    trainer.report(5, ready=False)
+    assert ordered(trainer, "w0", 1) == (False, "w0 is the last worker of stage 0 that has its state")
+
+
+def test_a_full_stage_takes_nobody(trainer, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_PARTICIPANTS", 2)
+    trainer.join("w3")
+    assert ordered(trainer, "w2", 1) == (False, "stage 1 has all the workers that it can have")
+
+
+def test_what_is_not_possible_any_more_is_not_done_and_the_log_says_why(trainer):
+    ordered(trainer, "w2", 1)
+    trainer.dies(1)
+    commands = commit(trainer, {5: FULL, 2: FULL})
+    problem = "w2 is the last worker of stage 0 that has its state"
+    assert moves(commands) == [("w2", 0, 1, problem)]
+    assert left(commands) == []
+    assert moves(commit(trainer, {5: FULL, 2: FULL}, step=1)) == [], "it is not tried again"
+
+
+def test_whoever_has_died_meanwhile_is_moved_no_more(trainer):
+    ordered(trainer, "w2", 1)
+    trainer.dies(5)
+    assert moves(commit(trainer, {1: FULL, 2: FULL})) == []
+
+
+def test_before_the_run_begins_and_in_its_last_step_nobody_is_moved(trainer):
+    gathering = Trainer(workers_per_stage=2)
+    gathering.enroll()
+    gathering.join("w2")
+    assert ordered(gathering, "w2", 1) == (False, "the run is gathering")
+    for step in range(4):
+        commit(trainer, {1: FULL, 5: 0, 2: FULL}, step=step)
+        for session in (1, 5, 2):
+            trainer.report(session, step=step + 1)
+    assert ordered(trainer, "w2", 1) == (False, "the run is in its last step")
+
+
+def test_an_order_for_another_run_is_of_no_account(trainer):
+    assert of_type(trainer.get(move("w2", 1, run=8), peer="sim://operator"), Moved) == []
+    assert ordered(trainer, "w2", 1, run=7)[0]
+
+
+def test_whoever_keeps_a_copy_for_a_checkpoint_goes_after_it(trainer):
+    """Another keeps it if there is one; a copy that is being fetched already is waited for."""
+    trainer = Trainer(checkpoint_every=1, steps=5)
+    trainer.gather()
+    trainer.join("w2")
+    trainer.report(5)
+    commit(trainer, {1: FULL, 5: 0, 2: FULL})
+    for session in (1, 5, 2):
+        trainer.report(session, step=1)
+    assert trainer.machine.committer.donors[Stage(0)] == 1
+    assert ordered(trainer, "w0", 1)[0]
+    assert moves(commit(trainer, {1: FULL, 5: 0, 2: FULL}, step=1)) == []
+    for session in (1, 5, 2):
+        trainer.report(session, step=2)
+    trainer.live(1.0)
+    for part in (0, 1):
+        trainer.machine.archive.abandon(f"part {part}")
+    assert moves(commit(trainer, {1: FULL, 5: 0, 2: FULL}, step=2)) == [("w0", 0, 1, None)]
+    assert trainer.machine.committer.donors[Stage(0)] == 5
+
+
+def test_a_planner_moves_several_at_once(trainer):
+    trainer.join("w3")
+    trainer.report(6)
+    assert trainer.machine.move([(Session(5), Stage(1)), (Session(6), Stage(0)), (Session(99), Stage(0))]) == [
+        "",
+        "",
+        "session 99 has left",
+    ]
+    commands = commit(trainer, {1: FULL, 5: 0, 2: FULL, 6: 0})
+    assert moves(commands) == [("w2", 0, 1, None), ("w3", 1, 0, None)]
+
+
+def test_a_trainer_that_takes_the_run_up_knows_who_was_moved(trainer):
+    ordered(trainer, "w2", 1)
+    commit(trainer, {1: FULL, 5: 0, 2: FULL})
+    after = trainer.again(steps=5)
+    (welcome,) = of_type(after.join("w2", nonce=2, stage=0), Welcome)
+    assert welcome.stage == 1
+    assert isinstance(after.machine.moves, Moves)

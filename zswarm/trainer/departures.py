@@ -1,0 +1,120 @@
+"""Who has asked to leave, when it may go without a loss, and who takes over from the last of a stage.
+
+    a worker   DRAINING --no job, no output--> IDLE --its count is certain, its state is not needed--> out: "drained"
+    a broker   DRAINING --home to nothing, and nothing on its way--> IDLE --> out: "drained"
+
+What an idle worker has counted is certain when it has counted nothing, or the step is committed. Its state is not needed when another worker of the stage holds it, or will, and nobody is getting it from
+this one. Until then it waits, within the time that it gives itself; then it says Stop, and what it had counted is done
+again. Where everybody of a stage and role leaves, a process of a stage with several is sent there at once: no step
+can be completed before, so that to wait for the end of one would be in vain. What it had counted is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zswarm import limits
+from zswarm.ids import Leaving, Role, Session, Stage
+from zswarm.trainer.archive import Archive
+from zswarm.trainer.commit import Committer
+from zswarm.trainer.moves import Relocation
+from zswarm.trainer.restores import Restorer
+from zswarm.trainer.roster import Record, Roster
+
+DRAINED = "drained"
+
+
+class Departures:
+    """See the module."""
+
+    def __init__(
+        self, roster: Roster, committer: Committer, restorer: Restorer, archive: Archive, *, heartbeat_s: float
+    ) -> None:
+        self._roster = roster
+        self._committer = committer
+        self._restorer = restorer
+        self._archive = archive
+        self._patience_s = limits.EMPTY_STAGE_HEARTBEATS * heartbeat_s
+        self._asked: set[Session] = set()
+        self._sent_at_s: dict[tuple[Role, Stage], float] = {}
+        """When somebody was last sent to a place that everybody leaves."""
+
+    def note(self, record: Record) -> None:
+        """Take in a report."""
+        if record.leaving is not Leaving.NO:
+            self._asked.add(record.session)
+
+    @property
+    def are_none(self) -> bool:
+        """Does nobody leave?"""
+        return not self._asked
+
+    def due(self) -> Iterator[Session]:
+        """Yield who may go now; whoever is yielded is to be taken out before the next is asked for."""
+        self._asked.intersection_update(self._roster.records)
+        for session in sorted(self._asked):
+            if self._may_go(self._roster.records[session]):
+                yield session
+
+    def _may_go(self, record: Record) -> bool:
+        if record.leaving is not Leaving.IDLE or record.role is Role.BROKER:
+            return record.leaving is Leaving.IDLE
+        if self._restorer.gives(record.session) or self._archive.needs(record.session):
+            return False
+        return self._committer.is_certain(record) and self._is_spare(record)
+
+    def _is_spare(self, worker: Record) -> bool:
+        """Is there somebody else to get the stage's state from, if this worker holds it?"""
+        committer = self._committer
+        if not (self._holds(worker) or committer.awaits_commit(worker)):
+            return True
+        if committer.step in (0, self._archive.step):
+            return True
+        others = [other for other in self._roster.of(Role.WORKER, worker.stage) if other is not worker]
+        return any(self._holds(other) or committer.awaits_commit(other) for other in others)
+
+    def _holds(self, worker: Record) -> bool:
+        return worker.is_ready and worker.version == self._committer.version
+
+    def farewell(self, record: Record, *, num_lost: int) -> str:
+        """Return the reason of a process that goes by itself, in words."""
+        if record.role is Role.BROKER:
+            num_active = (record.pending | record.ahead).bit_count()
+            return f"asked to leave, {_microbatches(num_active)} in its queue"
+        return f"asked to leave, {_microbatches(num_lost)} redone"
+
+    # -- who takes over ------------------------------------------------------------------------------
+
+    def successors(self, now: float) -> Iterator[Relocation]:
+        """Yield who is to take a place that everybody leaves."""
+        records = self._roster.records
+        for role, stage in sorted({(records[s].role, records[s].stage) for s in self._asked if s in records}):
+            if self._roster.staying(role, stage):
+                continue
+            if now - self._sent_at_s.get((role, stage), float("-inf")) < self._patience_s:
+                continue
+            if (chosen := self._spare_elsewhere(role, stage)) is not None:
+                self._sent_at_s[role, stage] = now
+                yield Relocation(record=chosen, stage=stage)
+
+    def _spare_elsewhere(self, role: Role, stage: Stage) -> Record | None:
+        """Of the stage with most of this role the one who has least to lose, the youngest of equals."""
+        pools = [self._able(role, Stage(other)) for other in range(self._committer.num_stages) if other != stage]
+        richest = max(pools, key=len, default=())
+        if len(richest) < 2:
+            return None
+        version = self._committer.version
+
+        def loses(record: Record) -> int:
+            counted = record.ledger if role is Role.WORKER else record.pending | record.ahead
+            return counted.bit_count() if record.version == version else 0
+
+        return min(reversed(richest), key=loses)
+
+    def _able(self, role: Role, stage: Stage) -> tuple[Record, ...]:
+        staying = self._roster.staying(role, stage)
+        return staying if role is Role.BROKER else tuple(worker for worker in staying if self._holds(worker))
+
+
+def _microbatches(count: int) -> str:
+    return f"{count} microbatch{'' if count == 1 else 'es'}"

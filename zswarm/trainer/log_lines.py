@@ -1,0 +1,37 @@
+"""Lines of the log that the coordinator writes of the run and of who leaves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zswarm.trainer.roster import Record
+from zswarm.trainer.settings import CoordinatorSettings
+
+
+def start_record(settings: CoordinatorSettings) -> dict[str, Any]:
+    """Return the line that says that a generation has begun, and of which run."""
+    return {
+        "event": "start",
+        "run": f"{settings.run:016x}",
+        "generation": settings.generation,
+        "stages": settings.num_stages,
+        "split": list(settings.layers_per_stage),
+        "workers": [settings.workers_per_stage] * settings.num_stages,
+        "brokers": [settings.brokers_per_stage] * settings.num_stages,
+        "steps": settings.steps,
+        "num_microbatches": settings.num_microbatches,
+    }
+
+
+def leave_record(record: Record, reason: str, *, num_lost: int, now: float) -> dict[str, Any]:
+    """Return the line that says who is out, why, and how many microbatches are to be done again for that."""
+    return {
+        "event": "leave",
+        "node": record.node,
+        "role": record.role.value,
+        "session": record.session,
+        "stage": record.stage,
+        "reason": reason,
+        "lost": num_lost,
+        "silent_s": round(now - record.heard_at_s, 3),
+    }

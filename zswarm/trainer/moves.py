@@ -1,0 +1,131 @@
+r"""Moving workers to other stages between two steps: by hand, or as a planner has it.
+
+    ordered --no: why not-->   --yes--> WAITING --a step is committed--> fenced; its next life is of the other stage
+                                                \-- it has left, or it is not possible any more: the log says why
+
+A worker is moved in the moment of a commit, before anybody has heard of that: then it has counted nothing of the step that
+begins, so that nothing is lost. It gives up its session like whoever is given up, and gets its new stage's state like
+whoever joins. Never the last worker of a stage that has its state, nor more than a stage can have, nor whoever keeps a
+copy that a checkpoint is made from: that one waits for another commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zswarm import limits
+from zswarm.ids import NodeId, Peer, Role, Session, Stage
+from zswarm.machine import Send
+from zswarm.membership import Header
+from zswarm.messages import Move, Moved
+from zswarm.trainer.archive import Archive
+from zswarm.trainer.commit import Committer
+from zswarm.trainer.roster import Record, Roster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relocation:
+    """A worker that is to go to another stage now; with a problem it does not, after all."""
+
+    record: Record
+    stage: Stage
+    problem: str = ""
+
+
+class Moves:
+    """See the module."""
+
+    def __init__(self, roster: Roster, committer: Committer, archive: Archive, header: Header, *, steps: int) -> None:
+        self._roster = roster
+        self._committer = committer
+        self._archive = archive
+        self._header = header
+        self._steps = steps
+        self._waiting: dict[Session, Stage] = {}
+
+    def answer(self, wanted: Move, peer: Peer, *, refusal: str) -> Send:
+        """Answer somebody who wants a worker to be moved by hand; `refusal` says why nobody is now, if that is so."""
+        node, stage = wanted.node, wanted.stage
+        problem = refusal or self._order_node(node, stage)
+        text = problem or f"{node} goes to stage {stage} when step {self._committer.step} is committed"
+        return Send(
+            peer=peer,
+            message=Moved(
+                **self._header,
+                node=node,
+                stage=stage,
+                is_accepted=not problem,
+                text=text[: limits.MAX_TEXT_CHARS],
+            ),
+        )
+
+    def _order_node(self, node: NodeId, stage: Stage) -> str:
+        record = self._roster.life_of(node)
+        return self.order(record.session, stage) if record is not None else f"there is no {node} in the swarm"
+
+    def order(self, session: Session, stage: Stage) -> str:
+        """Move a worker at the next commit; returns why that cannot be, "" if it can. Ordered again, the last one holds."""
+        record = self._roster.records.get(session)
+        if record is None:
+            return f"session {session} has left"
+        if self._committer.step + 1 >= self._steps:
+            return "the run is in its last step"
+        self._waiting.pop(session, None)
+        problem = self._problem(record, stage)
+        if not problem:
+            self._waiting[session] = stage
+        return problem
+
+    @property
+    def waiting(self) -> frozenset[Session]:
+        """Those that are to be moved."""
+        return frozenset(self._waiting)
+
+    def due(self) -> Iterator[Relocation]:
+        """Yield who is to be moved now that a step is committed; whoever is yielded is out before the next is asked for."""
+        if self._committer.step >= self._steps:
+            self._waiting.clear()
+        for session, stage in list(self._waiting.items()):
+            record = self._roster.records.get(session)
+            if record is not None and self._archive.needs(session):
+                continue
+            del self._waiting[session]
+            if record is not None:
+                yield Relocation(record=record, stage=stage, problem=self._problem(record, stage))
+
+    def _problem(self, record: Record, stage: Stage) -> str:
+        if record.role is not Role.WORKER:
+            return f"{record.node} is a {record.role.value}: only workers are moved"
+        if stage >= self._committer.num_stages:
+            return f"there is no stage {stage}: the last is {self._committer.num_stages - 1}"
+        if record.stage == stage:
+            return f"{record.node} is in stage {stage}"
+        if record not in self._roster.staying(Role.WORKER, record.stage):
+            return f"{record.node} leaves"
+        coming = sum(to == stage for to in self._waiting.values()) + self._roster.num_wanted(stage)
+        if len(self._roster.of(Role.WORKER, stage)) + coming >= limits.MAX_PARTICIPANTS:
+            return f"stage {stage} has all the workers that it can have"
+        if not any(
+            self._will_stay(other) for other in self._roster.staying(Role.WORKER, record.stage) if other is not record
+        ):
+            return f"{record.node} is the last worker of stage {record.stage} that has its state"
+        return ""
+
+    def _will_stay(self, other: Record) -> bool:
+        """Has this worker the stage's state, or the result of the last commit, and is it not to be moved itself?"""
+        has_state = other.is_ready and other.version == self._committer.version
+        return (has_state or self._committer.awaits_commit(other)) and other.session not in self._waiting
+
+
+def move_record(of: Relocation) -> dict[str, Any]:
+    """Return the line of the log that says who goes where, or why not."""
+    record = {
+        "event": "move",
+        "node": of.record.node,
+        "session": of.record.session,
+        "stage": of.record.stage,
+        "to": of.stage,
+    }
+    return record | ({"problem": of.problem} if of.problem else {})
