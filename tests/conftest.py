@@ -1,8 +1,17 @@
-"""No test is held to a time: the machine may be busy with something else."""
+"""No test is held to a time: the machine may be busy with something else. None writes its log where another one did."""
 
 from __future__ import annotations
 
+import pytest
+import structlog
 from hypothesis import settings
 
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def _own_log():
+    """Forget where a test has had the log written: its captured stderr is closed by then."""
+    yield
+    structlog.reset_defaults()

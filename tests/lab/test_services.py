@@ -245,7 +245,7 @@ def test_stopping_is_a_farewell(machine, unit):
     assert time.monotonic() - begun_s < 10.0
     found = machine.show(unit)
     assert (found["ActiveState"], found["Result"], found["ExecMainStatus"]) == ("inactive", "success", "0")
-    assert machine.said(unit, "ended")[-1]["reason"] == "asked to"
+    assert machine.said(unit, "ended")[-1]["reason"] == "asked to leave"
 
 
 # -- installing and removing -------------------------------------------------------------------------

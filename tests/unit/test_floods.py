@@ -42,7 +42,7 @@ def _small_tables(monkeypatch):
 def test_sessions_that_attach_to_a_broker():
     """It kept a link for each for ever; those of its producers are never among the ones that go."""
     queue = broker()
-    queue.set_members((broker_at(40, 1), worker_at(PRODUCER, 0)), 0.0)
+    queue.set_members((broker_at(40, 1), worker_at(PRODUCER, 0)), (0, 0), 0.0)
     queue.attach(attach(PRODUCER), Link(b"11"), 0.0)
     for session in range(1000, 1000 + FLOOD):
         queue.attach(attach(session), Link(b"%d" % session), 0.0)

@@ -158,7 +158,7 @@ def test_the_default_place_follows_the_xdg_specification(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("option", "variable", "used"),
     [
-        ([], None, None),
+        ([], None, "zswarm/key"),
         (["--key"], None, "zswarm/key"),
         (["--key", "NAMED"], None, "named"),
         ([], "NAMED", "named"),

@@ -198,7 +198,7 @@ def test_sigterm_is_told_before_the_loop_hears_of_it(systemd):
     process = Process(systemd.address)
     with sigterm_as("leave", wake=lambda: None, overseer=process.notifier) as events:
         os.kill(os.getpid(), signal.SIGTERM)
-    assert events == ["leave"]
+    assert events() == ["leave"]
     assert systemd.heard() == [["STOPPING=1", "STATUS=stopping: asked to leave"]]
 
 
