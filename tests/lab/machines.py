@@ -277,6 +277,21 @@ class Lab:
         if answer != "ok":
             raise LabError(answer or "the keeper of the laboratory has ended")
 
+    def used_cpu_s(self) -> float:
+        """Return the processor time that all machines and the keeper have taken so far.
+
+        Raises:
+            LabError: the kernel does not count it.
+
+        """
+        try:
+            lines = (self._hierarchies["v2"] / self.name / "cpu.stat").read_text().splitlines()
+            keeper = Path(f"/proc/{self._keeper.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except (KeyError, OSError) as error:
+            raise LabError(f"no account of processor time: {error}") from None
+        ticks = int(keeper[11]) + int(keeper[12])
+        return int(dict(line.split() for line in lines)["usage_usec"]) / 1e6 + ticks / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         """Kill all processes on machines and take everything away."""
         keeper = self._keeper
