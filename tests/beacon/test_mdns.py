@@ -64,3 +64,30 @@ def test_an_advert_is_seen_by_another_process_of_the_network(multicast):
         multicast.advertise("lab ü 2", HOST, 4712, boot_nonce=7)
         assert bell.wait(10.0), "an advert on the same interface was not seen"
         assert Sighted(address="tcp://127.0.0.1:4712") in other.sightings()
+
+
+def test_an_advert_is_not_waited_for():
+    """A beacon was deaf until its advert was up, which took more than a second of `zswarm join`."""
+    try:
+        made = Multicast(KEY, host=HOST, wake=lambda: None)
+    except OSError as error:
+        pytest.skip(f"no multicast here: {error}")
+    may_go_on = threading.Event()
+    with made:
+        # Zeroconf's own thread is held up: nothing can be put up until we let it.
+        made._zeroconf.loop.call_soon_threadsafe(may_go_on.wait, 60.0)
+        made.advertise("lab2", HOST, 4713, boot_nonce=8)
+        assert not made._advertising.done()
+        may_go_on.set()
+        made._advertising.result(60.0)
+        assert [info.port for info in made._zeroconf.registry.async_get_service_infos()] == [4713]
+
+
+def test_an_advert_that_is_not_up_yet_is_given_up_at_the_end():
+    try:
+        made = Multicast(KEY, host=HOST, wake=lambda: None)
+    except OSError as error:
+        pytest.skip(f"no multicast here: {error}")
+    with made:
+        made.advertise("lab2", HOST, 4714, boot_nonce=9)
+    assert made._advertising.cancelled()

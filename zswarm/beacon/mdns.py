@@ -7,11 +7,13 @@ old advert that is played back leads to an address that does not answer.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import re
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Self
@@ -52,10 +54,15 @@ class Multicast:
         self.num_foreign = 0
         """Adverts that no holder of this key has made."""
         self._zeroconf = Zeroconf(interfaces=[host], ip_version=IPVersion.V4Only)
+        self._advertising: Future[None] | None = None
         self._browser = ServiceBrowser(self._zeroconf, SERVICE, handlers=[self._changed])
 
     def advertise(self, machine: str, host: str, port: int, *, boot_nonce: int) -> None:
-        """Put up an advert; the name is unique in the network, whatever machines are called."""
+        """Put up an advert; the name is unique in the network, whatever machines are called.
+
+        That takes more than a second, in which it is made sure that nobody else has this name. It is not waited for: we
+        are not to be deaf and dumb meanwhile.
+        """
         label = f"{_LABEL.sub('-', machine)[:40]}-{boot_nonce % 2**32:08x}"
         info = ServiceInfo(
             SERVICE,
@@ -65,9 +72,15 @@ class Multicast:
             properties={b"tag": advert_tag(self._key, host, port)},
             server=f"{label}.local.",
         )
+        loop = self._zeroconf.loop
+        assert loop is not None
+        self._advertising = asyncio.run_coroutine_threadsafe(self._put_up(info), loop)
+
+    async def _put_up(self, info: ServiceInfo) -> None:
+        """Put up an advert; in zeroconf's own thread."""
         with suppress(NonUniqueNameException):
             # Our own advert, of the same life, is there already.
-            self._zeroconf.register_service(info)
+            await (await self._zeroconf.async_register_service(info))
 
     def sightings(self) -> list[Sighted]:
         """Return the addresses that adverts have named since this was last asked."""
@@ -104,4 +117,6 @@ class Multicast:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._advertising is not None:
+            self._advertising.cancel()
         self._zeroconf.close()
