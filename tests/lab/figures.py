@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
+from tests.lab import churn as churn_
 from tests.lab import joining
+from tests.lab import shares as shares_
 from tests.lab.ground import LabError, why_not
 from tests.lab.swarm import Site, Strangers, site
 from zswarm.benchmarks.figures import Figure, claim, table_of
@@ -46,6 +48,31 @@ def join(*, json_file: Path | None, **options: Any) -> None:
     chosen = joining.JoinOptions(**options)
     title = f"a machine joins; {joining.RATE_MBIT:g} Mb/s, {joining.LATENCY_MS:g} ms, {joining.CORES:g} cores each"
     report(lambda site: joining.measure(site, chosen), title, json_file)
+
+
+@app.command()
+@click.option("--batch", "global_batch", type=COUNT, default=256, show_default=True, metavar="N", help="Global batch.")
+@click.option("--steps", type=COUNT, default=3, show_default=True, metavar="N", help="Measured of each run.")
+@seed_option
+@json_option
+def shares(*, json_file: Path | None, **options: Any) -> None:
+    """Measure unequal machines together, beside each alone."""
+    chosen = shares_.ShareOptions(**options)
+    title = f"machines of {' : '.join(f'{cores:g}' for cores in shares_.CORES)} cores, {shares_.RATE_MBIT:g} Mb/s"
+    report(lambda site: shares_.measure(site, chosen), title, json_file)
+
+
+@app.command()
+@click.option("--duration", "duration_s", type=SECONDS, default=600.0, show_default=True, metavar="S", help="Of churn.")
+@click.option("--every", "every_s", type=SECONDS, default=10.0, show_default=True, metavar="S", help="Between changes.")
+@click.option("--calm", "calm_s", type=SECONDS, default=60.0, show_default=True, metavar="S", help="Before it.")
+@seed_option
+@json_option
+def churn(*, json_file: Path | None, **options: Any) -> None:
+    """Measure what is left when machines come and go."""
+    chosen = churn_.ChurnOptions(**options)
+    title = f"{churn_.NUM_MACHINES} machines, {churn_.STAGES} stages, a change every {chosen.every_s:g} s"
+    report(lambda site: churn_.measure(site, chosen), title, json_file)
 
 
 def report(measure: Callable[[Site], Sequence[Figure]], title: str, json_file: Path | None) -> None:
