@@ -11,11 +11,16 @@ Fault or return is a toss of a coin where both are possible. The last machine th
 spared, as by `zswarm chaos --spare-last`: what its loss costs is how old the last checkpoint is, not how the swarm deals
 with churn.
 
-The model of what the live machines allow: their throughput without faults, as measured in the calm, times the mean over
-the time of churn of floor(live / 3) / 2. A worker computes one stage, so the slowest stage of the best possible placement
-has floor(live / 3) of its two workers. A machine is live from the moment at which it returns, so what it takes to start,
-to import torch, to be noticed and to get the parameters is the swarm's loss, not the model's. Beside it, without a
-target, the same with the placement as it was: the share of the stage with the fewest live workers that are in.
+The model of what the live machines allow: what one machine does alone, as the only worker of the same model in one
+stage, times six, times the mean over the time of churn of floor(live / 3) / 2. A worker computes one stage, so the
+slowest stage of the best possible placement has floor(live / 3) of its two workers. A machine is live from the moment
+at which it returns, so what it takes to start, to import torch, to be noticed and to get the parameters is the swarm's
+loss, not the model's; so is what the pipeline costs without any fault.
+
+To scale the rate without faults instead flatters: as far as that is bound by anything but processors (the end of a step,
+the filling of the pipeline, links), to lose a worker costs less than its share, and the ratio may exceed 1. It is
+printed without a target, as is the share that the placement as it was allowed: that of the stage with the fewest live
+workers that are in.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
+from typing import NamedTuple
 
 from tests.lab.machines import Machine
 from tests.lab.reckoning import Change, allowed_share, mean_of, placed_changes, samples_per_s
@@ -36,13 +42,16 @@ RATE_MBIT = 200.0
 CORES, TRAINER_CORES = 0.25, 0.2
 NUM_MACHINES, STAGES = 6, 3
 FULL = NUM_MACHINES // STAGES
-GLOBAL_BATCH, MICROBATCH, CHECKPOINT_EVERY = 32, 4, 50
+GLOBAL_BATCH, MICROBATCH, CHECKPOINT_EVERY = 128, 2, 50
+ALONE_BATCH, ALONE_STEPS = 64, 2
+"""A machine alone has no pipeline to fill; two steps after the first are half a minute each."""
 START_S = 240.0
 """Longest until all are in and the first step is done; far more than it takes."""
 LAST_STEP_S = 120.0
 """Longest that the commit after the last change may take."""
 CALM_STEPS = 5
-BY_ALLOWED, BY_PLACED = "samples/s / what live machines allow", "samples/s / what their placement allowed"
+BY_ALLOWED, CALM_BY_ALL = "in churn / what live machines allow", "without faults / what all machines allow"
+BY_CALM = "in churn / rate without faults, scaled"
 AT_LEAST = 0.90
 
 
@@ -72,6 +81,13 @@ class Event:
     at_s: float
     machine: str
     state: State
+
+
+class Span(NamedTuple):
+    """A time."""
+
+    begin_s: float
+    end_s: float
 
 
 class Fleet:
@@ -123,14 +139,24 @@ class Fleet:
         self.events.append(Event(at_s=time.monotonic(), machine=name, state=state))
 
 
-def choose(random: Random, *, live: Sequence[str], down: Sequence[str], spared: set[str]) -> tuple[str, State] | None:
-    """Draw what happens next: to whom, and what he is then; None if nothing can."""
-    victims = [name for name in live if name not in spared]
-    if down and (not victims or random.random() < 0.5):
-        return random.choice(down), State.LIVE
-    if not victims:
-        return None
-    return random.choice(victims), random.choice([State.KILLED, State.FROZEN, State.CUT])
+class Fates:
+    """Draws what happens next; the three faults come equally often, in a random order."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+        self._faults: list[State] = []
+
+    def draw(self, *, live: Sequence[str], down: Sequence[str], spared: set[str]) -> tuple[str, State] | None:
+        """Return who is to be struck or to return, and what he is then; None if nothing can happen."""
+        victims = [name for name in live if name not in spared]
+        if down and (not victims or self._random.random() < 0.5):
+            return self._random.choice(down), State.LIVE
+        if not victims:
+            return None
+        if not self._faults:
+            self._faults = [State.KILLED, State.FROZEN, State.CUT]
+            self._random.shuffle(self._faults)
+        return self._random.choice(victims), self._faults.pop()
 
 
 def measure(site: Site, options: ChurnOptions) -> list[Figure]:
@@ -143,6 +169,7 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
     """
     machines = [site.lab.machine(f"lab{index}", cores=CORES, rate_mbit=RATE_MBIT) for index in range(NUM_MACHINES)]
     trainer = site.lab.machine(TRAINER, cores=TRAINER_CORES, rate_mbit=RATE_MBIT)
+    alone_rate = _alone(site, trainer, machines[0], options.seed)
     shape = RunShape(
         stages=STAGES,
         global_batch=GLOBAL_BATCH,
@@ -153,12 +180,25 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
     run = site.train(trainer, "run", shape, workers=FULL)
     fleet = Fleet(site, machines)
     run.wait(lambda: run.history.of("commit"), what="the first step", within_s=START_S)
-    calm = _calm(run, options.calm_s)
+    calm_rate = _calm(run, options.calm_s)
     begun_s = time.monotonic()
     _churn(run, fleet, options)
     run.wait_for_steps(1, within_s=LAST_STEP_S)
     run.end()
-    return _figures(run, fleet, calm_rate=calm, begun_s=begun_s, end_s=begun_s + options.duration_s)
+    time_of_churn = Span(begun_s, begun_s + options.duration_s)
+    return _figures(run, fleet, time_of_churn, alone_rate=alone_rate, calm_rate=calm_rate)
+
+
+def _alone(site: Site, trainer: Machine, machine: Machine, seed: int) -> float:
+    """Return the rate of a machine that is the only one, with one worker as it has later."""
+    shape = RunShape(stages=1, global_batch=ALONE_BATCH, microbatch=MICROBATCH, seed=seed)
+    run = site.train(trainer, "alone", shape, workers=1)
+    joined = site.join(machine)
+    run.wait_for_steps(1 + ALONE_STEPS, within_s=START_S)
+    rate = samples_per_s(run.commits(), ALONE_BATCH)
+    run.end()
+    joined.interrupt()
+    return rate
 
 
 def _calm(run: Run, calm_s: float) -> float:
@@ -174,7 +214,7 @@ def _calm(run: Run, calm_s: float) -> float:
 
 def _churn(run: Run, fleet: Fleet, options: ChurnOptions) -> None:
     """Change something every `every_s`, for `duration_s`."""
-    random = Random(options.seed)
+    fates = Fates(options.seed)
     next_s = begun_s = time.monotonic()
     while next_s < begun_s + options.duration_s:
         run.wait(
@@ -182,7 +222,7 @@ def _churn(run: Run, fleet: Fleet, options: ChurnOptions) -> None:
         )
         fleet.check()
         down = fleet.of(live=False)
-        drawn = choose(random, live=fleet.of(live=True), down=down, spared=_spared(run, down))
+        drawn = fates.draw(live=fleet.of(live=True), down=down, spared=_spared(run, down))
         if drawn is not None:
             name, state = drawn
             if state is State.LIVE:
@@ -202,28 +242,32 @@ def _spared(run: Run, down: Sequence[str]) -> set[str]:
     return {node.split("-")[0] for node in run.history.last_of_their_stage(dead)}
 
 
-def _figures(run: Run, fleet: Fleet, *, calm_rate: float, begun_s: float, end_s: float) -> list[Figure]:
+def _figures(run: Run, fleet: Fleet, span: Span, *, alone_rate: float, calm_rate: float) -> list[Figure]:
     """Hold what was done in the time of churn, in whole steps, against what was possible in it."""
     commits = run.commits()
-    begin = max(commit.at_s for commit in commits if commit.at_s <= begun_s)
-    end = min(commit.at_s for commit in commits if commit.at_s >= end_s)
+    begin = max(commit.at_s for commit in commits if commit.at_s <= span.begin_s)
+    end = min(commit.at_s for commit in commits if commit.at_s >= span.end_s)
     rate = samples_per_s([commit for commit in commits if begin <= commit.at_s <= end], GLOBAL_BATCH)
     liveness = fleet.liveness()
     allowed = mean_of(_allowed(liveness, begin), begin_s=begin, end_s=end)
     placed = placed_changes(run.records(), liveness, num_stages=STAGES, full=FULL)
     as_placed = mean_of(placed, begin_s=begin, end_s=end)
     states = [event.state for event in fleet.events]
-    kinds = {state: float(states.count(state)) for state in State}
-    return [
-        Figure(name="samples/s without faults", values=[calm_rate]),
-        Figure(name="samples/s in churn", values=[rate]),
-        Figure(name="share that live machines allow", values=[allowed]),
-        Figure(name="share that their placement allowed", values=[as_placed]),
-        Figure(name=BY_ALLOWED, values=[rate / (calm_rate * allowed)], at_least=AT_LEAST),
-        Figure(name=BY_PLACED, values=[rate / (calm_rate * as_placed)]),
-        *(Figure(name=f"machines {'returned' if s is State.LIVE else s}", values=[n]) for s, n in kinds.items()),
-        Figure(name="steps voided by rollbacks", values=[float(len(run.history.of("commit")) - len(commits))]),
-    ]
+    all_rate = NUM_MACHINES * alone_rate
+    found = {
+        "samples/s of one machine alone": alone_rate,
+        "samples/s of all, without faults": calm_rate,
+        "samples/s in churn": rate,
+        "share that live machines allow": allowed,
+        "share that their placement allowed": as_placed,
+        BY_ALLOWED: rate / (all_rate * allowed),
+        CALM_BY_ALL: calm_rate / all_rate,
+        BY_CALM: rate / (calm_rate * allowed),
+        **{f"machines {'returned' if s is State.LIVE else s}": float(states.count(s)) for s in State},
+        "steps voided by rollbacks": float(len(run.history.of("commit")) - len(commits)),
+    }
+    aims = {BY_ALLOWED: AT_LEAST}
+    return [Figure(name=name, values=[value], at_least=aims.get(name)) for name, value in found.items()]
 
 
 def _allowed(liveness: Sequence[tuple[float, str, bool]], begin_s: float) -> list[Change]:
