@@ -86,37 +86,25 @@ def _settle(run: Run, before_s: float) -> None:
 
 def _observe(run: Run, newcomer: Spoken, before_s: float) -> dict[str, float]:
     """Wait until a newcomer has counted something; returns the values of one round."""
-    found: list[int] = []
+    sessions: dict[int, float] = {}
 
     def has_counted() -> bool:
         if newcomer.has_ended:
             raise RunFailed(f"{newcomer.machine.name} has ended:\n{newcomer.last_words()}")
-        found[:] = [session for _, session in _sessions(run, newcomer)]
-        return any(commit.sessions & set(found) for commit in run.commits()[-2:])
+        sessions.update(run.sessions_of(newcomer.machine, since_s=newcomer.begun_s))
+        return any(commit.sessions & sessions.keys() for commit in run.commits()[-2:])
 
     run.wait(has_counted, what=f"a microbatch counted by {newcomer.machine.name}", within_s=JOIN_S)
     seen_s = newcomer.said_after_s(": sees ")
     if seen_s is None:
         raise RunFailed(f"{newcomer.machine.name} has counted a microbatch, and has not said whom it sees")
-    (in_at_s, session), *others = _sessions(run, newcomer)
-    if others:
-        raise RunFailed(f"{newcomer.machine.name} came in {1 + len(others)} times:\n{newcomer.last_words()}")
+    if len(sessions) > 1:
+        raise RunFailed(f"{newcomer.machine.name} came in {len(sessions)} times:\n{newcomer.last_words()}")
+    ((session, in_at_s),) = sessions.items()
     joined = join_of(
         run.commits(), session, begun_s=newcomer.begun_s, before_s=before_s, global_batch=SHAPE.global_batch
     )
     return _named(joined, seen_s=seen_s, in_s=in_at_s - newcomer.begun_s)
-
-
-def _sessions(run: Run, newcomer: Spoken) -> list[tuple[float, int]]:
-    """Return the sessions that workers of this machine have got since it joined, and when."""
-    return [
-        (at_s, content["session"])
-        for at_s, content in run.records()
-        if content["event"] == "join"
-        and content["role"] == "worker"
-        and content["node"].startswith(f"{newcomer.machine.name}-")
-        and at_s >= newcomer.begun_s
-    ]
 
 
 def _named(joined: Joined, *, seen_s: float, in_s: float) -> dict[str, float]:

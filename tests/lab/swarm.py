@@ -40,8 +40,8 @@ steps = 1000000
 
 [model]
 factory = "gpt"
-d_model = 256
-num_layers = 8
+d_model = {d_model}
+num_layers = {num_layers}
 num_heads = 4
 sequence_length = 128
 
@@ -64,7 +64,7 @@ name = "adamw"
 [checkpoint]
 every = {checkpoint_every}
 """
-"""TINY, as in deploy/examples/tiny.toml; a run ends when it is told to."""
+"""With the width and depth of RunShape, TINY, as in deploy/examples/tiny.toml; a run ends when it is told to."""
 NEVER = 1_000_000
 
 
@@ -77,6 +77,8 @@ class RunShape:
     microbatch: int
     seed: int
     checkpoint_every: int = NEVER
+    d_model: int = 256
+    num_layers: int = 8
 
     def text(self) -> str:
         """Return the run file."""
@@ -144,6 +146,12 @@ class Spoken:
         self._reader.join(END_S)
         return code
 
+    def reap(self) -> None:
+        """Let go of it; the machine that it was on is gone."""
+        self.wait()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
 
 class Run:
     """A run whose trainer is on a machine of its own; everything of it is at hand as soon as its log has it."""
@@ -193,6 +201,17 @@ class Run:
         """Return all records with their times on this process's clock."""
         return [Record(seen.record["time_s"] + self._offset_s, seen.record) for seen in self.history.seen]
 
+    def sessions_of(self, machine: Machine, *, since_s: float = float("-inf")) -> dict[int, float]:
+        """Return the sessions that workers of a machine have got from a time on, and when each came in."""
+        return {
+            content["session"]: at_s
+            for at_s, content in self.records()
+            if content["event"] == "join"
+            and content["role"] == "worker"
+            and content["node"].startswith(f"{machine.name}-")
+            and at_s >= since_s
+        }
+
     def commits(self) -> list[Commit]:
         """Return the commits, those that a rollback has voided left out."""
         return Commit.of(self.records())
@@ -215,17 +234,18 @@ class Run:
 
 
 class Site:
-    """A laboratory with a swarm key, and a folder for everything."""
+    """A laboratory with a swarm key, and a folder for everything; whoever is started is added to `commands`."""
 
-    def __init__(self, lab: Lab, folder: Path) -> None:
+    def __init__(self, lab: Lab, folder: Path, commands: list[Spoken]) -> None:
         self.lab = lab
         self.folder = folder
+        self._commands = commands
         self._key = folder / "key"
         make_key_file(self._key)
 
     def join(self, machine: Machine, *, workers: int = 1) -> Spoken:
         """Have a machine join the swarm."""
-        return Spoken(machine, ["join", "--workers", str(workers), "--key", str(self._key)], self.folder)
+        return self._start(machine, ["join", "--workers", str(workers), "--key", str(self._key)])
 
     def train(self, machine: Machine, name: str, shape: RunShape, *, workers: int) -> Run:
         """Begin a run, in a folder of this name, that waits for so many workers and brokers for each stage."""
@@ -233,7 +253,11 @@ class Site:
         run_file.write_text(shape.text())
         enough = ["--workers", str(workers), "--brokers", str(workers)]
         arguments = ["train", str(run_file), "--out", str(out), "--key", str(self._key), *enough]
-        return Run(Spoken(machine, arguments, self.folder), out)
+        return Run(self._start(machine, arguments), out)
+
+    def _start(self, machine: Machine, arguments: list[str]) -> Spoken:
+        self._commands.append(Spoken(machine, arguments, self.folder))
+        return self._commands[-1]
 
 
 class Strangers:
@@ -259,5 +283,11 @@ class Strangers:
 @contextmanager
 def site() -> Iterator[Site]:
     """Make a laboratory; raises LabError where that is impossible."""
-    with tempfile.TemporaryDirectory(prefix="zswarm-lab-") as folder, Lab() as lab:
-        yield Site(lab, Path(folder))
+    commands: list[Spoken] = []
+    with tempfile.TemporaryDirectory(prefix="zswarm-lab-") as folder:
+        try:
+            with Lab() as lab:
+                yield Site(lab, Path(folder), commands)
+        finally:
+            for command in commands:
+                command.reap()
