@@ -58,7 +58,8 @@ def join(*, json_file: Path | None, **options: Any) -> None:
 def shares(*, json_file: Path | None, **options: Any) -> None:
     """Measure unequal machines together, beside each alone."""
     chosen = shares_.ShareOptions(**options)
-    title = f"machines of {' : '.join(f'{cores:g}' for cores in shares_.CORES)} cores, {shares_.RATE_MBIT:g} Mb/s"
+    cores = " : ".join(f"{cores:g}" for cores in shares_.CORES)
+    title = f"machines of {cores} cores, {shares_.RATE_MBIT:g} Mb/s, batches of {chosen.global_batch}"
     report(lambda site: shares_.measure(site, chosen), title, json_file)
 
 
@@ -71,7 +72,7 @@ def shares(*, json_file: Path | None, **options: Any) -> None:
 def churn(*, json_file: Path | None, **options: Any) -> None:
     """Measure what is left when machines come and go."""
     chosen = churn_.ChurnOptions(**options)
-    title = f"{churn_.NUM_MACHINES} machines, {churn_.STAGES} stages, a change every {chosen.every_s:g} s"
+    title = f"{churn_.NUM_MACHINES} machines, {churn_.STAGES} stages, a change every {chosen.every_s:g} s for {chosen.duration_s:g} s"
     report(lambda site: churn_.measure(site, chosen), title, json_file)
 
 

@@ -7,8 +7,8 @@
 Work follows speed where several workers are of one stage, so each machine has a worker of each: whatever it has of the
 processor goes to either. Alone it trains the same run by itself: a rate of its own, not a share of a quota. The sum of
 the three is what together is held against. Together costs what alone does not: activations cross links, gradients are
-all-reduced, and the end of a step waits for whoever is last. Batches are large, as they are where machines differ by a
-factor of four: the slowest has a few microbatches of a step.
+all-reduced, and the end of a step waits for whoever is last. All of that is paid once a step, so the figure depends on
+the batch and is told with it.
 """
 
 from __future__ import annotations
