@@ -25,7 +25,7 @@ from brokers.queue import Queue
 from zswarm import ledger, limits
 from zswarm.errors import REFUSED
 from zswarm.ids import Address, Leaving, Link, NodeId, Peer, Role, Step
-from zswarm.machine import Exit, Health, Leave, Received, Send, Tick
+from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Attach,
@@ -42,7 +42,6 @@ from zswarm.messages import (
     Welcome,
 )
 
-ASKED = "asked to leave"
 Event = Received | Tick | Leave
 Command = Send | Exit
 

@@ -19,8 +19,6 @@ from zswarm import limits
 from zswarm.ids import Leaving
 from zswarm.membership import Membership
 
-ASKED = "asked to leave"
-
 
 class Departure:
     """See the module."""

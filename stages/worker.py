@@ -32,7 +32,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from stages.departure import ASKED, Departure
+from stages.departure import Departure
 from stages.device import HANGS
 from stages.greetings import Greetings
 from stages.jobs import Jobs
@@ -61,7 +61,7 @@ from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
 from zswarm.ids import Address, Generation, JobStatus, NodeId, RejectCode, Role, Session
-from zswarm.machine import Exit, Health, Leave, Received, Send, Tick
+from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
     Abort,

@@ -32,6 +32,10 @@ class Tick:
     """Time has passed."""
 
 
+ASKED = "asked to leave"
+"""Why a process has gone that was told Leave, in words."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leave:
     """A worker or broker is asked to go, by its user or by the system; asked a second time, it goes at once."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from zswarm import limits
-from zswarm.ids import Address, Branch, Generation, NodeId, Peer, Role, RunId, Session, Stage, Step, Version
+from zswarm.ids import TRAINER, Address, Branch, Generation, NodeId, Peer, Role, RunId, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.messages import Fence, Member, Message, Register, Reject, View, Welcome
 
@@ -24,6 +24,10 @@ class Header(TypedDict):
     run: RunId
     generation: Generation
     session: Session
+
+
+RUNLESS: Header = {"run": RunId(0), "generation": Generation(0), "session": TRAINER}
+"""The header of a message that is about no run, or not yet."""
 
 
 class Membership:

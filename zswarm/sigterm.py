@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from zswarm.machine import ASKED
 from zswarm.overseer import Overseer
 
 E = TypeVar("E")
@@ -34,7 +35,7 @@ def sigterm_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Ite
 
     def note(number: int, frame: FrameType | None) -> None:
         events.append(event)
-        overseer.stopping("asked to leave")
+        overseer.stopping(ASKED)
         wake()
         if callable(before):
             before(number, frame)

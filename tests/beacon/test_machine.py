@@ -13,7 +13,7 @@ from zswarm import limits
 from zswarm.beacon.contacts import Origin
 from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, Seeker, Vanished
 from zswarm.ids import Address
-from zswarm.machine import Exit, Leave, Tick
+from zswarm.machine import ASKED, Exit, Leave, Tick
 
 
 def everybody_sees_everybody(world: World, numbers) -> bool:
@@ -185,7 +185,7 @@ def test_a_seeker_leaves_with_the_first_run_that_it_may_take():
 
 def test_leaving():
     world = World()
-    assert world.add(1).handle(Leave(), 0.0) == [Exit(code=0, text="asked to")]
+    assert world.add(1).handle(Leave(), 0.0) == [Exit(code=0, text=ASKED)]
 
 
 @given(

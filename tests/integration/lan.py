@@ -39,10 +39,6 @@ class Lan:
                 self._ip(f"-n {name} link set {device} up")
             self.machines.append(["ip", "netns", "exec", name])
 
-    def cut(self, index: int, *, is_cut: bool) -> None:
-        """Pull a machine's cable, or put it back."""
-        self._ip(f"-n {self._name}-switch link set port{index} {'down' if is_cut else 'up'}")
-
     def remove(self) -> None:
         """Take everything away; nobody may run there any more."""
         for name in [f"{self._name}-{index}" for index in range(len(self.machines))] + [f"{self._name}-switch"]:

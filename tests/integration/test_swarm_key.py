@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -105,32 +102,9 @@ def test_a_key_that_others_can_read_starts_nothing(zswarm, key_file):
     assert not command.folder.exists()
 
 
-@pytest.fixture
-def machines() -> Iterator[tuple[list[str], list[str]]]:
-    """Return what to write before a command to run it on one of two machines: namespaces with a cable between them."""
-    names = [f"zswarm-{os.getpid()}-{side}" for side in "ab"]
-    steps = [f"netns add {name}" for name in names]
-    steps.append(f"link add cable netns {names[0]} type veth peer name cable netns {names[1]}")
-    for number, name in enumerate(names, start=1):
-        steps += [f"-n {name} address add 10.77.0.{number}/24 dev cable"]
-        steps += [f"-n {name} link set {device} up" for device in ("lo", "cable")]
-    try:
-        for step in steps:
-            try:
-                made = subprocess.run(["ip", *step.split()], check=False, capture_output=True, text=True, timeout=20)
-            except FileNotFoundError:
-                pytest.skip("there is no `ip` command to make network namespaces with")
-            if made.returncode != 0:
-                pytest.skip(f"no network namespaces can be made here: ip {step}: {made.stderr.strip()}")
-        yield (["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]])
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True, timeout=20)
-
-
-def test_a_run_between_two_machines(zswarm, key_file, machines):
+def test_a_run_between_two_machines(zswarm, key_file, lan):
     """Everybody listens on the address by which his machine reaches the trainer, without being told."""
-    here, there = machines
+    here, there = lan(2).machines
     trainer, others = start_swarm(zswarm, key_file, "10.77.0.1", trainers=here, workers=there)
     said = [command.wait() for command in (trainer, *others)]
     assert [code for code, _ in said] == [0] * 5, said

@@ -17,7 +17,8 @@ from zswarm import limits
 from zswarm.benchmarks.strangers import frame, greeting, ready
 from zswarm.ids import Address
 from zswarm.transport import Switchboard, cutoff, switchboard
-from zswarm.transport.arrivals import Arrivals, Endpoint, Stream, Streams, endpoint_of, shut_down
+from zswarm.transport.addresses import Endpoint, endpoint_of
+from zswarm.transport.arrivals import Arrivals, Stream, Streams, shut_down
 from zswarm.transport.cutoff import Cutoff
 
 TOO_MUCH = limits.MAX_UNFINISHED_BYTES + 1

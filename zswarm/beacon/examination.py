@@ -14,9 +14,10 @@ from enum import Enum
 
 from zswarm import limits
 from zswarm.beacon.machine import Beacon, Command, Event, HangUp, Sighted
-from zswarm.beacon.measurement import BUSY, RUNLESS
+from zswarm.beacon.measurement import BUSY
 from zswarm.ids import Address
 from zswarm.machine import Exit, Received, Send
+from zswarm.membership import RUNLESS
 from zswarm.messages import ContactReport, Inspect, Inspection, Measure, Measured
 
 LOOK_S = 3.0

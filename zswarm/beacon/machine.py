@@ -21,9 +21,10 @@ from typing import assert_never
 
 from zswarm import limits
 from zswarm.beacon.contacts import Contact, Contacts, Origin
-from zswarm.beacon.measurement import RUNLESS, Measurement
+from zswarm.beacon.measurement import Measurement
 from zswarm.ids import Address, Peer
-from zswarm.machine import Exit, Health, Leave, Received, Send, Tick
+from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
+from zswarm.membership import RUNLESS
 from zswarm.messages import (
     ContactReport,
     Greet,
@@ -131,7 +132,7 @@ class Beacon:
             case Sighted():
                 commands += self._learn(event.address, Origin.MDNS, now)
             case Leave():
-                return [Exit(code=0, text="asked to")]
+                return [Exit(code=0, text=ASKED)]
             case Tick():
                 pass
             case _:

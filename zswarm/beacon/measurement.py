@@ -10,15 +10,13 @@ from __future__ import annotations
 from functools import cache
 
 from zswarm import limits, wire
-from zswarm.ids import Address, Generation, Peer, RunId, Session
+from zswarm.ids import Address, Peer
 from zswarm.machine import Send
-from zswarm.membership import Header
+from zswarm.membership import RUNLESS
 from zswarm.messages import Load, Measure, Measured, Probe, Probed, TensorSpec
 
 BUSY = "it measures something else: ask again"
 UNKNOWN = "it does not reach that address itself"
-RUNLESS: Header = {"run": RunId(0), "generation": Generation(0), "session": Session(0)}
-"""What every message between machines says of runs: nothing."""
 
 
 @cache

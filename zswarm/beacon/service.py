@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
 
-from zswarm import __version__
+from zswarm import __version__, limits
+from zswarm.beacon.examination import Examination, Findings
 from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, HangUp, Seeker, Vanished
 from zswarm.beacon.mdns import Multicast
 from zswarm.ids import Address
@@ -79,6 +80,16 @@ def seek(
             loop = Loop(seeker, switchboard, perform=_Reporter(switchboard, _nobody), collect=leaves)
             loop.run(overseer.turned)
         return seeker.offer
+
+
+def inspect(place: Place, *, with_rates: bool) -> Findings:
+    """Return which machines of the swarm reach which; `with_rates` has bandwidth measured, too."""
+    with Switchboard(key=place.key) as switchboard:
+        now = monotonic()
+        beacon = Beacon(_settings(place), choose=random.randrange, now=now)
+        examination = Examination(beacon, now=now, with_rates=with_rates)
+        Loop(examination, switchboard, perform=_Reporter(switchboard, _nobody)).run()
+    return examination.findings
 
 
 def _settings(place: Place, *, address: Address = NOWHERE, offer: Offer | None = None) -> BeaconSettings:
@@ -161,7 +172,7 @@ class _Reporter:
         tried = ", ".join(map(_short, command.tried)) or "none: --seed names one"
         asked = f"asked by mDNS on {self._place.host}" if self._has_mdns and self._place is not None else "no mDNS"
         return (
-            f"sees no other machine after 10 s. Addresses tried: {tried}; {asked}. "
+            f"sees no other machine after {limits.ALONE_S:.0f} s. Addresses tried: {tried}; {asked}. "
             "`zswarm doctor` says what is in the way"
         )
 

@@ -19,7 +19,7 @@ from zswarm.ids import TRAINER, Address, Generation, RunId
 from zswarm.messages import Message, Stop
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
-from zswarm.transport.arrivals import endpoint_of
+from zswarm.transport.addresses import endpoint_of
 from zswarm.transport.curve import Curve
 
 MORE, LONG, COMMAND = 1, 2, 4

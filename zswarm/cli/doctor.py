@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
-import random
-import secrets
 import socket
 from collections import Counter
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from zswarm import __version__
-from zswarm.beacon.examination import Examination, Findings, Patient
-from zswarm.beacon.machine import Beacon, BeaconSettings, HangUp
-from zswarm.beacon.service import Place
+from zswarm.beacon.examination import Findings, Patient
+from zswarm.beacon.service import Place, inspect
 from zswarm.ids import Address
-from zswarm.loop import Loop
-from zswarm.transport import Switchboard, host_of, port_of
+from zswarm.transport import host_of, port_of
 
 KNOCK_S = 2.0
 ALL_ROUND = 2
@@ -42,7 +37,7 @@ class Hole:
 
 def examine(place: Place, *, why: str, with_rates: bool, as_json: bool) -> int:
     """Examine the swarm, print what was found; returns 1 if there is a hole."""
-    findings = _findings(place, with_rates=with_rates)
+    findings = inspect(place, with_rates=with_rates)
     holes = diagnose(findings, {address: knock(address) for address in findings.silent})
     if as_json:
         print(json.dumps(as_record(findings, holes), indent=2))
@@ -59,27 +54,6 @@ def examine(place: Place, *, why: str, with_rates: bool, as_json: bool) -> int:
         if not holes:
             console.print("no hole: everybody reaches everybody", markup=False)
     return 1 if holes else 0
-
-
-def _findings(place: Place, *, with_rates: bool) -> Findings:
-    settings = BeaconSettings(
-        machine=place.machine,
-        boot_nonce=secrets.randbits(63),
-        address=Address(""),
-        release=__version__,
-        seeds=place.seeds,
-    )
-    with Switchboard(key=place.key) as switchboard:
-        now = monotonic()
-        beacon = Beacon(settings, choose=random.randrange, now=now)
-        examination = Examination(beacon, now=now, with_rates=with_rates)
-
-        def perform(command: HangUp) -> tuple[()]:
-            switchboard.hang_up(command.address)
-            return ()
-
-        Loop(examination, switchboard, perform=perform).run()
-    return examination.findings
 
 
 def knock(address: Address) -> str:

@@ -10,10 +10,8 @@ this process --fork--> beacon, brokers    (before torch is imported: they stay s
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from time import monotonic
 
@@ -24,7 +22,7 @@ from zswarm.beacon.service import Place, serve_beacon
 from zswarm.cli.family import Ended, Family, wake_on_signals
 from zswarm.cli.pausing import is_paused
 from zswarm.cli.serving import serve_runs
-from zswarm.cli.supervisor import Restarts
+from zswarm.cli.supervisor import Restarts, say
 from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
@@ -106,19 +104,6 @@ def _worker(options: JoinOptions, name: str, *, coordinator: Address, overseer: 
     )
 
 
-def say(text: str) -> None:
-    """Tell the user."""
-    print(f"zswarm: {text}", file=sys.stderr, flush=True)
-
-
-class State(Enum):
-    """Of this machine's part in the swarm."""
-
-    RUNNING = "running"
-    PAUSED = "paused"
-    LEAVING = "leaving"
-
-
 class Caretaker:
     """Keeps children alive until it is told to end; those that are pausable leave while the machine is paused."""
 
@@ -127,7 +112,7 @@ class Caretaker:
         self._bodies: dict[str, Callable[[], int]] = {}
         self._pausable: set[str] = set()
         self._restarts = Restarts()
-        self._state = State.RUNNING
+        self._is_paused = False
         self._kill_at_s = float("inf")
 
     def add(self, name: str, body: Callable[[], int], *, is_pausable: bool = False) -> None:
@@ -149,7 +134,8 @@ class Caretaker:
                     self._bury(ended)
                 self._follow_pause()
                 for name in self._restarts.due(monotonic()):
-                    self._start(name)
+                    if not (self._is_paused and name in self._pausable):
+                        self._start(name)
 
     def _start(self, name: str) -> None:
         self._family.fork(name, self._bodies[name])
@@ -158,7 +144,7 @@ class Caretaker:
     def _bury(self, ended: Ended) -> None:
         if ended.code == 2:
             raise RunFailed(f"{ended.name} cannot go on")
-        if self._state is State.PAUSED and ended.name in self._pausable:
+        if self._is_paused and ended.name in self._pausable:
             return
         if not self._restarts.died(ended.name, monotonic(), was_killed=ended.code == -signal.SIGKILL):
             raise RunFailed(f"{ended.describe()}, again and again: it is not started any more")
@@ -166,24 +152,23 @@ class Caretaker:
             say(f"{ended.describe()} and is started again")
 
     def _follow_pause(self) -> None:
-        paused = is_paused()
-        if paused and self._state is State.RUNNING:
-            self._state = State.PAUSED
+        is_wanted = is_paused()
+        if is_wanted and not self._is_paused:
+            self._is_paused = True
             say("paused: the workers leave; `zswarm resume` brings them back")
             self._kill_at_s = monotonic() + PAUSE_WITHIN_S
             self._tell(self._pausable, signal.SIGTERM)
-        elif self._state is State.PAUSED and monotonic() >= self._kill_at_s:
+        elif self._is_paused and monotonic() >= self._kill_at_s:
             self._kill_at_s = float("inf")
             self._tell(self._pausable, signal.SIGKILL)
-        elif not paused and self._state is State.PAUSED and not self._alive(self._pausable):
-            self._state = State.RUNNING
+        elif self._is_paused and not is_wanted and not self._alive(self._pausable):
+            self._is_paused = False
             say("resumed")
             for name in sorted(self._pausable):
                 self._start(name)
 
     def _leave(self, wait: Callable[[float], bytes], code: int) -> int:
         """Have everybody go in peace; whoever is not gone in time, or at the next signal, is killed with the family."""
-        self._state = State.LEAVING
         say("leaving: what is begun is finished first; once more Ctrl-C ends it at once")
         self._tell(self._bodies, signal.SIGTERM)
         deadline_s = monotonic() + limits.DRAIN_S + 1.0
@@ -194,9 +179,9 @@ class Caretaker:
                 break
         return code
 
-    def _tell(self, names: set[str] | dict[str, Callable[[], int]], number: signal.Signals) -> None:
+    def _tell(self, names: Collection[str], number: signal.Signals) -> None:
         for name in self._alive(names):
             self._family.signal(name, number)
 
-    def _alive(self, names: set[str] | dict[str, Callable[[], int]]) -> list[str]:
+    def _alive(self, names: Collection[str]) -> list[str]:
         return [name for name in self._family.processes() if name in names]

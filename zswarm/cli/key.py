@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import click
 
+from zswarm.cli.folders import user_folder
 from zswarm.errors import UserError
 
 VARIABLE = "ZSWARM_KEY"
@@ -21,9 +21,8 @@ _RECEIVE = (
 
 
 def default_path() -> Path:
-    """Return where this user's swarm key is, by the XDG base directory specification: a relative folder counts as none."""
-    folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (folder if folder.is_absolute() else Path.home() / ".config") / "zswarm" / "key"
+    """Return where this user's swarm key is."""
+    return user_folder("XDG_CONFIG_HOME", ".config") / "key"
 
 
 def _path(_: click.Context, __: click.Parameter, value: str | None) -> Path | None:

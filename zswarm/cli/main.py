@@ -33,7 +33,7 @@ from zswarm.cli.models import allow_option, allow_own_models, allowed_models
 from zswarm.cli.places import (
     BEACON_PORT,
     TRAINER_PORT,
-    beacon_address,
+    host_option,
     key_of,
     place_of,
     prepare_for_connections,
@@ -105,11 +105,6 @@ coordinator_option = click.option(
     metavar="ADDRESS",
     help="Where the trainer listens, such as tcp://127.0.0.1:4711; otherwise whatever run this machine's beacon, or a "
     "seed, tells of, one after the other.",
-)
-host_option = click.option(
-    "--host",
-    metavar="IP",
-    help="The address of this machine to listen on, by which the others reach it; otherwise chosen by route.",
 )
 name_option = click.option("--name", metavar="NAME", help="What this process is called in logs.")
 level_option = click.option(
@@ -266,7 +261,7 @@ def train(
     """
     from zswarm.cli.trainer import TrainerCommand, run_trainer
     from zswarm.config import load_run_file
-    from zswarm.transport import host_of
+    from zswarm.transport import address_at, host_of
 
     allow_own_models()
     _node("trainer", "trainer", level)
@@ -274,7 +269,7 @@ def train(
     given = None if listen is None else _address("--listen", listen, swarm_key, listening=True)
     host = None if given is None else host_of(given)
     place, _ = place_of(name=None, host=host, seeds=seeds, key=swarm_key, beacon_port=BEACON_PORT)
-    address = given or _address("--listen", beacon_address(place.host, TRAINER_PORT), swarm_key, listening=True)
+    address = given or _address("--listen", address_at(place.host, TRAINER_PORT), swarm_key, listening=True)
     command = TrainerCommand(run_file=run_file, listen=address, place=place, begun_s=BEGUN_S, **swarm)
     _end(run_trainer(load_run_file(run_file, overrides), command))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from time import monotonic
 
 from zswarm.errors import RunFailed, UserError
-from zswarm.ids import TRAINER, Address, Generation, NodeId, RunId, Stage
+from zswarm.ids import Address, NodeId, Stage
+from zswarm.membership import RUNLESS
 from zswarm.messages import Move, Moved, Reject
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
@@ -24,7 +25,7 @@ def move(*, node: NodeId, stage: Stage, coordinator: Address, key: SwarmKey | No
         RunFailed: nobody answers.
 
     """
-    order = Move(run=RunId(0), generation=Generation(0), session=TRAINER, node=node, stage=stage)
+    order = Move(**RUNLESS, node=node, stage=stage)
     with Switchboard(key=key) as switchboard:
         switchboard.dial(coordinator, is_first=True)
         ends_at_s = monotonic() + ANSWER_S

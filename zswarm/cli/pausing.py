@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from zswarm.cli.folders import user_folder
 from zswarm.errors import UserError
 
 
@@ -17,8 +18,7 @@ def pause_file() -> Path:
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:
         return Path(given) / "paused"
-    folder = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (folder if folder.is_absolute() else Path.home() / ".local" / "state") / "zswarm" / "paused"
+    return user_folder("XDG_STATE_HOME", ".local/state") / "paused"
 
 
 def is_paused() -> bool:

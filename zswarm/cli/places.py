@@ -34,6 +34,9 @@ seeds_option = click.option(
     help="A machine of the swarm to ask for the others, beside those that mDNS finds; repeatable, also from "
     f"ZSWARM_SEEDS, with blanks between. PORT is {BEACON_PORT} unless it says otherwise.",
 )
+host_option = click.option(
+    "--host", metavar="IP", help="The address of this machine that the others are told; otherwise chosen by route."
+)
 machine_option = click.option(
     "--name", metavar="NAME", help="What this machine is called; otherwise its host name. Each has another one."
 )
@@ -50,6 +53,8 @@ def seed_addresses(seeds: Iterable[str]) -> tuple[Address, ...]:
 
 
 def _seed_address(seed: str) -> Address:
+    from zswarm.transport import address_at
+
     match = _SEED.fullmatch(seed)
     if match is None or int(match["port"] or BEACON_PORT) > 65_535:
         raise UserError(
@@ -63,7 +68,7 @@ def _seed_address(seed: str) -> Address:
             found = ipaddress.ip_address(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
         except (OSError, UnicodeError):
             raise UserError(f"--seed: {host!r} is no machine that this one knows: write its IP address") from None
-    return Address(f"tcp://[{found}]:{port}" if found.version == 6 else f"tcp://{found}:{port}")
+    return address_at(str(found), port)
 
 
 def own_host(host: str | None, seeds: tuple[Address, ...], key: SwarmKey | None) -> tuple[str, str]:
@@ -114,16 +119,12 @@ def place_of(
 ) -> tuple[Place, str]:
     """Return where this machine is and looks for others, and why there; its own beacon is asked first if it has one."""
     from zswarm.beacon.service import Place
+    from zswarm.transport import address_at
 
     addresses = seed_addresses(seeds)
     host, why = own_host(host, addresses, key)
-    own = () if beacon_port is None else (beacon_address(host, beacon_port),)
+    own = () if beacon_port is None else (address_at(host, beacon_port),)
     return Place(machine=own_machine(name), host=host, seeds=(*own, *addresses), key=key), why
-
-
-def beacon_address(host: str, port: int) -> Address:
-    """Return where a machine's beacon listens."""
-    return Address(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
 
 
 def prepare_for_connections() -> None:

@@ -12,7 +12,7 @@ from time import monotonic
 from zswarm import limits
 from zswarm.beacon.service import Place, Say, seek
 from zswarm.errors import REFUSED
-from zswarm.machine import Exit, Health
+from zswarm.machine import ASKED, Exit, Health
 from zswarm.messages import Offer
 from zswarm.overseer import NOBODY, Overseer
 from zswarm.sigterm import sigterm_as
@@ -50,4 +50,4 @@ def serve_runs(place: Place, serve: Callable[..., Exit], *, say: Say, overseer: 
             now = monotonic()
             avoided = {old: until_s for old, until_s in avoided.items() if until_s > now} | {offer: now + wait_s}
             say(f"no longer takes part in {offer.name}: {end.text}")
-    return Exit(code=0, text="asked to go")
+    return Exit(code=0, text=ASKED)

@@ -150,7 +150,7 @@ class Supervisor:
                 until_s = min(LOOK_S, self._deadline_s - monotonic(), self._restarts.next_s() - monotonic())
                 signals = wait(max(0.0, until_s))
                 if self._verdict is None and (signal.SIGINT in signals or signal.SIGTERM in signals):
-                    _say("interrupted")
+                    say("interrupted")
                     self._stop(INTERRUPTED)
 
     def _start(self, name: str) -> None:
@@ -162,13 +162,13 @@ class Supervisor:
         """A child has ended while the run goes on."""
         what = fate(ended)
         if what is Fate.OVER:
-            _say(f"{ended.describe()}: the run ends here")
+            say(f"{ended.describe()}: the run ends here")
             self._stop(1)
         elif what is Fate.AGAIN:
             if self._restarts.died(ended.name, monotonic(), was_killed=ended.code == -signal.SIGKILL):
-                _say(f"{ended.describe()} and is started again")
+                say(f"{ended.describe()} and is started again")
             else:
-                _say(f"{ended.describe()}, {MAX_SHORT_LIVES} times in a row within {YOUNG_S:.0f} s: the run ends here")
+                say(f"{ended.describe()}, {MAX_SHORT_LIVES} times in a row within {YOUNG_S:.0f} s: the run ends here")
                 self._stop(1)
 
     def _stop(self, verdict: int) -> None:
@@ -190,7 +190,7 @@ class Supervisor:
         code = trainer.code
         if code < 0 and code != -signal.SIGTERM:
             # One that had not begun to listen to signals yet ends with that of `_stop`.
-            _say(trainer.describe())
+            say(trainer.describe())
         self._family.end(grace_s=LEAVE_WITHIN_S if self._verdict is None else 0.1)
         if self._verdict is None:
             return code
@@ -198,5 +198,6 @@ class Supervisor:
         return 0 if (self._verdict, code) == (INTERRUPTED, 0) else self._verdict
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell the user."""
     print(f"zswarm: {text}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from zswarm.cli.key import key_option
 from zswarm.cli.models import allow_option, allowed_models
 from zswarm.cli.places import (
     BEACON_PORT,
-    beacon_address,
+    host_option,
     key_of,
     machine_option,
     place_of,
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from zswarm.beacon.service import Place
 
 COUNT = click.IntRange(min=1)
-host_option = click.option(
-    "--host", metavar="IP", help="The address of this machine that the others are told; otherwise chosen by route."
-)
 port_option = click.option(
     "--port",
     type=click.IntRange(1, 65_535),
@@ -70,12 +67,14 @@ def join(*, workers: int, brokers: int | None, threads: int, modules: tuple[str,
     Starts its beacon, by which machines find each other, and brokers and workers that take part in whatever run
     `zswarm train` begins on any of them, one after the other, until Ctrl-C. What a run needs comes from the run.
     """
-    from zswarm.cli.join import JoinOptions, run_join, say
+    from zswarm.cli.join import JoinOptions, run_join
+    from zswarm.cli.supervisor import say
+    from zswarm.transport import address_at
 
     place, why = _place(port=port, **where)
     options = JoinOptions(
         place=place,
-        beacon=beacon_address(place.host, port),
+        beacon=address_at(place.host, port),
         workers=workers,
         brokers=workers if brokers is None else brokers,
         threads=threads,
@@ -94,12 +93,13 @@ def join(*, workers: int, brokers: int | None, threads: int, modules: tuple[str,
 def beacon(*, port: int, **where: Any) -> None:
     """Be found, and tell of others and of runs: what `zswarm join` starts beside brokers and workers."""
     from zswarm.beacon.service import serve_beacon
-    from zswarm.cli.join import say
     from zswarm.cli.started_by import started_by
+    from zswarm.cli.supervisor import say
+    from zswarm.transport import address_at
 
     place, why = _place(port=port, **where)
     say(f"beacon of {place.machine} at {place.host}:{port} ({why})")
-    serve_beacon(place, listen=beacon_address(place.host, port), say=say, overseer=started_by())
+    serve_beacon(place, listen=address_at(place.host, port), say=say, overseer=started_by())
 
 
 @click.command()

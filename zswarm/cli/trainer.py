@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from zswarm.beacon.service import Place, announce
 from zswarm.cli.family import Family
 from zswarm.cli.planning import plan_run
 from zswarm.cli.started_by import started_by
+from zswarm.cli.supervisor import say
 from zswarm.config import RunConfig
 from zswarm.data import open_source
 from zswarm.ids import Address
@@ -49,7 +49,7 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
 
     def open_folder() -> RunFolder:
         folder = open_run_folder(config, out=command.out, run_file=command.run_file, resume=True)
-        print(f"zswarm: {folder.path}", file=sys.stderr)
+        say(str(folder.path))
         return folder
 
     options = TrainerOptions(
@@ -72,7 +72,4 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
 
 
 def _announce(place: Place, offer: Offer, family: Family) -> int:
-    def say(text: str) -> None:
-        print(f"zswarm: {text}", file=sys.stderr, flush=True)
-
     return announce(place, offer, say=say, overseer=family.lifeline).code

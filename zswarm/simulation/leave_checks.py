@@ -82,10 +82,7 @@ class LeaveChecks:
                 lost = list(members(machine.state.ledger))
                 require(not lost, "L3", f"{name} is moved and has counted {lost} of the step in work")
         others = coordinator.roster.of(Role.WORKER, Stage(record["stage"]))
-        is_held = any(
-            (worker.is_ready and worker.version == committer.version) or committer.awaits_commit(worker)
-            for worker in others
-        )
+        is_held = any(map(committer.has_state, others))
         text = f"{name} is moved, and was the last to hold the parameters of stage {record['stage']}"
         require(is_held, "L3", text)
 

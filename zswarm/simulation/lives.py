@@ -13,10 +13,10 @@ from random import Random
 from typing import Any
 
 from brokers.machine import BrokerMachine
-from stages.departure import ASKED
 from stages.worker import WorkerMachine
-from zswarm.ids import TRAINER, Address, Generation, Link, NodeId, RunId, Stage
-from zswarm.machine import Leave, Received, Tick
+from zswarm.ids import Address, Link, NodeId, Stage
+from zswarm.machine import ASKED, Leave, Received, Tick
+from zswarm.membership import RUNLESS
 from zswarm.messages import Move
 from zswarm.simulation.clock import EventQueue, NodeClock
 from zswarm.simulation.disk import Disk
@@ -167,7 +167,7 @@ class Lives:
         trainer = self.nodes[0]
         if not trainer.is_up:
             return
-        order = Move(run=RunId(0), generation=Generation(0), session=TRAINER, node=NodeId(node.name), stage=stage)
+        order = Move(**RUNLESS, node=NodeId(node.name), stage=stage)
         event = Received(peer=OPERATOR, message=order)
         self._queue.put(self._queue.now_s, (trainer, trainer.life, event))
 

@@ -108,8 +108,7 @@ class Collection:
         able = [
             w
             for w in self._roster.of(Role.WORKER, stage)
-            if (w.is_ready and w.version == self.version)
-            or (self._donors is not None and w.is_ready and w.version > self.version)
+            if w.holds(self.version) or (self._donors is not None and w.is_ready and w.version > self.version)
         ]
         wanted = cursor.donor if self._donors is None else self._donors.get(stage)
         for worker in able:

@@ -121,7 +121,7 @@ class Committer:
         """Return the bitmap of microbatches that some worker of the stage has counted in this step."""
         union, version = 0, self.version
         for worker in self._roster.of(Role.WORKER, stage):
-            if worker.is_ready and worker.version == version:
+            if worker.holds(version):
                 union |= worker.ledger
         return union
 
@@ -138,6 +138,10 @@ class Committer:
             and worker.version == (commit.branch, commit.step)
             and (worker.prepared == commit.round)
         )
+
+    def has_state(self, worker: Record) -> bool:
+        """Does a worker hold the parameters of the step in work, or lack only the last Commit?"""
+        return worker.holds(self.version) or self.awaits_commit(worker)
 
     def is_certain(self, worker: Record) -> bool:
         """Is what a worker has counted in a commit, or nothing at all, and does no round wait for it?"""
@@ -166,11 +170,7 @@ class Committer:
         return commands
 
     def _open(self, stage: Stage) -> list[Send | Append]:
-        workers = [
-            w
-            for w in self._roster.of(Role.WORKER, stage)
-            if (w.is_ready and w.version == self.version) or self.awaits_commit(w)
-        ]
+        workers = [w for w in self._roster.of(Role.WORKER, stage) if self.has_state(w)]
         ledgers = {w.session: w.ledger if w.version == self.version else 0 for w in workers}
         if any(w.leaving is Leaving.NO for w in workers):
             # Whoever leaves and has counted nothing need not wait for it, nor it for him.

@@ -357,9 +357,8 @@ class Coordinator:
             num_in_flight=self.admission.num_in_flight,
             workers=tuple(len(self.roster.of(Role.WORKER, Stage(s))) for s in range(self._settings.num_stages)),
         )
-        taken: list[Command] = []
-        if self.committer.donors:
-            taken += self.archive.begin(self.committer.version, self.committer.donors)
+        donors = self.committer.donors
+        taken = self.archive.begin(self.committer.version, donors) if donors else []
         return [*commands, done, *taken, *self._move(now)]
 
     def _resolve_conflict(self, worker: Record, now: float) -> list[Command]:

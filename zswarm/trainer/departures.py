@@ -3,9 +3,9 @@
     a worker   DRAINING --no job, no output--> IDLE --its count is certain, its state is not needed--> out: "drained"
     a broker   DRAINING --home to nothing, and nothing on its way--> IDLE --> out: "drained"
 
-What an idle worker has counted is certain when it has counted nothing, or the step is committed. Its state is not needed when another worker of the stage holds it, or will, and nobody is getting it from
-this one. Until then it waits, within the time that it gives itself; then it says Stop, and what it had counted is done
-again. Where everybody of a stage and role leaves, a process of a stage with several is sent there at once: no step
+What an idle worker has counted is certain when it has counted nothing, or the step is committed. Its state is not
+needed when another worker of the stage holds it, or will, and nobody is getting it from this one. Until then it waits,
+within the time that it gives itself; then it says Stop, and what it had counted is done again. Where everybody of a stage and role leaves, a process of a stage with several is sent there at once: no step
 can be completed before, so that to wait for the end of one would be in vain. What it had counted is done again.
 """
 
@@ -66,15 +66,12 @@ class Departures:
     def _is_spare(self, worker: Record) -> bool:
         """Is there somebody else to get the stage's state from, if this worker holds it?"""
         committer = self._committer
-        if not (self._holds(worker) or committer.awaits_commit(worker)):
+        if not committer.has_state(worker):
             return True
         if committer.step in (0, self._archive.step):
             return True
         others = [other for other in self._roster.of(Role.WORKER, worker.stage) if other is not worker]
-        return any(self._holds(other) or committer.awaits_commit(other) for other in others)
-
-    def _holds(self, worker: Record) -> bool:
-        return worker.is_ready and worker.version == self._committer.version
+        return any(map(committer.has_state, others))
 
     def farewell(self, record: Record, *, num_lost: int) -> str:
         """Return the reason of a process that goes by itself, in words."""
@@ -113,7 +110,9 @@ class Departures:
 
     def _able(self, role: Role, stage: Stage) -> tuple[Record, ...]:
         staying = self._roster.staying(role, stage)
-        return staying if role is Role.BROKER else tuple(worker for worker in staying if self._holds(worker))
+        if role is Role.BROKER:
+            return staying
+        return tuple(worker for worker in staying if worker.holds(self._committer.version))
 
 
 def _microbatches(count: int) -> str:

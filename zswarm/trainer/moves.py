@@ -107,16 +107,10 @@ class Moves:
         coming = sum(to == stage for to in self._waiting.values()) + self._roster.num_wanted(stage)
         if len(self._roster.of(Role.WORKER, stage)) + coming >= limits.MAX_PARTICIPANTS:
             return f"stage {stage} has all the workers that it can have"
-        if not any(
-            self._will_stay(other) for other in self._roster.staying(Role.WORKER, record.stage) if other is not record
-        ):
+        others = (other for other in self._roster.staying(Role.WORKER, record.stage) if other is not record)
+        if not any(self._committer.has_state(other) and other.session not in self._waiting for other in others):
             return f"{record.node} is the last worker of stage {record.stage} that has its state"
         return ""
-
-    def _will_stay(self, other: Record) -> bool:
-        """Has this worker the stage's state, or the result of the last commit, and is it not to be moved itself?"""
-        has_state = other.is_ready and other.version == self._committer.version
-        return (has_state or self._committer.awaits_commit(other)) and other.session not in self._waiting
 
 
 def move_record(of: Relocation) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Restorer:
         version = self._committer.version
         sends = []
         for worker in self._roster.workers():
-            if (worker.is_ready and worker.version == version) or not self._needs_state(worker):
+            if not self._needs_state(worker):
                 self._orders.pop(worker.session, None)
                 continue
             donors = self._donors(worker, version, checkpoint_step)
@@ -60,7 +60,7 @@ class Restorer:
     def gives(self, donor: Session) -> bool:
         """Is somebody getting his state from this worker, and has it not yet?"""
         takers = [self._roster.records.get(taker) for taker, order in self._orders.items() if donor in order[1]]
-        return any(taker is not None and not self._holds(taker) for taker in takers)
+        return any(taker is not None and not taker.holds(self._committer.version) for taker in takers)
 
     def _restore(self, order: Order) -> Restore:
         (branch, step), (first, *others) = order
@@ -84,16 +84,13 @@ class Restorer:
     def _needs_state(self, worker: Record) -> bool:
         """Not one that has never reported to this generation: it is still being built, or silent. Nor one that leaves."""
         is_in_need = worker.report > 0 and worker.leaving is Leaving.NO
-        return is_in_need and not (self._holds(worker) or self._committer.awaits_commit(worker))
-
-    def _holds(self, worker: Record) -> bool:
-        return worker.is_ready and worker.version == self._committer.version
+        return is_in_need and not self._committer.has_state(worker)
 
     def _donors(self, taker: Record, version: Version, checkpoint_step: Step | None) -> tuple[Session, ...]:
         """Return those who were named before and still have it, and then who gives to the fewest."""
         if version[1] == 0:
             return (TRAINER,)
-        able = [w for w in self._roster.of(Role.WORKER, taker.stage) if self._holds(w)]
+        able = [w for w in self._roster.of(Role.WORKER, taker.stage) if w.holds(version)]
         able = [worker for worker in able if worker.leaving is Leaving.NO] or able
         if not able:
             return (TRAINER,) if checkpoint_step == version[1] else ()
@@ -118,7 +115,7 @@ class Restorer:
         for index in range(self._committer.num_stages):
             stage = Stage(index)
             workers = self._roster.of(Role.WORKER, stage)
-            if any(self._holds(w) or w.is_silent or self._committer.awaits_commit(w) for w in workers):
+            if any(w.is_silent or self._committer.has_state(w) for w in workers):
                 self._empty_since_s.pop(stage, None)
                 self._was_held.add(stage)
                 continue

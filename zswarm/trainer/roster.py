@@ -60,6 +60,10 @@ class Record:
         """Say where it works, for people."""
         return f"{self.node} (stage {self.stage})"
 
+    def holds(self, version: Version) -> bool:
+        """Does a worker hold its stage's parameters of this version?"""
+        return self.is_ready and self.version == version
+
     def note(self, message: WorkerHeartbeat | BrokerHeartbeat, now: float) -> bool:
         """Take over what it reports; False if a newer report is known."""
         self.sent_bytes = max(self.sent_bytes, message.sent_bytes)
@@ -209,8 +213,8 @@ class Roster:
         return sum(place == (Role.WORKER, stage) for place in self._wanted.values())
 
     def _stage_for(self, message: Register) -> Stage:
-        """Where it was moved to, if it was and there is room; else a new process goes where the fewest are who stay; one that comes back, where it was, unless others are there
-        and nobody elsewhere."""
+        """Where it was moved to, if it was and there is room. Else a new process goes where the fewest are who stay; one
+        that comes back, where it was, unless others are there and nobody elsewhere."""
         role, wanted = self._wanted.pop(message.node, (None, Stage(0)))
         if role is message.role and len(self.of(role, wanted)) < limits.MAX_PARTICIPANTS:
             return wanted

@@ -12,6 +12,7 @@ from pathlib import Path
 from zswarm.errors import NotYet, UserError
 from zswarm.ids import Address
 
+Endpoint = tuple[str, int]
 _IPC = "ipc://"
 _TCP = re.compile(r"tcp://(?P<host>\[[^]]+\]|[^:\[\]]+):(?P<port>\*|[0-9]{1,5})")
 _PROBE_S = 1.0
@@ -49,21 +50,32 @@ def checked_address(address: str, *, listening: bool = False, has_key: bool = Fa
     return Address(address)
 
 
+def address_at(host: str, port: int | str) -> Address:
+    """Return the address of a port of an IP address; it is not checked."""
+    return Address(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+
+
 def any_port(host: str) -> Address:
     """Return the address that stands for any free port of an IP address; it is not checked."""
-    return Address(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
+    return address_at(host, "*")
+
+
+def endpoint_of(address: Address) -> Endpoint | None:
+    """Return host and port of a TCP address as the system writes them, 0 for any port; None for a path."""
+    match = _TCP.fullmatch(address)
+    return None if match is None else (match["host"].strip("[]"), int(match["port"].replace("*", "0")))
 
 
 def host_of(address: Address) -> str:
-    """Return the IP address in an address that has been checked, without brackets; that of the loopback for a path."""
-    match = _TCP.fullmatch(address)
-    return match["host"].strip("[]") if match is not None else "127.0.0.1"
+    """Return the IP address in an address, without brackets; that of the loopback for a path."""
+    endpoint = endpoint_of(address)
+    return endpoint[0] if endpoint is not None else "127.0.0.1"
 
 
 def port_of(address: Address) -> int:
-    """Return the port in an address that has been checked; 0 for a path, or where any port will do."""
-    match = _TCP.fullmatch(address)
-    return int(match["port"].replace("*", "0")) if match is not None else 0
+    """Return the port in an address; 0 for a path, or where any port will do."""
+    endpoint = endpoint_of(address)
+    return endpoint[1] if endpoint is not None else 0
 
 
 def host_towards(address: Address) -> str:
@@ -73,14 +85,13 @@ def host_towards(address: Address) -> str:
         NotYet: there is no way.
 
     """
-    match = _TCP.fullmatch(address)
-    if match is None:
+    endpoint = endpoint_of(address)
+    if endpoint is None:
         return "127.0.0.1"
-    host = match["host"].strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, int(match["port"])))
+            probe.connect(endpoint)
             return str(probe.getsockname()[0])
     except OSError as error:
         raise NotYet(f"{address}: this machine has no way there: {error.strerror}") from None

@@ -28,14 +28,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from zswarm import limits
-from zswarm.ids import Address
+from zswarm.transport.addresses import Endpoint
 
 DESCRIPTORS = "/proc/self/fd"
 _INODE = re.compile(r"socket:\[([0-9]+)\]")
 _RECEIVED_AT = 128
 """Where tcp_info has tcpi_bytes_received, a u64 (linux/tcp.h, since Linux 4.1)."""
 _RECEIVED = struct.Struct("=Q")
-Endpoint = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +70,6 @@ class Arrivals:
         return [
             stream for stream in streams if stream.read_bytes - self._marks[stream.inode] > limits.MAX_UNFINISHED_BYTES
         ]
-
-
-def endpoint_of(address: Address) -> Endpoint | None:
-    """Return host and port of a TCP address as the system writes them, None for another one."""
-    if not address.startswith("tcp://"):
-        return None
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 class Streams:

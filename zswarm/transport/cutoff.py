@@ -9,7 +9,8 @@ from contextlib import suppress
 import zmq
 
 from zswarm.ids import Address, Peer
-from zswarm.transport.arrivals import Arrivals, Endpoint, Stream, Streams, endpoint_of, shut_down
+from zswarm.transport.addresses import Endpoint, endpoint_of
+from zswarm.transport.arrivals import Arrivals, Stream, Streams, shut_down
 
 LOOK_S = 0.25
 """Between two looks: what a peer sends meanwhile comes on top of what a connection may have unfinished."""

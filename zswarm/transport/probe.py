@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from zswarm.ids import Address
-from zswarm.transport.arrivals import endpoint_of
+from zswarm.transport.addresses import endpoint_of
 
 HALF_OF_GREETING = b"\xff" + bytes(8) + b"\x7f\x03"
 """Signature and version (ZMTP 3): enough for a ZeroMQ to say everything, and not to compare how both encrypt."""

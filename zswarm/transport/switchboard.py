@@ -34,9 +34,10 @@ import zmq
 
 from zswarm import limits
 from zswarm.errors import RemoteProtocolError, UserError
-from zswarm.ids import Address, Generation, Link, Peer, RejectCode, RunId, Session
+from zswarm.ids import Address, Link, Peer, RejectCode
 from zswarm.logs import get_log
 from zswarm.machine import Received
+from zswarm.membership import RUNLESS
 from zswarm.messages import Message, Reject
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport.addresses import cannot_listen, checked_address, refuse_if_taken
@@ -351,7 +352,7 @@ class Switchboard:
         nothing is known of the peer's.
         """
         text = f"{mismatch}; install the same version of zswarm on both machines"
-        reject = Reject(run=RunId(0), generation=Generation(0), session=Session(0), code=RejectCode.VERSION, text=text)
+        reject = Reject(**RUNLESS, code=RejectCode.VERSION, text=text)
         if not isinstance(peer, bytes):
             return Received(peer=peer, message=replace(reject, text=f"{peer}: {text}"[: limits.MAX_TEXT_CHARS]))
         connection = self._connections[peer]
