@@ -5,7 +5,7 @@
     Snapshot, Sum, Assemble      the arithmetic of the all-reduce, see stages/accumulation.py and shards.py
     Apply                        the optimizer step, then everything of the old step is forgotten
     Reset                        everything of the step is forgotten, also what is unfinished
-    Export, Import, Adopt        the layers' state as files, see stages/state.py
+    Export, Import, Adopt        the layers' state and their steps as files, see stages/state.py
 
 Whatever a job has left unfinished is done when nothing else is to be done, and before any other kind of task.
 Whatever goes wrong here, in a layer, in a peer's contribution to a sum or in a file, becomes Failed; a model that
@@ -171,7 +171,7 @@ class Compute:
         )
         kept = Kept(config.pipeline.recompute, self._gauge)
         accumulator = accumulator_named(config.batch.accumulation, engine.parameters, config.num_microbatches)
-        optimizer = FlatOptimizer(config.optimizer, engine.parameters.values)
+        optimizer = FlatOptimizer(config.optimizer, engine.parameters.values, engine.parameters.regions)
         self._built = _Built(
             engine=engine,
             kept=kept,
@@ -223,10 +223,12 @@ class Compute:
 
     def _apply(self, task: Apply) -> Applied:
         stage = self._stage
+        stage.state.freeze(task.frozen, task.step)
         if task.apply:
             if self._reduced is None or self._reduced_round != task.round:
                 raise LocalProtocolError(f"no reduced gradient of round {task.round} is held")
             stage.optimizer.step(self._reduced, lr=task.lr, scale=task.scale)
+        stage.state.keep_updates(task.updates, task.step, self._reduced if task.apply else None, lr=task.lr)
         self._clear()
         stage.state.changed()
         if task.snapshot:
@@ -236,7 +238,11 @@ class Compute:
     # -- the layers' state ---------------------------------------------------------------------------
 
     def _export(self, task: Export) -> Exported:
-        whole = memoryview(self._stage.state.file(task.part, task.layer, from_copy=task.from_snapshot))
+        state = self._stage.state
+        if task.step is None:
+            whole = memoryview(state.file(task.part, task.layer, from_copy=task.from_snapshot))
+        else:
+            whole = memoryview(state.kept_file(task.part, task.layer, task.step))
         offset = min(max(0, task.offset_bytes), len(whole) - 1)
         return Exported(
             part=task.part,
@@ -257,7 +263,7 @@ class Compute:
 
     def _adopt(self) -> Adopted:
         stage = self._stage
-        stage.state.adopt()
+        stage.state.check_equal_steps()
         self._clear()
         return Adopted(parameter_digest=digest(stage.engine.parameters.values))
 

@@ -2,20 +2,38 @@
 
     Pull --> Export (one after the other, in the order of the Pulls) --Exported--> State
 
-A Pull for a version that is not held gets no answer: whoever asked hears of another donor. The copy that is kept is
-of the step after the Commit that asked for it, and stays until another one is asked for.
+Commits go on meanwhile. What a worker has been asked for lately it keeps over a commit: the layers as they were, so that
+a file that has begun is given to its end, and each step's gradient, so that whoever got a layer before can take the step,
+too (`loader.py`). Asked for what it does not hold any more it answers with the beginning of the layer as it is now; the
+trainer gets no answer then, since it wants one version and no other.
+
+The copy that is kept for a checkpoint is of the step after the Commit that asked for it, and stays until another one is
+asked for.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, replace
 
-from stages.tasks import Export, Exported, Task
+from stages.tasks import Apply, Export, Exported, Task
 from zswarm import limits
-from zswarm.ids import Peer, Version
+from zswarm.ids import TRAINER, Peer, StatePart, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Pull, State
+
+Frozen = tuple[int, Version]
+"""A layer, and at which version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A Pull whose Export is on its way, and which version the answer is of."""
+
+    peer: Peer
+    pull: Pull
+    version: Version
 
 
 class Donor:
@@ -23,38 +41,84 @@ class Donor:
 
     def __init__(self, membership: Membership) -> None:
         self._me = membership
-        self._pulls: deque[tuple[Peer, Pull]] = deque()
+        self._asked: deque[Asked] = deque()
         self.kept_version: Version | None = None
         """Of the copy for a checkpoint; None for none, and while it is being replaced."""
+        self._pulled_at_s = float("-inf")
+        """When another worker asked for anything."""
+        self._wanted: dict[Frozen, float] = {}
+        """When a layer's state was asked for, at the present version or as it was frozen."""
+        self._frozen: set[Frozen] = set()
+        self._updates: list[Version] = []
+        """The versions from which a kept step led on."""
 
-    def pull(self, message: Pull, peer: Peer, *, layers: range, present: Version | None) -> list[Send | Task]:
-        """Answer with a range of a layer's state; `present` is the version of the parameters, None while they change."""
+    def forget(self) -> None:
+        """Other parameters take the place of these; the copy stays."""
+        self._pulled_at_s = float("-inf")
+        self._wanted.clear()
+        self._frozen.clear()
+        self._updates.clear()
+
+    def keep(self, apply: Apply, before: Version, now: float) -> Apply:
+        """Return the task that ends a version, and keeps what has been asked for lately."""
+        since_s = now - limits.LEND_HEARTBEATS * self._me.heartbeat_s
+        wanted = sorted((at_s, frozen) for frozen, at_s in self._wanted.items() if at_s >= since_s)
+        self._wanted = {frozen: at_s for at_s, frozen in wanted[-limits.MAX_FROZEN :]}
+        self._frozen = set(self._wanted)
+        self._updates = [*self._updates, before][-limits.MAX_UPDATES :] if self._pulled_at_s >= since_s else []
+        if not self._frozen and not self._updates:
+            return apply
+        frozen = tuple(sorted((layer, step) for layer, (_, step) in self._frozen))
+        return replace(apply, frozen=frozen, updates=tuple(step for _, step in self._updates))
+
+    def pull(
+        self, message: Pull, peer: Peer, *, layers: range, present: Version | None, now: float
+    ) -> list[Send | Task]:
+        """Answer with a range of a layer's state; `present` is the version that there will be when all tasks are done."""
+        if message.layer not in layers or len(self._asked) >= limits.MAX_PULLS:
+            return []
+        if any((asked.peer, asked.pull) == (peer, message) for asked in self._asked):
+            return []
+        found = self._find(message, present)
+        if found is None:
+            return []
+        export, version = found
+        if message.session != TRAINER:
+            self._pulled_at_s = now
+            if export.part is not StatePart.UPDATE:
+                self._wanted[message.layer, version] = now
+        self._asked.append(Asked(peer, message, version))
+        return [export]
+
+    def _find(self, message: Pull, present: Version | None) -> tuple[Export, Version] | None:
+        """Return what is exported in answer, and which version it is of."""
         version = (message.branch, message.step)
-        if version not in (present, self.kept_version) or message.layer not in layers:
-            return []
-        if (peer, message) in self._pulls or len(self._pulls) >= limits.MAX_PULLS:
-            return []
-        self._pulls.append((peer, message))
-        return [
-            Export(
-                part=message.part,
-                layer=message.layer,
-                offset_bytes=message.offset_bytes,
-                from_snapshot=version != present,
-            )
-        ]
+        layer, part, offset_bytes = message.layer, message.part, message.offset_bytes
+        if part is StatePart.UPDATE:
+            if version in self._updates:
+                return Export(part=part, layer=layer, offset_bytes=offset_bytes, step=version[1]), version
+        elif version == present:
+            return Export(part=part, layer=layer, offset_bytes=offset_bytes), version
+        elif version == self.kept_version:
+            return Export(part=part, layer=layer, offset_bytes=offset_bytes, from_snapshot=True), version
+        elif (layer, version) in self._frozen:
+            return Export(part=part, layer=layer, offset_bytes=offset_bytes, step=version[1]), version
+        if present is None or message.session == TRAINER or version[0] != present[0] or version >= present:
+            return None
+        return Export(part=StatePart.PARAMETERS, layer=layer, offset_bytes=0), present
 
     def exported(self, outcome: Exported) -> list[Send | Task]:
         """Send a range to whoever asked for it."""
-        peer, pull = self._pulls.popleft()
+        asked = self._asked.popleft()
+        branch, step = asked.version
         message = State(
             **self._me.header(),
-            branch=pull.branch,
-            step=pull.step,
+            branch=branch,
+            step=step,
             part=outcome.part,
             layer=outcome.layer,
             offset_bytes=outcome.offset_bytes,
             total_bytes=outcome.total_bytes,
             parcel=outcome.load.parcel,
         )
-        return [Send(peer=peer, message=message, frames=outcome.load.frames)]
+        return [Send(peer=asked.peer, message=message, frames=outcome.load.frames)]

@@ -53,14 +53,18 @@ class FlatParameters:
     def __init__(self, layers: Sequence[nn.Module], first_layer: int, device: torch.device) -> None:
         self.slots: list[Slot] = []
         """In the order in which they lie."""
+        self.regions: list[slice] = []
+        """Where each layer's parameters lie."""
         check = LayerCheck()
         size = 0
         for index, layer in enumerate(layers):
             check.look(layer, layer_name(layer, first_layer + index))
+            begin = size
             for name, parameter in layer.named_parameters():
                 if parameter.requires_grad:
                     self.slots.append(Slot(index, name, parameter, size))
                     size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+            self.regions.append(slice(begin, size))
         self.num_parameters = sum(slot.parameter.numel() for slot in self.slots)
         # Never so small that a shard of an all-reduce would be empty.
         size = max(size, limits.MAX_PARTICIPANTS)

@@ -1,142 +1,172 @@
-"""Getting a stage's state from those who have it, layer by layer, from several at once.
+"""Getting a stage's state from those who have it, layer by layer, from several at once, while steps go on.
 
-    for each file (a layer's PARAMETERS, its OPTIMIZER): Pull, repeated --State--> Import --> the next range
-    each donor gives one file after the other, whichever is next; after the last range of all: Adopt
+    a layer   NOTHING --PARAMETERS, OPTIMIZER, of one version--> of that version --UPDATE--> of the next --> ...
+    all layers of the newest version that has been heard of: Adopt
 
-One range at a time is asked of each donor, which leaves it its time and its uplink for the step in work; a State that
-is not the one asked for is a duplicate. A donor that does not answer is given up as long as there is another, who
-gives that file from its beginning. One that has gone, or has gone on to the next step, does not answer: the next Restore
-names others.
+Each file comes in ranges: Pull, repeated --State--> Import --> the next range. A layer is begun at whatever version is
+present when its turn comes, and its donor gives it to the end (`donor.py`); then it takes the steps that the swarm has
+taken meanwhile, before any further layer is begun, so that no donor has to keep many steps. In this way whoever gets more than
+a gradient's bytes in the time of a step catches up, however short the steps.
+
+One range at a time is asked of each donor, which leaves it its time and its uplink for the step in work. A donor that
+does not have what it is asked for any more answers with the beginning of the layer as it is now; any other State that is
+not the one asked for is a duplicate. One that does not answer is given up as long as there is another, who gives that file
+from its beginning: no file, and no version of a layer, is put together of what two gave.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 from stages.tasks import Adopt, Import, Task
 from zswarm import limits
-from zswarm.ids import TRAINER, Peer, Session, StatePart, Version
+from zswarm.ids import TRAINER, Peer, Session, StatePart, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Load, Pull, Restore, State
 from zswarm.patience import patience
 
-File = tuple[int, StatePart]
+
+@dataclass(slots=True)
+class Fetch:
+    """A layer's file that a donor is giving."""
+
+    layer: int
+    part: StatePart
+    version: Version
+    """Of the file; of an UPDATE, the one from which it leads on."""
+    offset_bytes: int = 0
+    num_asked: int = 0
+    resend_at_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Lane:
-    """What is asked of one donor; without a file it has nothing to give at present."""
+    """A donor, and what it is giving at present."""
 
     peer: Peer
-    file: File | None = None
-    offset_bytes: int = 0
-    num_asked: int = 0
-    resend_at_s: float | None = None
+    fetch: Fetch | None = None
 
 
 class Loader:
-    """See the module. Methods return the Sends and tasks that follow."""
+    """See the module. `held` is the version of which all layers are here already, if any. Methods return what follows."""
 
-    def __init__(self, membership: Membership, order: Restore, *, layers: range, resend_s: float) -> None:
+    def __init__(
+        self, membership: Membership, order: Restore, *, layers: range, held: Version | None, resend_s: float
+    ) -> None:
         self._me = membership
         self.version: Version = (order.branch, order.step)
-        """Whose state this is."""
+        """The newest that has been heard of: what all layers are brought to."""
+        self.is_adopting = False
+        """Is everything here, and being put in place? Then there is no way back."""
         self._resend_s = resend_s
-        self._waiting = deque((layer, part) for layer in layers for part in StatePart)
-        self._num_left = len(self._waiting)
-        self._lanes = {session: Lane(peer) for session, peer in self._sources(order).items()}
+        self._layers: dict[int, Version | None] = dict.fromkeys(layers, held)
+        self._lanes: dict[Session, Lane] = {}
         self._silent: set[Session] = set()
         """Donors that did not answer while others did."""
-
-    def _sources(self, order: Restore) -> dict[Session, Peer]:
-        found = {order.donor: order.address, **{source.donor: source.address for source in order.others}}
-        return {s: self._me.coordinator if s == TRAINER else address for s, address in found.items()}
-
-    @property
-    def is_adopting(self) -> bool:
-        """Is everything here, and being put in place? Then there is no way back."""
-        return self._num_left == 0
+        self._take_lanes(order)
 
     def start(self, now: float) -> list[Send | Task]:
         """Ask every donor for a file."""
         return [*self._ask_idle(now)]
 
-    def serves(self, order: Restore) -> bool:
-        """Can this go on with the donors of an order, since it is of the same state and some are the same?"""
-        sources = self._sources(order)
-        is_same = any(sources.get(session) == lane.peer for session, lane in self._lanes.items())
-        return is_same and (order.branch, order.step) == self.version
-
     def follow(self, order: Restore, now: float) -> list[Send | Task]:
         """Go on with the donors of this order: without those that it does not name, with those that are new."""
-        sources = self._sources(order)
-        for session in [session for session, lane in self._lanes.items() if sources.get(session) != lane.peer]:
-            self._give_up(session)
-        for session, peer in sources.items():
+        version = (order.branch, order.step)
+        if version < self.version:
+            return []
+        self.version = version
+        self._take_lanes(order)
+        return [*self._ask_idle(now)]
+
+    def _take_lanes(self, order: Restore) -> None:
+        sources = {order.donor: order.address, **{source.donor: source.address for source in order.others}}
+        peers = {s: self._me.coordinator if s == TRAINER else address for s, address in sources.items()}
+        for session in [session for session, lane in self._lanes.items() if peers.get(session) != lane.peer]:
+            del self._lanes[session]
+        if self._silent.issuperset(peers):
+            self._silent.clear()
+        for session, peer in peers.items():
             if session not in self._silent:
                 self._lanes.setdefault(session, Lane(peer))
-        return [*self._ask_idle(now)]
 
     def received(self, message: State, load: Load, now: float) -> list[Send | Task]:
         """Take a range and ask for the next."""
         lane = self._lanes.get(message.session)
-        if lane is None or lane.file is None or (message.branch, message.step) != self.version:
+        fetch = lane.fetch if lane is not None else None
+        version = (message.branch, message.step)
+        if lane is None or fetch is None or message.layer != fetch.layer or version[0] != self.version[0]:
             return []
-        layer, part = lane.file
-        if (message.layer, message.part, message.offset_bytes) != (layer, part, lane.offset_bytes):
+        if version > fetch.version and (message.part, message.offset_bytes) == (StatePart.PARAMETERS, 0):
+            fetch = lane.fetch = Fetch(message.layer, StatePart.PARAMETERS, version)
+            self._layers[fetch.layer] = None
+            self.version = max(self.version, version)
+        if (message.part, version, message.offset_bytes) != (fetch.part, fetch.version, fetch.offset_bytes):
             return []
         task = Import(
-            part=part, layer=layer, offset_bytes=lane.offset_bytes, total_bytes=message.total_bytes, load=load
+            part=fetch.part,
+            layer=fetch.layer,
+            offset_bytes=fetch.offset_bytes,
+            total_bytes=message.total_bytes,
+            load=load,
         )
-        lane.num_asked = 0
-        lane.offset_bytes += message.parcel.size_bytes
-        if lane.offset_bytes < message.total_bytes:
-            return [task, self._ask(lane, now)]
-        lane.file, lane.offset_bytes, lane.resend_at_s = None, 0, None
-        self._num_left -= 1
+        fetch.num_asked = 0
+        fetch.offset_bytes += message.parcel.size_bytes
+        if fetch.offset_bytes < message.total_bytes:
+            return [task, self._ask(lane.peer, fetch, now)]
+        if fetch.part is StatePart.PARAMETERS:
+            lane.fetch = Fetch(fetch.layer, StatePart.OPTIMIZER, version)
+            return [task, self._ask(lane.peer, lane.fetch, now)]
+        lane.fetch = None
+        branch, step = version
+        self._layers[fetch.layer] = (branch, Step(step + 1)) if fetch.part is StatePart.UPDATE else version
+        self.is_adopting = all(held == self.version for held in self._layers.values())
         return [task, Adopt()] if self.is_adopting else [task, *self._ask_idle(now)]
 
     def resend_due(self, now: float) -> list[Send | Task]:
         """Ask again for what has not come in time, in the end another donor."""
         sends: list[Send | Task] = []
         for session, lane in list(self._lanes.items()):
-            if lane.resend_at_s is None or lane.resend_at_s > now:
+            fetch = lane.fetch
+            if fetch is None or fetch.resend_at_s > now:
                 continue
-            if lane.num_asked >= limits.MAX_ASKED_OF_ONE and len(self._lanes) > 1:
-                self._give_up(session)
+            if fetch.num_asked >= limits.MAX_ASKED_OF_ONE and len(self._lanes) > 1:
+                del self._lanes[session]
                 self._silent.add(session)
             else:
-                sends.append(self._ask(lane, now))
+                sends.append(self._ask(lane.peer, fetch, now))
         return [*sends, *self._ask_idle(now)]
 
     def next_deadline_s(self) -> float | None:
         """Return when `resend_due` has something to do."""
-        return min((lane.resend_at_s for lane in self._lanes.values() if lane.resend_at_s is not None), default=None)
-
-    def _give_up(self, donor: Session) -> None:
-        """Let another donor give what this one was asked for; from its beginning, so that no file is of two."""
-        lane = self._lanes.pop(donor)
-        if lane.file is not None:
-            self._waiting.appendleft(lane.file)
+        fetches = [lane.fetch for lane in self._lanes.values() if lane.fetch is not None]
+        return min((fetch.resend_at_s for fetch in fetches), default=None)
 
     def _ask_idle(self, now: float) -> list[Send]:
-        """Ask whoever has nothing to give for the next file."""
+        """Ask whoever has nothing to give for the next file: a step that a layer lacks, before a layer that is not here."""
+        busy = {lane.fetch.layer for lane in self._lanes.values() if lane.fetch is not None}
+        waiting = [layer for layer, held in self._layers.items() if held != self.version and layer not in busy]
+        waiting.sort(key=lambda layer: self._layers[layer] is None)
         sends = []
         for lane in self._lanes.values():
-            if lane.file is None and self._waiting:
-                lane.file, lane.offset_bytes, lane.num_asked = self._waiting.popleft(), 0, 0
-                sends.append(self._ask(lane, now))
+            if lane.fetch is None and waiting:
+                layer = waiting.pop(0)
+                held = self._layers[layer]
+                part, version = (StatePart.PARAMETERS, self.version) if held is None else (StatePart.UPDATE, held)
+                lane.fetch = Fetch(layer, part, version)
+                sends.append(self._ask(lane.peer, lane.fetch, now))
         return sends
 
-    def _ask(self, lane: Lane, now: float) -> Send:
-        assert lane.file is not None
-        layer, part = lane.file
-        lane.num_asked += 1
-        lane.resend_at_s = now + patience(self._resend_s, lane.num_asked)
-        branch, step = self.version
+    def _ask(self, peer: Peer, fetch: Fetch, now: float) -> Send:
+        fetch.num_asked += 1
+        fetch.resend_at_s = now + patience(self._resend_s, fetch.num_asked)
+        branch, step = fetch.version
         message = Pull(
-            **self._me.header(), branch=branch, step=step, part=part, layer=layer, offset_bytes=lane.offset_bytes
+            **self._me.header(),
+            branch=branch,
+            step=step,
+            part=fetch.part,
+            layer=fetch.layer,
+            offset_bytes=fetch.offset_bytes,
         )
-        return Send(peer=lane.peer, message=message)
+        return Send(peer=peer, message=message)

@@ -3,6 +3,7 @@
     NONE --Welcome: Build--> BUILDING --Built--> READY (a new run) or OUTDATED (the swarm is further)
                                  ^                 |        |
                                  +- Restore, step 0+--------+-- Restore --> LOADING --Adopt--> ADOPTING --Adopted--> READY
+                                                                 steps only, if what it holds is of the same branch
 
 READY means that the parameters are those of `StepState.version`; only Apply moves them on (`participant.py`). A
 new life of the process changes none of this, unless it is given another stage; only a load that is not
@@ -15,7 +16,7 @@ from __future__ import annotations
 from stages.donor import Donor
 from stages.loader import Loader
 from stages.participant import StepState
-from stages.tasks import Adopted, Applied, Build, Built, Exported, Task
+from stages.tasks import Adopted, Applied, Apply, Build, Built, Exported, Task
 from zswarm import limits
 from zswarm.ids import Branch, Peer, RunId, Stage, Step, Version
 from zswarm.machine import Send
@@ -65,6 +66,7 @@ class Parameters:
         _, stage, num_stages = self._cut
         self.is_built = self.is_ready = False
         self._loader = self._donor.kept_version = None
+        self._donor.forget()
         self._fresh = fresh
         self._num_builds += 1
         return Build(stage=stage, num_stages=num_stages, configuration=self._configuration)
@@ -84,29 +86,35 @@ class Parameters:
     # -- those of somebody else ----------------------------------------------------------------------
 
     def wants(self, message: Restore) -> bool:
-        """Is this news? Not what is held or on its way already, nor anything older."""
+        """Does this begin something? What is on its way is brought up to a later step of its branch."""
         if not self.is_built or (self._loader is not None and self._loader.is_adopting):
             return False
         version = (message.branch, message.step)
         if self._loader is not None:
-            is_other = version == self._loader.version and not self._loader.serves(message)
-            return version > self._loader.version or is_other
+            return message.branch > self._loader.version[0]
         return version > self._state.version if self.is_ready else True
 
     def follow(self, message: Restore, now: float) -> list[Send | Task]:
-        """Go on getting what is on its way, from the donors that are named now."""
+        """Go on getting what is on its way, up to the step and from the donors that are named now."""
         loader = self._loader
-        if loader is None or loader.is_adopting or not loader.serves(message):
+        if loader is None or loader.is_adopting or message.branch != loader.version[0]:
             return []
         return loader.follow(message, now)
 
     def restore(self, message: Restore, now: float) -> list[Send | Task]:
         """Begin to get another version; what the worker has counted must be void already."""
+        is_behind = self.is_ready and message.branch == self._state.branch
         self.is_ready = False
         if message.step == 0:
             return [self._build((message.branch, message.step))]
-        resend_s = limits.RESEND_HEARTBEATS * self._me.heartbeat_s
-        self._loader = Loader(self._me, message, layers=self.layers, resend_s=resend_s)
+        self._donor.forget()
+        self._loader = Loader(
+            self._me,
+            message,
+            layers=self.layers,
+            held=self._state.version if is_behind else None,
+            resend_s=limits.RESEND_HEARTBEATS * self._me.heartbeat_s,
+        )
         return self._loader.start(now)
 
     def received(self, message: State, load: Load, now: float) -> list[Send | Task]:
@@ -136,10 +144,11 @@ class Parameters:
 
     # -- commits, and giving -------------------------------------------------------------------------
 
-    def will_move(self, commit: Commit) -> None:
-        """Apply is on its way to the compute thread, and with it another copy in place of the one that is kept."""
-        if commit.snapshot:
+    def will_move(self, apply: Apply, now: float) -> Apply:
+        """Return what is asked of the compute thread: the step, and what donors keep of the version that ends with it."""
+        if apply.snapshot:
             self._donor.kept_version = None
+        return self._donor.keep(apply, self._state.version, now)
 
     def moved(self, outcome: Applied, commit: Commit) -> None:
         """The parameters, and the state's version, are those after this commit."""
@@ -147,10 +156,11 @@ class Parameters:
         if commit.snapshot:
             self._donor.kept_version = self._state.version
 
-    def pull(self, message: Pull, peer: Peer, *, is_applying: bool) -> list[Send | Task]:
-        """Give a range of what is held, if it is that."""
-        present = self._state.version if self.is_ready and not is_applying else None
-        return self._donor.pull(message, peer, layers=self.layers, present=present)
+    def pull(self, message: Pull, peer: Peer, *, is_applying: bool, now: float) -> list[Send | Task]:
+        """Give a range of what is held, if it is that; while a step is applied, of what it leads to."""
+        branch, step = self._state.version
+        present = (branch, Step(step + is_applying)) if self.is_ready else None
+        return self._donor.pull(message, peer, layers=self.layers, present=present, now=now)
 
     def exported(self, outcome: Exported) -> list[Send | Task]:
         """Send a range to whoever asked for it."""

@@ -202,24 +202,22 @@ class Participant:
         self._reduction = self._prepared = None
         return [Discard(round=message.round), *self._report()]
 
-    def commit(self, message: Commit) -> list[Command]:
+    def commit(self, message: Commit) -> Apply | None:
         """Apply the step, if its result is held; no answer otherwise, or the two ends would never stop."""
         if (message.branch, message.step) != self._state.version or self._commit is not None:
-            return []
+            return None
         held = self._prepared
         if held is None or (held.round, held.digest) != (message.round, message.digest):
-            return []
+            return None
         self._commit = message
-        return [
-            Apply(
-                step=message.step,
-                round=message.round,
-                scale=message.scale,
-                lr=message.lr,
-                apply=message.apply,
-                snapshot=message.snapshot,
-            )
-        ]
+        return Apply(
+            step=message.step,
+            round=message.round,
+            scale=message.scale,
+            lr=message.lr,
+            apply=message.apply,
+            snapshot=message.snapshot,
+        )
 
     def applied(self) -> Commit:
         """The parameters are those of the next step: return the commit that led to it."""

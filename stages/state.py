@@ -3,18 +3,21 @@ r"""The state of a stage's layers as files, out and in: what checkpoints and wor
     PARAMETERS   all of the layer's state_dict, by its names
     OPTIMIZER    `<state>.<parameter>`, shaped like the parameter, for each trainable parameter of the layer, such as
                  `exp_avg.linear.weight`; and what belongs to no parameter by its own name, such as `step`
+    UPDATE       `lr`, and `gradient.<parameter>` for each trainable parameter; nothing, where a step was skipped
 
-Each is a safetensors file in memory. There is one per layer, so that layers can be cut into other stages: the flat
-state of a stage is put together from the files of its layers.
+Each is a safetensors file in memory. There is one per layer, so that layers can be cut into other stages, and so that a
+layer can be taken over and brought up to date by itself.
 
-    present state --save--> file --ranges--> ... --ranges--> imported files --adopt, all or nothing--> present state
-          \---keep_copy---> copy --save--> file
+    present state --save--> file --ranges--> ... --ranges--> both files of a layer --> that layer's state
+          |---keep_copy---> copy --save--> file             then its updates, one after the other
+          |----freeze---> files of a few layers
+    an optimizer step --keep_updates--> gradient --save--> file
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +27,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stages.engine import StageEngine, one_line
+from stages.flat import Slot
 from stages.model import layer_name
-from stages.optimizer import FlatOptimizer
+from stages.optimizer import STEP, FlatOptimizer
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
-from zswarm.ids import StatePart
+from zswarm.ids import STATE_FILES, StatePart, Step
 
 FILES_KEPT = 2
 """Files that were exported last: one of a copy for a checkpoint, one for a worker that comes late."""
+
+LR = "lr"
 
 Layers = list[dict[str, Tensor]]
 File = tuple[StatePart, int]
@@ -52,6 +58,14 @@ class _Incoming:
     content: bytearray = field(default_factory=bytearray)
 
 
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What a step has done: the flat gradient as it was applied, on the host; None where the step was skipped."""
+
+    gradient: Tensor | None
+    lr: float
+
+
 class StageState:
     """See the module. Layers are named by their index in the whole model."""
 
@@ -60,6 +74,9 @@ class StageState:
         self._optimizer = optimizer
         self._copy: _State | None = None
         self._files: OrderedDict[tuple[StatePart, int, bool], bytes] = OrderedDict()
+        self._frozen: dict[tuple[int, Step], dict[StatePart, bytes]] = {}
+        self._updates: dict[Step, _Update] = {}
+        self._update_files: OrderedDict[tuple[int, Step], bytes] = OrderedDict()
         self._incoming: dict[File, _Incoming] = {}
 
     # -- out -----------------------------------------------------------------------------------------
@@ -107,6 +124,51 @@ class StageState:
             self._files.popitem(last=False)
         return self._files[key]
 
+    def freeze(self, wanted: Iterable[tuple[int, Step]], step: Step) -> None:
+        """Keep layers as they are at the beginning of some steps: of `step` now, of earlier ones what is kept already."""
+        before, self._frozen = self._frozen, {}
+        for layer, since in wanted:
+            if since == step:
+                files = {part: self.file(part, layer, from_copy=False) for part in STATE_FILES}
+                self._frozen[layer, since] = files
+            elif (layer, since) in before:
+                self._frozen[layer, since] = before[layer, since]
+
+    def keep_updates(self, steps: Iterable[Step], step: Step, gradient: Tensor | None, *, lr: float) -> None:
+        """Keep what some steps have done: `step`, by a gradient as it was applied or by nothing, and earlier ones."""
+        before, self._updates = self._updates, {}
+        for since in steps:
+            if since == step:
+                copied = gradient.to("cpu", copy=True) if gradient is not None else None
+                self._updates[since] = _Update(copied, lr)
+            elif since in before:
+                self._updates[since] = before[since]
+        for key in [key for key in self._update_files if key[1] not in self._updates]:
+            del self._update_files[key]
+
+    def kept_file(self, part: StatePart, layer: int, step: Step) -> bytes:
+        """Return a file of a layer at the beginning of a step, or of what that step has done to it.
+
+        Raises:
+            LocalProtocolError: it is not kept.
+
+        """
+        if part is not StatePart.UPDATE:
+            if (layer, step) not in self._frozen:
+                raise LocalProtocolError(f"layer {layer} is not kept as it was at the beginning of step {step}")
+            return self._frozen[layer, step][part]
+        if step not in self._updates:
+            raise LocalProtocolError(f"the gradient of step {step} is not kept")
+        update, key = self._updates[step], (layer, step)
+        if key not in self._update_files:
+            slots = self._slots(self._index(layer))
+            tensors = _update_file(slots, update.gradient, update.lr) if update.gradient is not None else {}
+            self._update_files[key] = save(tensors)
+        self._update_files.move_to_end(key)
+        while len(self._update_files) > FILES_KEPT:
+            self._update_files.popitem(last=False)
+        return self._update_files[key]
+
     def _forget(self, *, of_copy: bool) -> None:
         for key in [key for key in self._files if key[2] is of_copy]:
             del self._files[key]
@@ -116,31 +178,39 @@ class StageState:
 
     def _tensors(self, state: _State, part: StatePart, layer: int) -> dict[str, Tensor]:
         """Return what is in a layer's file; the tensors are views of the state."""
-        index = layer - self._engine.first_layer
-        if not 0 <= index < len(self._engine.layers):
-            raise LocalProtocolError(f"layer {layer} is not one of this stage's")
+        index = self._index(layer)
         if part is StatePart.PARAMETERS:
             return state.layers[index]
         tensors = {}
         for name, tensor in state.optimizer.items():
-            if tensor.dim() == 0:
-                tensors[name] = tensor
+            if name == STEP:
+                tensors[name] = tensor[index]
                 continue
-            for slot in self._engine.parameters.slots:
-                if slot.layer == index:
-                    tensors[f"{name}.{slot.name}"] = slot.of(tensor)
+            for slot in self._slots(index):
+                tensors[f"{name}.{slot.name}"] = slot.of(tensor)
         return tensors
+
+    def _slots(self, index: int) -> list[Slot]:
+        return [slot for slot in self._engine.parameters.slots if slot.layer == index]
+
+    def _index(self, layer: int) -> int:
+        """Return a layer's place in this stage."""
+        index = layer - self._engine.first_layer
+        if not 0 <= index < len(self._engine.layers):
+            raise LocalProtocolError(f"layer {layer} is not one of this stage's")
+        return index
 
     # -- in ------------------------------------------------------------------------------------------
 
     def receive_untrusted(
         self, part: StatePart, layer: int, *, offset_bytes: int, total_bytes: int, frames: Iterable[Any]
     ) -> None:
-        """Keep a range of a layer's file until `adopt`; one at offset 0 begins the file anew.
+        """Take a range of a layer's file; one at offset 0 begins the file anew. What is complete becomes the layer's state.
 
         Raises:
-            LocalProtocolError: the layer is not one of this stage's.
-            RemoteProtocolError: the range does not follow the one before, or goes beyond the file's end.
+            LocalProtocolError: the layer is not one of this stage's, or does not take its own state_dict.
+            RemoteProtocolError: the range does not follow the one before, or goes beyond the file's end; or the file is not
+                what the layer needs, which is as it was then.
 
         """
         where = self._name(part, layer)
@@ -157,44 +227,75 @@ class StageState:
             raise RemoteProtocolError(f"{where}: a range goes beyond the file's {total_bytes} bytes")
         for view in views:
             file.content += view
+        if len(file.content) < total_bytes:
+            return
+        if part is StatePart.UPDATE:
+            del self._incoming[part, layer]
+            self._take_step_untrusted(layer, bytes(file.content))
+        elif all(self._is_complete(other, layer) for other in STATE_FILES):
+            self._replace_untrusted(layer, [bytes(self._incoming.pop((other, layer)).content) for other in STATE_FILES])
 
-    def adopt(self) -> None:
-        """Make what was received the present state, if it is all that these layers need; forget it in any case.
+    def _is_complete(self, part: StatePart, layer: int) -> bool:
+        file = self._incoming.get((part, layer))
+        return file is not None and len(file.content) == file.total_bytes
+
+    def _replace_untrusted(self, layer: int, files: Sequence[bytes]) -> None:
+        """Make two files the state of a layer, if they are what it needs."""
+        self._forget(of_copy=False)
+        present = self._present()
+        parameters, optimizer = (
+            self._checked_untrusted(content, self._tensors(present, part, layer), part, layer)
+            for part, content in zip(STATE_FILES, files, strict=True)
+        )
+        try:
+            self._engine.layers[self._index(layer)].load_state_dict(parameters)
+        except RuntimeError as error:
+            raise LocalProtocolError(f"{self._name(StatePart.PARAMETERS, layer)}: {one_line(error)}") from error
+        for name, target in self._tensors(present, StatePart.OPTIMIZER, layer).items():
+            target.copy_(optimizer[name])
+
+    def _take_step_untrusted(self, layer: int, content: bytes) -> None:
+        """Take the optimizer step of a file, if it is what the layer needs."""
+        self._forget(of_copy=False)
+        index = self._index(layer)
+        parameters = self._engine.parameters
+        expected = _update_file(self._slots(index), parameters.values, 0.0)
+        found = self._checked_untrusted(content, expected, StatePart.UPDATE, layer, or_nothing=True)
+        if not found:
+            return
+        region = parameters.regions[index]
+        gradient = torch.zeros_like(parameters.values[region])
+        for slot in self._slots(index):
+            slot._replace(offset=slot.offset - region.start).of(gradient).copy_(found[_gradient_of(slot)])
+        self._optimizer.step_layer(index, gradient, lr=float(found[LR]))
+
+    def check_equal_steps(self) -> None:
+        """See that all layers have taken the same number of steps.
 
         Raises:
-            RemoteProtocolError: a file is missing or is not what its layer needs; nothing has changed then.
-            LocalProtocolError: a layer does not take its own state_dict.
+            RemoteProtocolError: they have not.
 
         """
-        files, self._incoming = self._incoming, {}
-        present = self._present()
-        own = range(self._engine.first_layer, self._engine.first_layer + len(self._engine.layers))
-        found = {
-            (part, layer): self._checked_untrusted(files, present, part, layer) for part in StatePart for layer in own
-        }
-        self._check_equal_scalars({layer: found[StatePart.OPTIMIZER, layer] for layer in own})
-        self._forget(of_copy=False)
-        for layer, module in zip(own, self._engine.layers, strict=True):
-            try:
-                module.load_state_dict(found[StatePart.PARAMETERS, layer])
-            except RuntimeError as error:
-                raise LocalProtocolError(f"{self._name(StatePart.PARAMETERS, layer)}: {one_line(error)}") from error
-            for name, target in self._tensors(present, StatePart.OPTIMIZER, layer).items():
-                target.copy_(found[StatePart.OPTIMIZER, layer][name])
+        steps = self._optimizer.state.get(STEP, torch.zeros(1))
+        for index, taken in enumerate(steps.tolist()):
+            if taken != steps[0]:
+                first = self._engine.first_layer
+                raise RemoteProtocolError(
+                    f"{self._name(StatePart.OPTIMIZER, first + index)}: step is {taken} and that of layer {first} is "
+                    f"{float(steps[0])}"
+                )
 
     def _checked_untrusted(
-        self, files: dict[File, _Incoming], present: _State, part: StatePart, layer: int
+        self, content: bytes, expected: dict[str, Tensor], part: StatePart, layer: int, *, or_nothing: bool = False
     ) -> dict[str, Tensor]:
-        """Return the tensors of a received file, which are those that the present state has there."""
+        """Return the tensors of a received file, which are those that are expected, or, if that may be, none."""
         where = self._name(part, layer)
-        file = files.get((part, layer))
-        if file is None or len(file.content) != file.total_bytes:
-            raise RemoteProtocolError(f"{where}: nothing, or not all of it, was received")
         try:
-            found = load(bytes(file.content))
+            found = load(content)
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise RemoteProtocolError(f"{where}: not a safetensors file: {one_line(error)}") from error
-        expected = self._tensors(present, part, layer)
+        if or_nothing and not found:
+            return found
         if found.keys() != expected.keys():
             names = ", ".join(sorted(found.keys() ^ expected.keys()))
             raise RemoteProtocolError(f"{where}: missing or unknown: {names}")
@@ -206,21 +307,14 @@ class StageState:
                 )
         return found
 
-    def _check_equal_scalars(self, optimizer: dict[int, dict[str, Tensor]]) -> None:
-        """What belongs to no parameter, such as AdamW's count of steps, is the same in all layers."""
-        first, *others = optimizer
-        for name, tensor in optimizer[first].items():
-            if name not in self._optimizer.state:
-                continue  # a parameter's own
-            for layer in others:
-                if not torch.equal(optimizer[layer][name], tensor):
-                    raise RemoteProtocolError(
-                        f"{self._name(StatePart.OPTIMIZER, layer)}: {name} is {float(optimizer[layer][name])} and that of "
-                        f"layer {first} is {float(tensor)}"
-                    )
-
     def _name(self, part: StatePart, layer: int) -> str:
-        index = layer - self._engine.first_layer
-        if not 0 <= index < len(self._engine.layers):
-            raise LocalProtocolError(f"layer {layer} is not one of this stage's")
-        return f"{layer_name(self._engine.layers[index], layer)}, {part.name.lower()}"
+        return f"{layer_name(self._engine.layers[self._index(layer)], layer)}, {part.name.lower()}"
+
+
+def _gradient_of(slot: Slot) -> str:
+    return f"gradient.{slot.name}"
+
+
+def _update_file(slots: Iterable[Slot], gradient: Tensor, lr: float) -> dict[str, Tensor]:
+    """Return what is in the file of a step, for a layer's slots of a flat gradient; the tensors are views."""
+    return {LR: torch.tensor(lr, dtype=torch.float64), **{_gradient_of(slot): slot.of(gradient) for slot in slots}}

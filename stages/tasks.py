@@ -88,7 +88,12 @@ class Reset:
 class Apply:
     """Take the optimizer step with a round's reduced gradient, clear the accumulator and all that was
     kept of this step's microbatches. With `apply` false only clear. With `snapshot` copy the state then, parameters and
-    optimizer, in place of an earlier copy. Answer: Applied."""
+    optimizer, in place of an earlier copy. Answer: Applied.
+
+    `frozen` names layers by the steps at whose beginning they were as they are to be kept: those of `step` as they are
+    now, others as they are kept already. `updates` are the steps whose gradient and learning rate are to be kept, likewise.
+    What neither names is forgotten.
+    """
 
     step: Step
     round: Round
@@ -96,23 +101,30 @@ class Apply:
     lr: float
     apply: bool
     snapshot: bool
+    frozen: tuple[tuple[int, Step], ...] = ()
+    updates: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """Take a range of one layer's state, a safetensors file in memory: of the present state, or of the copy that
-    Apply has kept. Answer: Exported."""
+    """Take a range of one layer's state, a safetensors file in memory. Answer: Exported.
+
+    Of the present state; of the copy that Apply has kept; or, with `step`, of what Apply has frozen or, if it is
+    UPDATE, kept of that step.
+    """
 
     part: StatePart
     layer: int
     offset_bytes: int
-    from_snapshot: bool
+    from_snapshot: bool = False
+    step: Step | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
-    """Keep a range of one layer's state that somebody has exported, until Adopt; those of one file come in order, and
-    one at offset 0 begins the file anew. No answer."""
+    """Take a range of a file that somebody has exported; those of one file come in order, and one at offset 0 begins the
+    file anew. With both files of its state complete, the layer becomes that; with an UPDATE complete, it takes that step.
+    No answer; Failed, if a file is not what its layer needs: the layer is as it was then."""
 
     part: StatePart
     layer: int
@@ -123,10 +135,7 @@ class Import:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt:
-    """Replace parameters and optimizer state by what was imported, of every layer both parts, and clear as Reset does.
-
-    Answer: Adopted; or Failed, if that is not what these layers need.
-    """
+    """The layers are all of one version, imported or brought there: clear as Reset does. Answer: Adopted, or Failed."""
 
 
 Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Export | Import | Adopt

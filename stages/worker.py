@@ -286,7 +286,8 @@ class WorkerMachine:
             case Commit() as message:
                 return self._commit(message)
             case Pull() as message:
-                return [*self.parameters.pull(message, event.peer, is_applying=self.participant.is_applying)]
+                is_applying = self.participant.is_applying
+                return [*self.parameters.pull(message, event.peer, is_applying=is_applying, now=now)]
             case State() as message:
                 load = Load(parcel=message.parcel, frames=event.frames)
                 return [*self.parameters.received(message, load, now)]
@@ -338,10 +339,8 @@ class WorkerMachine:
         return commands
 
     def _commit(self, message: Commit) -> list[Command]:
-        commands = self.participant.commit(message)
-        if commands:
-            self.parameters.will_move(message)
-        return commands
+        apply = self.participant.commit(message)
+        return [self.parameters.will_move(apply, self._now)] if apply is not None else []
 
     # -- lives ---------------------------------------------------------------------------------------
 

@@ -111,6 +111,13 @@ MAX_DONORS = 4
 """Workers that give their state to one joiner, each one range at a time: with more none gets its uplink back sooner."""
 MAX_ASKED_OF_ONE = 2
 """Times that one of several donors is asked for a range before another is asked for the file."""
+LEND_HEARTBEATS = 4.0
+"""How long after it was asked a donor keeps, over a commit, what it was asked for: what is lost is asked for again within."""
+MAX_FROZEN = 4
+"""Layers that a donor keeps as they were for those who are in the middle of them."""
+MAX_UPDATES = 4
+"""Steps of which a donor keeps the gradient for those who catch up, who ask for these before anything else. A layer that is
+a whole stage's takes as long as three of them, so who falls further behind could not keep up anyway."""
 MAX_PULLS = 8
 """Pulls that one worker has in work; more are dropped, and repeated by whoever asked."""
 MAX_CHUNKS = 1 << 16

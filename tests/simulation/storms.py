@@ -252,6 +252,27 @@ def _moved_about(seed: int) -> Schedule:
     return replace(_leave_on_purpose(seed), strikes=tuple(sorted(strikes, key=lambda strike: strike.at_s)))
 
 
+def _frozen_while_it_loads(seed: int) -> Schedule:
+    """Workers that come late are frozen in the middle of a load, while others take several steps."""
+    strikes = []
+    for turn in range(6):
+        at_s = 1.5 + 3.0 * turn + 0.1 * (seed % 10)
+        strikes.append(_strike(Fault.KILL_WORKER, at_s, 0.2, seed + turn))
+        strikes.append(_strike(Fault.FREEZE, at_s + 0.3, 1.0 + 0.2 * (seed % 6), seed + turn, "on State"))
+    return replace(
+        CALM,
+        seed=seed,
+        workers_per_stage=3,
+        num_microbatches=3,
+        steps=60,
+        checkpoint_every=0,
+        layers_per_stage=(4, 4),
+        pace=Pace(forward_s=0.02),
+        strikes=tuple(strikes),
+        calm_from_s=24.0,
+    )
+
+
 AIMED: dict[str, Callable[[int], Schedule]] = {
     "forward-sent-on-again": _forwards_sent_on,
     "leave-not-durable": _leave_forgotten,
@@ -266,6 +287,9 @@ AIMED: dict[str, Callable[[int], Schedule]] = {
     "leaves-with-homes": _leave_on_purpose,
     "leaves-while-something-comes": _brokers_leave_between_steps,
     "view-tells-no-step": _leave_on_purpose,
+    "one-step-is-all": _frozen_while_it_loads,
+    "step-is-forgotten": _frozen_while_it_loads,
+    "frozen-is-the-present": _frozen_while_it_loads,
     "moves-amid-a-step": _moved_about,
     "moves-the-last": _moved_about,
     "moves-nowhere": _moved_about,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from zswarm.ids import Address, Branch, Generation, RunId, Session, StatePart, Step
+from zswarm.ids import STATE_FILES, Address, Branch, Generation, RunId, Session, StatePart, Step
 from zswarm.messages import Load, Parcel, Pull
 from zswarm.simulation.disk import Disk
 from zswarm.simulation.states import STATE_BYTES, content_of, range_of
@@ -66,7 +66,7 @@ def store(made: Disk, step: int, part: StatePart, offset_bytes: int) -> str:
 
 
 def stored(made: Disk, step: int) -> tuple[float, Sealed]:
-    for part in StatePart:
+    for part in STATE_FILES:
         for offset_bytes in range(0, STATE_BYTES, 16):
             assert store(made, step, part, offset_bytes) == ""
     return made.seal(Seal(branch=Branch(0), step=Step(step)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -31,10 +33,23 @@ from stages.tasks import (
     Task,
     WasReset,
 )
-from zswarm.ids import Attempt, Branch, JobKind, JobStatus, Lease, Microbatch, Purpose, Round, Stage, StatePart, Step
+from zswarm.ids import (
+    STATE_FILES,
+    Attempt,
+    Branch,
+    JobKind,
+    JobStatus,
+    Lease,
+    Microbatch,
+    Purpose,
+    Round,
+    Stage,
+    StatePart,
+    Step,
+)
 from zswarm.messages import Key, Load
 from zswarm.simulation.poison import Poison, Poisons
-from zswarm.simulation.states import content_of
+from zswarm.simulation.states import content_of, update_of
 from zswarm.simulation.symbolic import Pace, SymbolicCompute
 from zswarm.simulation.symbols import Activation, Gradient, load, next_version
 from zswarm.simulation.violation import Violation
@@ -267,13 +282,13 @@ def test_nobody_gets_a_gradient_that_nobody_wants() -> None:
     assert isinstance(ran, Ran)
 
 
-def moved(giver: SymbolicCompute, taker: SymbolicCompute, layers: range, *, from_snapshot: bool = False) -> None:
+def moved(giver: SymbolicCompute, taker: SymbolicCompute, layers: range, **of: Any) -> None:
     """Carry ranges of a state from one worker to another."""
     for layer in layers:
-        for part in StatePart:
+        for part in STATE_FILES:
             offset_bytes, total_bytes = 0, 1
             while offset_bytes < total_bytes:
-                export = Export(part=part, layer=layer, offset_bytes=offset_bytes, from_snapshot=from_snapshot)
+                export = Export(part=part, layer=layer, offset_bytes=offset_bytes, **of)
                 (exported,) = done(giver, export)
                 assert isinstance(exported, Exported)
                 total_bytes = exported.total_bytes
@@ -314,27 +329,55 @@ def test_a_mixture_of_two_versions_cannot_be_adopted() -> None:
         taker.start(Adopt())
 
 
-def test_a_file_of_two_versions_cannot_be_adopted() -> None:
-    """The ranges of one file are of one version, too."""
+def imported(compute: SymbolicCompute, part: StatePart, layer: int, content: bytes) -> None:
+    for offset_bytes in range(0, 40, 16):
+        chunk = content[offset_bytes : offset_bytes + 16]
+        load_ = Load(parcel=load(None, len(chunk)).parcel, frames=(chunk,))
+        compute.start(Import(part=part, layer=layer, offset_bytes=offset_bytes, total_bytes=40, load=load_))
+
+
+def test_a_file_of_two_versions_is_none() -> None:
+    """The ranges of one file are of one version, and so are the two files of a layer."""
+    mixed = content_of(7, StatePart.PARAMETERS, 0)[:16] + content_of(8, StatePart.PARAMETERS, 0)[16:]
     taker = made(0)
-    for part in StatePart:
-        content = content_of(7, part, 0)[:16] + content_of(8, part, 0)[16:]
-        for offset_bytes in range(0, 40, 16):
-            chunk = content[offset_bytes : offset_bytes + 16]
-            load_ = Load(parcel=load(None, len(chunk)).parcel, frames=(chunk,))
-            taker.start(Import(part=part, layer=0, offset_bytes=offset_bytes, total_bytes=40, load=load_))
+    imported(taker, StatePart.PARAMETERS, 0, mixed)
     with pytest.raises(Violation, match="I3: PARAMETERS of layer 0 is a mixture"):
-        taker.start(Adopt())
+        imported(taker, StatePart.OPTIMIZER, 0, content_of(7, StatePart.OPTIMIZER, 0))
+    taker = made(0)
+    imported(taker, StatePart.PARAMETERS, 0, content_of(8, StatePart.PARAMETERS, 0))
+    with pytest.raises(Violation, match="I3: layer 0 is made of two versions"):
+        imported(taker, StatePart.OPTIMIZER, 0, content_of(7, StatePart.OPTIMIZER, 0))
 
 
-def test_a_state_with_a_gap_cannot_be_adopted() -> None:
-    taker = made(2)
-    moved(made(2), taker, range(2, 3))
-    with pytest.raises(Violation, match=r"I3: .* of layer 3 has 0 bytes"):
-        taker.start(Adopt())
+def test_a_state_with_a_gap_is_none() -> None:
     chunk = load(b"x" * 16, 16)
     with pytest.raises(Violation, match=r"I3: .* from 16 on after 0 bytes"):
         made(2).start(Import(part=StatePart.OPTIMIZER, layer=2, offset_bytes=16, total_bytes=40, load=chunk))
+
+
+def test_a_layer_takes_the_steps_that_it_lacks_once_and_in_their_order() -> None:
+    giver, taker = made(2), made(2)
+    moved(giver, taker, range(2, 3))
+    before = giver.version
+    fused(giver, 0)
+    reduced([giver], 1)
+    done(giver, replace(applying(1), updates=(Step(0),), frozen=((3, Step(0)),)))
+    moved(giver, taker, range(3, 4), step=Step(0))
+    for layer in (2, 3):
+        with pytest.raises(Violation, match="takes a step that leads on from 5"):
+            imported(taker, StatePart.UPDATE, layer, update_of(5, 6, layer))
+        (exported,) = done(giver, Export(part=StatePart.UPDATE, layer=layer, offset_bytes=0, step=Step(0)))
+        assert isinstance(exported, Exported)
+        imported(taker, StatePart.UPDATE, layer, update_of(before, giver.version, layer))
+        with pytest.raises(Violation, match="takes a step that leads on from"):
+            imported(taker, StatePart.UPDATE, layer, update_of(before, giver.version, layer))
+    assert done(taker, Adopt()) == [Adopted(parameter_digest=giver.version)]
+
+
+def test_what_was_not_kept_cannot_be_given() -> None:
+    for part in StatePart:
+        with pytest.raises(Violation, match="which it has not kept"):
+            made(2).start(Export(part=part, layer=2, offset_bytes=0, step=Step(0)))
 
 
 def test_a_copy_outlives_the_steps_and_resets_after_it() -> None:

@@ -103,7 +103,7 @@ class Swarm:
         assert dx is None
         return last.loss_sum, last.num_targets
 
-    def commit(self, step, *, snapshot=False, orders=None):
+    def commit(self, step, *, snapshot=False, orders=None, **kept):
         """All-reduce and apply, stage by stage, with the global norm; `orders` are those of each stage's shares."""
         round_ = Round(step + 1)
         orders = orders or [range(len(workers)) for workers in self.stages]
@@ -111,7 +111,7 @@ class Swarm:
         assert all(one.finite for one in assembled)
         scale, norm = clip_scale([one.square_norm for one in assembled], self.config.optimizer.grad_clip)
         lr = learning_rate(self.config.optimizer, step, self.config.run.steps)
-        apply = Apply(step=Step(step), round=round_, scale=scale, lr=lr, apply=True, snapshot=snapshot)
+        apply = Apply(step=Step(step), round=round_, scale=scale, lr=lr, apply=True, snapshot=snapshot, **kept)
         for stage, workers in enumerate(self.stages):
             applied = [only(worker.perform(apply)) for worker in workers]
             assert all(isinstance(one, Applied) and one.step == step for one in applied)
@@ -153,11 +153,11 @@ class Swarm:
         return found
 
 
-def export(worker, layer, part=StatePart.PARAMETERS, *, from_snapshot=False):
+def export(worker, layer, part=StatePart.PARAMETERS, **of):
     """Fetch a layer's file range by range."""
     buffer = b""
     while True:
-        task = Export(part=part, layer=layer, offset_bytes=len(buffer), from_snapshot=from_snapshot)
+        task = Export(part=part, layer=layer, offset_bytes=len(buffer), **of)
         outcome = only(worker.perform(task))
         if isinstance(outcome, Failed):
             return outcome

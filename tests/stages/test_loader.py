@@ -1,4 +1,4 @@
-"""Getting a stage's state from several donors at once: each gives one file after the other, and may fall silent."""
+"""Getting a stage's state from several donors at once, while steps go on: each gives one layer after the other."""
 
 from __future__ import annotations
 
@@ -11,77 +11,99 @@ from stages.tasks import Adopt, Import
 from tests.letters import SIZE_BYTES, load, of_type, restore, state
 from tests.stages.one_worker import ME, TRAINER_AT, new_machine
 from zswarm import limits
-from zswarm.ids import StatePart
+from zswarm.ids import STATE_FILES, Branch, StatePart, Step, Version
 from zswarm.machine import Send
 from zswarm.messages import Pull
 
-P, OPTIMIZER = StatePart.PARAMETERS, StatePart.OPTIMIZER
+P, OPTIMIZER, UPDATE = StatePart
 TOTAL_BYTES = 2 * SIZE_BYTES
 LAYERS = range(4, 7)
-FILES = [(layer, part) for layer in LAYERS for part in StatePart]
+FILES = [(layer, part) for layer in LAYERS for part in STATE_FILES]
+
+
+Ask = tuple[str, int, StatePart, int, int]
+"""Whom, the layer, its part, from where on, of which step."""
 
 
 class Fixture:
     """A loader of three layers, of which each part is two ranges."""
 
-    def __init__(self, *donors: int) -> None:
+    def __init__(self, *donors: int, held: Version | None = None) -> None:
         self.now_s = 0.0
         me = new_machine().membership
         me.session = ME
-        self.loader = Loader(me, restore(*donors, step=3), layers=LAYERS, resend_s=1.0)
+        self.loader = Loader(me, restore(*donors, step=3), layers=LAYERS, held=held, resend_s=1.0)
         self.begun = asked(self.loader.start(0.0))
 
     def give(self, donor: int, layer: int, part: StatePart, offset_bytes: int = 0, *, step: int = 3) -> list[Any]:
         message = state(donor, layer, offset_bytes, TOTAL_BYTES, SIZE_BYTES, part=part, step=step)
-        return self.loader.received(message, load((donor, layer, part, offset_bytes)), self.now_s)
+        return self.loader.received(message, load((donor, layer, part, offset_bytes, step)), self.now_s)
+
+    def follow(self, *donors: int, step: int = 3, **of: Any) -> list[Ask]:
+        return asked(self.loader.follow(restore(*donors, step=step, **of), self.now_s))
 
     def tick(self, now_s: float) -> list[Any]:
         self.now_s = now_s
         return self.loader.resend_due(now_s)
 
-    def finish(self, pulls: list[tuple[str, int, StatePart, int]], *silent: int) -> list[Any]:
+    def finish(self, pulls: list[Ask], *silent: int) -> list[Any]:
         """Let everybody but the silent answer whatever is asked, until nothing more is; returns all that follows."""
         everything: list[Any] = []
         while pulls:
-            peer, layer, part, offset_bytes = pulls.pop(0)
+            peer, layer, part, offset_bytes, step = pulls.pop(0)
             donor = int(peer.rpartition("-")[2])
             if donor not in silent:
-                commands = self.give(donor, layer, part, offset_bytes)
+                commands = self.give(donor, layer, part, offset_bytes, step=step)
                 everything += commands
                 pulls += asked(commands)
         return everything
 
 
-def asked(commands: list[Any]) -> list[tuple[str, int, StatePart, int]]:
+def asked(commands: list[Any]) -> list[Ask]:
     sends = [command for command in commands if isinstance(command, Send) and isinstance(command.message, Pull)]
-    return [(str(s.peer), s.message.layer, s.message.part, s.message.offset_bytes) for s in sends]
+    pulls = [(str(send.peer), send.message) for send in sends]
+    return [(peer, pull.layer, pull.part, pull.offset_bytes, pull.step) for peer, pull in pulls]
+
+
+def at(donor: int) -> str:
+    return f"sim://worker-{donor}"
 
 
 def imported(commands: list[Any]) -> list[tuple[int, StatePart, int]]:
     return [(task.layer, task.part, task.offset_bytes) for task in of_type(commands, Import)]
 
 
-def check_whole(commands: list[Any]) -> None:
-    """Each file is imported once from its beginning to its end by one donor, at last, and then all is adopted."""
-    last: dict[tuple[int, StatePart], list[Any]] = {}
+def check_whole(commands: list[Any], step: int = 3) -> None:
+    """What is adopted at last is, of each layer, both files of one donor and version and then every step up to `step`."""
+    layers: dict[int, int] = {}
+    files: dict[tuple[int, StatePart], list[Any]] = {}
     for task in of_type(commands, Import):
-        if task.offset_bytes == 0:
-            last[task.layer, task.part] = []
-        last[task.layer, task.part].append(task.load.frames[0])
-    for (layer, part), frames in last.items():
-        donor = frames[0][0]
-        assert frames == [(donor, layer, part, 0), (donor, layer, part, SIZE_BYTES)]
-    assert set(last) == set(FILES)
+        (said,) = task.load.frames
+        file = (task.layer, task.part)
+        files[file] = [*files.get(file, []), said] if task.offset_bytes else [said]
+        if len(files[file]) < TOTAL_BYTES // SIZE_BYTES:
+            continue
+        donor, _, _, _, version = said
+        assert files[file] == [(donor, *file, offset_bytes, version) for offset_bytes in (0, SIZE_BYTES)]
+        if task.part is OPTIMIZER:
+            assert files[task.layer, P] == [(donor, task.layer, P, offset, version) for offset in (0, SIZE_BYTES)]
+            layers[task.layer] = version
+        if task.part is UPDATE:
+            assert layers[task.layer] == version, "a step is taken where the one before it has led"
+            layers[task.layer] += 1
+    assert layers == dict.fromkeys(LAYERS, step)
     assert [type(command) for command in commands].count(Adopt) == 1
     assert isinstance(commands[-1], Adopt)
 
 
-def test_every_donor_is_asked_for_another_file_and_for_one_range_at_a_time():
+def test_every_donor_is_asked_for_another_layer_and_for_one_range_at_a_time():
     fixture = Fixture(22, 23)
-    assert fixture.begun == [("sim://worker-22", 4, P, 0), ("sim://worker-23", 4, OPTIMIZER, 0)]
-    assert asked(fixture.give(23, 4, OPTIMIZER)) == [("sim://worker-23", 4, OPTIMIZER, SIZE_BYTES)]
-    assert asked(fixture.give(23, 4, OPTIMIZER, SIZE_BYTES)) == [("sim://worker-23", 5, P, 0)]
-    assert asked(fixture.give(22, 4, P)) == [("sim://worker-22", 4, P, SIZE_BYTES)]
+    assert fixture.begun == [(at(22), 4, P, 0, 3), (at(23), 5, P, 0, 3)]
+    assert asked(fixture.give(23, 5, P)) == [(at(23), 5, P, SIZE_BYTES, 3)]
+    assert asked(fixture.give(23, 5, P, SIZE_BYTES)) == [(at(23), 5, OPTIMIZER, 0, 3)]
+    assert asked(fixture.give(23, 5, OPTIMIZER)) == [(at(23), 5, OPTIMIZER, SIZE_BYTES, 3)]
+    assert asked(fixture.give(23, 5, OPTIMIZER, SIZE_BYTES)) == [(at(23), 6, P, 0, 3)]
+    assert asked(fixture.give(22, 4, P)) == [(at(22), 4, P, SIZE_BYTES, 3)]
 
 
 @pytest.mark.parametrize("donors", [(22,), (22, 23), (22, 23, 24, 25)])
@@ -94,36 +116,37 @@ def test_all_of_it_comes_once_and_is_adopted(donors):
     assert fixture.loader.next_deadline_s() is None
 
 
-def test_more_donors_than_files_leave_some_with_nothing_to_do():
+def test_more_donors_than_layers_leave_some_with_nothing_to_do():
     me = new_machine().membership
-    loader = Loader(me, restore(22, 23, 24, step=3), layers=range(1), resend_s=1.0)
-    assert len(asked(loader.start(0.0))) == 2
+    loader = Loader(me, restore(22, 23, step=3), layers=range(1), held=None, resend_s=1.0)
+    assert len(asked(loader.start(0.0))) == 1
     assert loader.next_deadline_s() == 1.0
 
 
 def test_what_one_donor_was_asked_for_another_does_not_give():
     fixture = Fixture(22, 23)
-    assert fixture.give(23, 4, P) == fixture.give(22, 4, OPTIMIZER) == fixture.give(24, 4, P) == []
+    assert fixture.give(23, 4, P) == fixture.give(22, 5, P) == fixture.give(24, 4, P) == []
     assert fixture.give(22, 4, P, step=2) == []
 
 
-def test_a_silent_donor_is_asked_again_and_then_another_gives_the_file_from_its_beginning():
-    """Half of the file had come: no file is put together of what two donors gave."""
+def test_a_silent_donor_is_asked_again_and_then_another_gives_the_layer_from_its_beginning():
+    """Half of it had come: no layer is put together of what two donors gave."""
     fixture = Fixture(22, 23)
     fixture.give(22, 4, P)
-    commands = fixture.finish([("sim://worker-23", 4, OPTIMIZER, 0)], 22)
+    fixture.give(22, 4, P, SIZE_BYTES)
+    commands = fixture.finish(fixture.begun[1:], 22)
     assert not fixture.loader.is_adopting
-    assert asked(fixture.tick(1.0)) == [("sim://worker-22", 4, P, SIZE_BYTES)]
+    assert asked(fixture.tick(1.0)) == [(at(22), 4, OPTIMIZER, 0, 3)]
     again = asked(fixture.tick(3.0))
-    assert again == [("sim://worker-23", 4, P, 0)]
-    assert fixture.give(22, 4, P, SIZE_BYTES) == [], "it comes too late"
+    assert again == [(at(23), 4, P, 0, 3)]
+    assert fixture.give(22, 4, OPTIMIZER) == [], "it comes too late"
     check_whole([*commands, *fixture.finish(again)])
 
 
 def test_the_last_donor_is_asked_for_ever():
     fixture = Fixture(22)
     for now_s in (1.0, 3.0, 7.0, 15.0, 31.0):
-        assert asked(fixture.tick(now_s)) == [("sim://worker-22", 4, P, 0)]
+        assert asked(fixture.tick(now_s)) == [(at(22), 4, P, 0, 3)]
         assert fixture.tick(now_s) == []
 
 
@@ -137,45 +160,119 @@ def test_of_two_silent_donors_one_stays():
 def test_an_order_with_other_donors_goes_on_with_what_has_come():
     fixture = Fixture(22, 23)
     commands = fixture.give(22, 4, P) + fixture.give(22, 4, P, SIZE_BYTES)
-    order = restore(22, 24, step=3)
-    assert fixture.loader.serves(order)
-    pulls = asked(fixture.loader.follow(order, 0.0))
-    assert pulls == [("sim://worker-24", 4, OPTIMIZER, 0)], "it gives what 23 was to give"
-    assert fixture.loader.follow(order, 0.0) == [], "it is a level"
+    pulls = fixture.follow(22, 24)
+    assert pulls == [(at(24), 5, P, 0, 3)], "it gives what 23 was to give"
+    assert fixture.follow(22, 24) == [], "it is a level"
     commands += fixture.finish([*asked(commands)[-1:], *pulls])
     check_whole(commands)
     assert (4, P, 0) in imported(commands)
 
 
-def test_a_silent_donor_that_is_named_again_is_not_asked_again():
+def test_a_donor_at_another_address_is_another_one():
+    fixture = Fixture(22)
+    assert fixture.follow(22, address="sim://elsewhere") == [("sim://elsewhere", 4, P, 0, 3)]
+
+
+def test_a_silent_donor_that_is_named_again_is_not_asked_again_unless_it_is_the_only_one():
     fixture = Fixture(22, 23)
-    fixture.finish([("sim://worker-23", 4, OPTIMIZER, 0)], 22)
+    fixture.finish(fixture.begun[1:], 22)
     fixture.tick(1.0)
     fixture.tick(3.0)
-    assert fixture.loader.follow(restore(22, 23, step=3), 3.0) == []
-
-
-@pytest.mark.parametrize(
-    ("order", "serves"),
-    [
-        (restore(22, step=3), True),
-        (restore(23, 22, step=3), True),
-        (restore(24, step=3), False),
-        (restore(22, step=4), False),
-        (restore(22, step=3, branch=1), False),
-        (restore(22, step=3, address="sim://elsewhere"), False),
-        (restore(0, step=3), False),
-    ],
-)
-def test_an_order_of_nobody_that_is_asked_begins_anew(order, serves):
-    assert Fixture(22, 23).loader.serves(order) is serves
+    assert fixture.follow(22, 23) == []
+    assert fixture.follow(22) == [(at(22), 4, P, 0, 3)]
 
 
 def test_the_trainer_is_where_it_always_is():
     me = new_machine().membership
-    loader = Loader(me, restore(0, address="sim://nowhere", step=3), layers=range(1), resend_s=1.0)
+    loader = Loader(me, restore(0, address="sim://nowhere", step=3), layers=range(1), held=None, resend_s=1.0)
     assert [pull[0] for pull in asked(loader.start(0.0))] == [TRAINER_AT]
 
 
 def test_a_donor_is_not_given_up_at_the_first_silence():
     assert limits.MAX_ASKED_OF_ONE > 1
+
+
+# -- steps that are taken meanwhile ------------------------------------------------------------------
+
+
+def whole(fixture: Fixture, donor: int, layer: int, step: int) -> list[Any]:
+    """Give both files of a layer."""
+    return [
+        command
+        for part in STATE_FILES
+        for offset_bytes in (0, SIZE_BYTES)
+        for command in fixture.give(donor, layer, part, offset_bytes, step=step)
+    ]
+
+
+def test_a_layer_that_has_begun_is_given_to_its_end_and_then_takes_the_step():
+    fixture = Fixture(22)
+    commands = fixture.give(22, 4, P)
+    assert fixture.follow(22, step=4) == [], "the donor still has it"
+    commands += fixture.give(22, 4, P, SIZE_BYTES)
+    commands += fixture.give(22, 4, OPTIMIZER)
+    last = fixture.give(22, 4, OPTIMIZER, SIZE_BYTES)
+    assert asked(last) == [(at(22), 4, UPDATE, 0, 3)], "before any further layer"
+    fixture.give(22, 4, UPDATE)
+    begun = fixture.give(22, 4, UPDATE, SIZE_BYTES)
+    assert asked(begun) == [(at(22), 5, P, 0, 4)], "which is begun where the swarm is by now"
+
+
+@pytest.mark.parametrize("donors", [(22,), (22, 23), (22, 23, 24)])
+def test_with_a_step_after_every_few_ranges_all_layers_end_at_the_newest(donors):
+    """However short the steps are: what has come is of use."""
+    fixture = Fixture(*donors)
+    pulls, commands, step = fixture.begun, [], 3
+    for turn in range(200):
+        if turn % 5 == 4 and step < 9:
+            step += 1
+            pulls += fixture.follow(*donors, step=step)
+        if not pulls:
+            break
+        peer, layer, part, offset_bytes, of = pulls.pop(0)
+        follow_up = fixture.give(int(peer.rpartition("-")[2]), layer, part, offset_bytes, step=of)
+        commands += follow_up
+        pulls += asked(follow_up)
+    assert fixture.loader.version == (0, step)
+    check_whole(commands, step)
+
+
+def test_whoever_holds_an_earlier_version_takes_its_steps_alone():
+    fixture = Fixture(22, 23, held=(Branch(0), Step(2)))
+    assert fixture.begun == [(at(22), 4, UPDATE, 0, 2), (at(23), 5, UPDATE, 0, 2)]
+    commands = fixture.finish(fixture.begun)
+    assert {task.part for task in of_type(commands, Import)} == {UPDATE}
+    assert isinstance(commands[-1], Adopt)
+
+
+@pytest.mark.parametrize("part", [P, UPDATE])
+def test_a_donor_that_has_it_no_more_gives_the_layer_as_it_is(part):
+    """Which is further than what was known: the other layers have to get there, too."""
+    held = (Branch(0), Step(2)) if part is UPDATE else None
+    fixture = Fixture(22, held=held)
+    assert asked(fixture.give(22, 4, P, step=5)) == [(at(22), 4, P, SIZE_BYTES, 5)]
+    assert fixture.loader.version == (0, 5)
+    assert fixture.give(22, 4, P, step=5) == [], "a duplicate"
+    assert fixture.give(22, 4, P, SIZE_BYTES, step=3) == [], "of what was asked for before"
+
+
+def test_a_layer_in_the_middle_is_begun_anew_if_its_donor_says_so():
+    fixture = Fixture(22)
+    commands = fixture.give(22, 4, P) + fixture.give(22, 4, P, SIZE_BYTES) + fixture.give(22, 4, OPTIMIZER)
+    again = fixture.give(22, 4, P, step=9)
+    assert asked(again) == [(at(22), 4, P, SIZE_BYTES, 9)]
+    commands += again
+    check_whole([*commands, *fixture.finish(asked(again))], 9)
+
+
+def test_an_older_order_is_late():
+    fixture = Fixture(22)
+    fixture.follow(22, step=5)
+    assert fixture.follow(24, step=4) == []
+    assert fixture.loader.version == (0, 5)
+
+
+def test_a_state_of_another_branch_is_none():
+    fixture = Fixture(22)
+    message = state(22, 4, 0, TOTAL_BYTES, SIZE_BYTES, part=P, step=5, branch=1)
+    assert fixture.loader.received(message, load("x"), 0.0) == []

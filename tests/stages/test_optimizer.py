@@ -30,7 +30,7 @@ def test_it_steps_as_torch_optim_does(monkeypatch, settings, is_fused):
     values = torch.randn(40, generator=generator)
     parameters = [torch.nn.Parameter(part.clone()) for part in (values[:15], values[15:])]
     expected = torch_optimizer(section, parameters)
-    optimizer = FlatOptimizer(section, values)
+    optimizer = FlatOptimizer(section, values, [slice(0, 15), slice(15, 40)])
     for lr in (0.1, 0.01, 0.05, 0.0):
         gradient = torch.randn(40, generator=generator)
         for group in expected.param_groups:
@@ -40,6 +40,27 @@ def test_it_steps_as_torch_optim_does(monkeypatch, settings, is_fused):
         expected.step()
         optimizer.step(gradient, lr=lr, scale=0.5)
         assert torch.allclose(values, torch.cat([p.detach() for p in parameters]), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("settings", [ADAMW, SGD, {"name": "sgd"}], ids=str)
+def test_a_layer_alone_steps_as_all_do(monkeypatch, settings, is_fused):
+    """To the bit, a layer without parameters too, and however late it takes its steps."""
+    if not is_fused:
+        monkeypatch.setattr("stages.optimizer.FUSED_DEVICES", ())
+    regions = [slice(0, 80), slice(80, 80), slice(80, 112)]
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(112, generator=generator)
+    section = OptimizerSection.model_validate(settings)
+    together, apart = (FlatOptimizer(section, copy, regions) for copy in (values, values.clone()))
+    gradients = [torch.randn(112, generator=generator) for _ in range(3)]
+    for gradient, lr in zip(gradients, (0.1, 0.01, 0.05), strict=True):
+        together.step(gradient, lr=lr, scale=0.5)
+    for index, region in enumerate(regions):
+        for gradient, lr in zip(gradients, (0.1, 0.01, 0.05), strict=True):
+            apart.step_layer(index, gradient[region], lr=lr)
+    assert torch.equal(together._values, apart._values)
+    assert all(torch.equal(tensor, apart.state[name]) for name, tensor in together.state.items())
 
 
 LEAN = """
@@ -62,7 +83,7 @@ loss, dx = second.backward_loss(second.forward_graph(graph.y, Place(0, 0)), toke
 first.backward(graph, dx, accumulate=True)
 flat = first.parameters
 before = flat.values.clone()
-FlatOptimizer(OptimizerSection(), flat.values).step(flat.gradients, lr=0.1, scale=1.0)
+FlatOptimizer(OptimizerSection(), flat.values, flat.regions).step(flat.gradients, lr=0.1, scale=1.0)
 assert not torch.equal(before, flat.values)
 print([name for name in ("torch._dynamo", "sympy", "bitsandbytes") if name in sys.modules])
 """

@@ -86,7 +86,7 @@ def test_the_way_through_a_step(me):
     assert (send.peer, send.message.digest, send.message.round) == ("sim://trainer", DIGEST, 1)
     assert (send.message.ledger, send.message.loss_sum, send.message.num_targets) == (b"\x08", 1.5, 10)
     assert me.part.prepared_round == 1
-    assert me.commit() == [Apply(step=0, round=1, scale=0.5, lr=0.25, apply=True, snapshot=False)]
+    assert me.commit() == Apply(step=0, round=1, scale=0.5, lr=0.25, apply=True, snapshot=False)
     assert me.part.is_applying
     me.part.applied()
     assert (me.state.version, me.state.ledger, me.state.loss_sum, me.state.num_targets) == ((0, 1), 0, 0.0, 0)
@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_can_be_told(me, loss_sum):
 def test_prepare_and_commit_of_another_step_are_ignored(me, step):
     assert me.prepare(step=step) == []
     me.hold_result()
-    assert me.commit(step=step) == []
+    assert me.commit(step=step) is None
 
 
 def test_a_prepare_without_this_worker_is_ignored(me):
@@ -161,7 +161,7 @@ def test_a_newer_round_replaces_an_older_one(me):
     assert me.assembled(1) == []
     assert me.snapshotted(1) == []
     assert me.summed(1) == []
-    assert me.commit(1) == []
+    assert me.commit(1) is None
 
 
 def test_a_late_prepare_does_not_lose_chunks_of_a_newer_round(me):
@@ -212,30 +212,31 @@ def test_abort_of_a_held_result_lets_it_go(me):
     me.hold_result(1)
     me.part.abort(abort(1))
     assert me.part.prepared_round == 0
-    assert me.commit() == []
+    assert me.commit() is None
 
 
 @pytest.mark.parametrize(("round_", "digest"), [(2, DIGEST), (1, DIGEST + 1)])
 def test_only_the_result_that_is_held_is_applied(me, round_, digest):
     """No answer either: the coordinator repeats Commit to whoever reports, so an answer would never end."""
     me.hold_result(1)
-    assert me.commit(round_, digest) == []
+    assert me.commit(round_, digest) is None
     assert not me.part.is_applying
 
 
 def test_commit_before_the_result_is_ignored(me):
     me.prepare()
-    assert me.commit() == []
+    assert me.commit() is None
 
 
 def test_nothing_moves_while_the_step_is_applied(me):
     me.hold_result()
     me.commit()
-    assert me.commit() == []
+    assert me.commit() is None
     assert me.part.abort(abort(1)) == []
     assert me.prepare(2) == []
     me.part.applied()
-    for late in (me.commit(), me.part.abort(abort(1)), me.prepare(1), me.chunk(1), me.assembled(1)):
+    assert me.commit() is None
+    for late in (me.part.abort(abort(1)), me.prepare(1), me.chunk(1), me.assembled(1)):
         assert late == []
     assert me.state.step == 1
 
@@ -275,7 +276,7 @@ def test_a_round_that_is_forgotten_leaves_nothing(me):
     me.hold_result(1)
     me.part.forget()
     assert (me.part.prepared_round, me.part.next_deadline_s(), me.part.send_prepared()) == (0, None, [])
-    assert me.commit() == []
+    assert me.commit() is None
     assert me.prepare(2) == [Snapshot(round=2, num_shards=2)], "its task has nothing to discard"
 
 

@@ -205,7 +205,7 @@ class ReductionStates(RuleBasedStateMachine):
 
     def apply_everywhere(self) -> None:
         for host in self.hosts.values():
-            assert len(host.part.commit(commit(self.round, digest=self.round))) == 1
+            assert host.part.commit(commit(self.round, digest=self.round)) is not None
             host.part.applied()
             assert host.part._inbox is None
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from stages.tasks import Adopt, Adopted, Failed, Import, Reset, WasReset
+from stages.tasks import Adopt, Adopted, Apply, Failed, Import, Reset, WasReset
 from tests.stages.computing import Swarm, export, only, send
-from zswarm.ids import StatePart
+from zswarm.ids import STATE_FILES, Round, StatePart, Step
 from zswarm.wire import parcelled
 
-PARAMETERS, OPTIMIZER = StatePart.PARAMETERS, StatePart.OPTIMIZER
+PARAMETERS, OPTIMIZER, UPDATE = StatePart
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
 MOMENTUM = {"name": "sgd", "lr": 0.1, "momentum": 0.5}
 ODD = {"factory": "own_models:odd", "sequence_length": 12}
@@ -44,7 +44,7 @@ def adopt(swarm, files):
     for (worker,) in swarm.stages:
         engine = worker._built.engine
         for layer in range(engine.first_layer, engine.first_layer + len(engine.layers)):
-            for part in StatePart:
+            for part in STATE_FILES:
                 assert send(worker, layer, part, files[part, layer]) == []
         adopted = only(worker.perform(Adopt()))
         assert isinstance(adopted, Adopted), adopted
@@ -119,7 +119,7 @@ def test_a_copy_stays_as_it_was(make_config, make_source, model):
     assert all(again[key] != copied[key] for key in copied)
 
 
-@pytest.mark.parametrize("part", StatePart)
+@pytest.mark.parametrize("part", STATE_FILES)
 def test_an_export_is_never_old(make_config, make_source, part):
     """What was exported before a step, or before other state was adopted, is not what is exported after it."""
     config = make_config(optimizer=ADAMW)
@@ -189,55 +189,128 @@ def changed(content, **changes):
 
 
 @pytest.mark.parametrize(
-    ("layer", "part", "spoil", "says"),
+    ("part", "spoil", "says"),
     [
-        (3, PARAMETERS, lambda _: None, "layer 3 (Head), parameters: nothing, or not all of it, was received"),
-        (2, OPTIMIZER, lambda _: None, "layer 2 (Block), optimizer: nothing"),
-        (2, OPTIMIZER, lambda file: changed(file, step=None), "layer 2 (Block), optimizer: missing or unknown: step"),
+        (OPTIMIZER, lambda file: changed(file, step=None), "layer 3 (Head), optimizer: missing or unknown: step"),
+        (PARAMETERS, lambda file: changed(file, more=torch.ones(2)), "parameters: missing or unknown: more"),
+        (PARAMETERS, lambda file: changed(file, out__bias=torch.ones(3)), "out.bias is torch.float32 [3] instead of"),
         (
-            2,
-            PARAMETERS,
-            lambda file: changed(file, more=torch.ones(2)),
-            "layer 2 (Block), parameters: missing or unknown: more",
-        ),
-        (
-            3,
-            PARAMETERS,
-            lambda file: changed(file, out__bias=torch.ones(3)),
-            "out.bias is torch.float32 [3] instead of",
-        ),
-        (
-            3,
             OPTIMIZER,
             lambda file: changed(file, exp_avg__out__bias=torch.ones(256, dtype=torch.float64)),
             "layer 3 (Head), optimizer: exp_avg.out.bias is torch.float64 [256] instead of torch.float32 [256]",
         ),
-        (
-            3,
-            OPTIMIZER,
-            lambda file: changed(file, step=torch.tensor(7.0)),
-            "layer 3 (Head), optimizer: step is 7.0 and that of layer 2 is 2.0",
-        ),
-        (3, PARAMETERS, lambda _: b"no such thing" * 3, "layer 3 (Head), parameters: not a safetensors file"),
+        (PARAMETERS, lambda _: b"no such thing" * 3, "layer 3 (Head), parameters: not a safetensors file"),
     ],
 )
-def test_what_does_not_fit_is_not_adopted(pair, layer, part, spoil, says):
-    """A file that is missing or is not what its layer needs: the text says which, and nothing has changed."""
+def test_a_file_that_does_not_fit_changes_nothing(pair, part, spoil, says):
+    """The text says which file, and why; the layer is as it was, and may come again."""
     swarm, files = pair
     worker = swarm.worker(1, 0)
     before = files_of(swarm)
-    for key in [(one, other) for one in StatePart for other in (2, 3)]:
-        content = spoil(files[key]) if key == (part, layer) else files[key]
-        if content is not None:
-            assert send(worker, key[1], key[0], content) == []
-    failed = only(worker.perform(Adopt()))
+    said = [
+        outcome
+        for one in STATE_FILES
+        for outcome in send(worker, 3, one, spoil(files[one, 3]) if one is part else files[one, 3])
+    ]
+    (failed,) = said
     assert isinstance(failed, Failed)
     assert says in failed.text
     assert files_of(swarm) == before
-    # What was received is gone: the layers come whole again, or not at all.
-    assert "nothing, or not all of it" in only(worker.perform(Adopt())).text
     adopt(swarm, files)
     assert files_of(swarm) == files
+
+
+def test_layers_that_have_taken_different_numbers_of_steps_are_no_state(pair):
+    swarm, files = pair
+    worker = swarm.worker(1, 0)
+    for part in STATE_FILES:
+        send(worker, 3, part, files[part, 3])
+    failed = only(worker.perform(Adopt()))
+    assert "layer 3 (Head), optimizer: step is 2.0 and that of layer 2 is 0.0" in failed.text
+
+
+# -- over a commit -----------------------------------------------------------------------------------
+
+
+def given(worker, layer, part, **of):
+    """Fetch a kept file."""
+    content = export(worker, layer, part, **of)
+    assert isinstance(content, bytes), content
+    return content
+
+
+@pytest.mark.parametrize("optimizer", [ADAMW, MOMENTUM, {"name": "sgd", "lr": 0.1}], ids=["adamw", "momentum", "sgd"])
+@pytest.mark.parametrize("model", ["gpt", "odd"])
+def test_layers_that_come_at_different_steps_end_with_the_givers_bits(make_config, make_source, model, optimizer):
+    """Each takes the steps that it lacks; one of them was given in two halves, before and after a commit."""
+    sections = {"optimizer": optimizer | {"grad_clip": 0.1}} | ({"model": ODD} if model == "odd" else {})
+    config = make_config(**sections)
+    source = make_source(config)
+    giver, taker = trained(config, source, 1), Swarm(config)
+    ((old,),), ((new,),) = giver.stages, taker.stages
+    num_layers = len(old._built.engine.layers)
+    send(new, 0, PARAMETERS, given(old, 0, PARAMETERS))
+    train(giver, source, [1], frozen=((0, Step(1)),), updates=(Step(1),))
+    send(new, 0, OPTIMIZER, given(old, 0, OPTIMIZER, step=Step(1)))
+    for layer in range(1, num_layers - 1):
+        for part in STATE_FILES:
+            send(new, layer, part, given(old, layer, part))
+    train(giver, source, [2], updates=(Step(1), Step(2)))
+    for part in STATE_FILES:
+        send(new, num_layers - 1, part, given(old, num_layers - 1, part))
+    for layer in range(num_layers - 1):
+        for step in range(1 if layer == 0 else 2, 3):
+            assert send(new, layer, UPDATE, given(old, layer, UPDATE, step=Step(step))) == []
+    assert only(new.perform(Adopt())).parameter_digest == giver.digests[0]
+    assert files_of(taker) == files_of(giver)
+    train(giver, source, [3])
+    train(taker, source, [3])
+    assert files_of(taker) == files_of(giver)
+
+
+def test_a_step_that_was_skipped_changes_nothing(make_config, make_source):
+    config = make_config(optimizer=ADAMW)
+    swarm = trained(config, make_source(config), 1)
+    worker = swarm.worker(0, 0)
+    only(
+        worker.perform(
+            Apply(step=Step(1), round=Round(9), scale=1.0, lr=0.1, apply=False, snapshot=False, updates=(Step(1),))
+        )
+    )
+    before = files_of(swarm)
+    assert send(worker, 1, UPDATE, given(worker, 1, UPDATE, step=Step(1))) == []
+    assert files_of(swarm) == before
+
+
+def test_what_is_no_longer_wanted_is_forgotten(make_config, make_source):
+    config = make_config()
+    source = make_source(config)
+    swarm = trained(config, source, 1)
+    worker = swarm.worker(0, 0)
+    train(swarm, source, [1], frozen=((0, Step(1)),), updates=(Step(1),))
+    given(worker, 0, UPDATE, step=Step(1))
+    train(swarm, source, [2])
+    assert "not kept" in export(worker, 0, PARAMETERS, step=Step(1)).text
+    assert "not kept" in export(worker, 0, UPDATE, step=Step(1)).text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda file: changed(file, lr=None), "layer 1 (Block), update: missing or unknown: lr"),
+        (lambda file: changed(file, lr=torch.ones(2)), "layer 1 (Block), update: lr is torch.float32 [2] instead of"),
+        (lambda _: b"no such thing" * 3, "layer 1 (Block), update: not a safetensors file"),
+    ],
+)
+def test_a_step_that_does_not_fit_changes_nothing(make_config, make_source, spoil, says):
+    config = make_config(optimizer=ADAMW)
+    source = make_source(config)
+    swarm = trained(config, source, 1)
+    train(swarm, source, [1], updates=(Step(1),))
+    worker, before = swarm.worker(0, 0), files_of(swarm)
+    (failed,) = send(worker, 1, UPDATE, spoil(given(worker, 1, UPDATE, step=Step(1))))
+    assert says in failed.text
+    assert files_of(swarm) == before
 
 
 def piece(offset_bytes, total_bytes, size_bytes, layer=2):

@@ -68,6 +68,8 @@ class Computer:
         self.results: dict[int, tuple[int, ...]] = {}
         self.parameters: list[tuple[int, ...]] = []
         self.copy: list[tuple[int, ...]] = []
+        self.frozen: dict[int, list[tuple[int, ...]]] = {}
+        self.updates: dict[int, tuple[int, ...]] = {}
         self.imported: dict[StatePart, list[tuple[int, ...]]] = {}
         self.has_ended = False
 
@@ -93,19 +95,37 @@ class Computer:
                 self.apply(task)
                 return Applied(step=task.step, parameter_digest=self.digest)
             case Export():
-                content = load(tuple(self.copy if task.from_snapshot else self.parameters), 10)
+                content = load(self.content(task), 10)
                 return Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=10, load=content)
             case Import():
-                self.imported[task.part] = list(task.load.frames[0])
+                self.take(task)
                 return None
             case Adopt():
-                assert set(self.imported) == set(StatePart)
-                self.parameters = self.imported[StatePart.PARAMETERS]
-                assert self.imported.pop(StatePart.OPTIMIZER) == self.parameters
                 self.reset()
                 return Adopted(parameter_digest=self.digest)
             case _:
                 return self.reduce(task)
+
+    def content(self, task: Export) -> tuple[Any, ...]:
+        """What is in a file of the only layer."""
+        if task.part is StatePart.UPDATE:
+            return (task.step, self.updates[task.step])
+        if task.step is not None:
+            return tuple(self.frozen[task.step])
+        return tuple(self.copy if task.from_snapshot else self.parameters)
+
+    def take(self, task: Import) -> None:
+        """Files are of one range."""
+        (content,) = task.load.frames
+        if task.part is StatePart.UPDATE:
+            step, update = content
+            assert len(self.parameters) == step, "a step is taken where the one before it has led"
+            self.parameters.append(update)
+            return
+        self.imported[task.part] = list(content)
+        if task.part is StatePart.OPTIMIZER:
+            self.parameters = self.imported.pop(StatePart.PARAMETERS)
+            assert self.imported.pop(StatePart.OPTIMIZER) == self.parameters
 
     def reduce(self, task: Any) -> Any:
         """The part that a thread has in a round."""
@@ -128,7 +148,11 @@ class Computer:
 
     def apply(self, task: Apply) -> None:
         assert len(self.parameters) == task.step, "steps are applied one after the other, once"
+        frozen = {**self.frozen, task.step: list(self.parameters)}
+        self.frozen = {step: frozen[step] for _, step in task.frozen}
         self.parameters.append(self.results.pop(task.round))
+        updates = {**self.updates, task.step: self.parameters[-1]}
+        self.updates = {step: updates[step] for step in task.updates}
         self.accumulator, self.results = [], {}
         if task.snapshot:
             self.copy = list(self.parameters)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.letters import broker_heartbeat, heartbeat, load, of_type, prepared, register, state
 from tests.trainer.settings import settings
-from zswarm.ids import Address, Role, StatePart
+from zswarm.ids import STATE_FILES, Address, Role
 from zswarm.machine import Received, Send, Tick
 from zswarm.messages import Prepare
 from zswarm.trainer.coordinator import Coordinator
@@ -131,7 +131,7 @@ class Trainer:
         """Let a worker of each stage send both parts of its layer; returns what follows from the last of it."""
         commands: list[Any] = []
         for layer, session in enumerate(sessions):
-            for part in StatePart:
+            for part in STATE_FILES:
                 message = state(session, layer, 0, 10, 10, part=part, step=step, **of)
                 commands = self.get(message, frames=(f"layer {layer}",))
         return commands

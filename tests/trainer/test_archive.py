@@ -7,7 +7,7 @@ import pytest
 from tests.letters import header, heartbeat, load, of_type, pull, register, state
 from tests.trainer.settings import settings
 from zswarm.errors import RunFailed
-from zswarm.ids import Address, StatePart
+from zswarm.ids import STATE_FILES, Address, StatePart
 from zswarm.machine import Send
 from zswarm.messages import Pull, State
 from zswarm.trainer.archive import Archive
@@ -43,7 +43,7 @@ class Fixture:
 
     def get_all(self, version=VERSION):
         """Both layers come, both parts of each; returns what follows from the last one."""
-        return [self.get(session, part, version) for session in (1, 2) for part in StatePart][-1]
+        return [self.get(session, part, version) for session in (1, 2) for part in STATE_FILES][-1]
 
 
 def sealed(version=VERSION, problem=""):

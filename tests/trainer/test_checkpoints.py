@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save
 
 from zswarm import limits, wire
 from zswarm.errors import RunFailed
-from zswarm.ids import StatePart
+from zswarm.ids import STATE_FILES, StatePart
 from zswarm.messages import Pull
 from zswarm.trainer.checkpoints import Checkpoints, file_name
 from zswarm.trainer.model_file import write_model
@@ -19,7 +19,7 @@ from zswarm.trainer.settings import Read, Store
 
 RUN = 0x4D
 LAYERS = 2
-NAMES = {file_name(layer, part) for layer in range(LAYERS) for part in StatePart}
+NAMES = {file_name(layer, part) for layer in range(LAYERS) for part in STATE_FILES}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def ranges(version, layer, part, *, whole=None, cut=40):
 
 def store_all(checkpoints, version=(0, 4), *, but=()):
     for layer in range(LAYERS):
-        for part in StatePart:
+        for part in STATE_FILES:
             if (layer, part) not in but:
                 for command in ranges(version, layer, part):
                     checkpoints.store(command)
@@ -89,7 +89,7 @@ def test_a_sealed_checkpoint_is_a_folder_of_files_and_a_manifest(path):
     assert (manifest["run"], manifest["branch"], manifest["step"], manifest["layers"]) == (f"{RUN:016x}", 0, 4, 2)
     assert set(manifest["files"]) == NAMES
     for layer in range(LAYERS):
-        for part in StatePart:
+        for part in STATE_FILES:
             name = file_name(layer, part)
             assert (path / "branch-0-step-4" / name).read_bytes() == content(layer, part)
             assert manifest["files"][name]["size_bytes"] == len(content(layer, part))
@@ -260,7 +260,7 @@ def test_ranges_are_read_as_they_were_stored(path, monkeypatch):
     checkpoints = opened(path)
     complete(checkpoints)
     for layer in range(LAYERS):
-        for part in StatePart:
+        for part in STATE_FILES:
             found = b""
             while len(found) < len(content(layer, part)):
                 was_read = read(checkpoints, layer=layer, part=part, offset=len(found))

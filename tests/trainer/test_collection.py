@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.letters import header, heartbeat, load, register, state
-from zswarm.ids import Address, StatePart
+from zswarm.ids import STATE_FILES, Address, StatePart
 from zswarm.machine import Send
 from zswarm.trainer.collection import Collection
 from zswarm.trainer.roster import Roster
@@ -14,7 +14,7 @@ from zswarm.trainer.settings import Store
 LAYERS = (2, 1)
 BRANCH, STEP = 1, 3
 VERSION = (BRANCH, STEP)
-PARAMETERS, OPTIMIZER = StatePart
+PARAMETERS, OPTIMIZER = STATE_FILES
 DONORS = {0: 1, 1: 2}
 
 
@@ -204,7 +204,7 @@ def test_a_worker_whose_copy_has_been_fetched_may_go():
     fixture = Fixture(donors=DONORS)
     fixture.collection.ask()
     for layer in (0, 1):
-        for part in StatePart:
+        for part in STATE_FILES:
             fixture.get(1, layer, part)
     fixture.roster.remove(1, 0.0)
     assert fixture.collection.lost_donor is None

@@ -19,7 +19,7 @@ from tests.letters import load
 from tests.trainer.processes import TRAINER_AT, Broker, Computer
 from tests.trainer.settings import settings
 from zswarm import ledger
-from zswarm.ids import Address, StatePart
+from zswarm.ids import STATE_FILES, Address, StatePart
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Forward, Load
 from zswarm.trainer.coordinator import Coordinator
@@ -332,7 +332,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         assert swarm.exit == Exit(code=0, text="all steps are done")
         assert swarm.version[1] == STEPS
         model = swarm.disk[swarm.version]
-        assert set(model) == {(layer, part) for layer in range(STAGES) for part in StatePart}
+        assert set(model) == {(layer, part) for layer in range(STAGES) for part in STATE_FILES}
         for content in model.values():
             (applied,) = content.frames
             assert [sorted(names) for names in applied] == [EVERYTHING] * STEPS

@@ -34,7 +34,10 @@ class ChunkAck(StepMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pull(StepMessage):
-    """Anybody with a session -> worker, or worker -> trainer: send me `layer`'s state from `offset_bytes` on."""
+    """Anybody with a session -> worker, or worker -> trainer: send me `layer`'s state from `offset_bytes` on.
+
+    Of (branch, step); an UPDATE is what led from there to the next step.
+    """
 
     part: StatePart
     layer: Annotated[int, U32]
@@ -43,7 +46,10 @@ class Pull(StepMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State(StepMessage):
-    """Worker or trainer -> asker, with payload: a range of the layer's state, a safetensors file of `total_bytes`."""
+    """Worker or trainer -> asker, with payload: a range of the layer's state, a safetensors file of `total_bytes`.
+
+    A worker that does not hold what another one asks for answers with the beginning of what it holds.
+    """
 
     part: StatePart
     layer: Annotated[int, U32]

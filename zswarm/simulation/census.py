@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from zswarm.ids import TRAINER, JobKind, JobStatus, NackCode, Purpose
+from zswarm.ids import TRAINER, JobKind, JobStatus, NackCode, Purpose, StatePart
 from zswarm.ledger import from_bytes
 from zswarm.machine import Send
 from zswarm.messages import (
@@ -28,6 +28,7 @@ from zswarm.messages import (
     Restore,
     Result,
     Revoke,
+    State,
     View,
     Void,
 )
@@ -141,6 +142,10 @@ def _restore(message: Restore) -> str:
     return "restores from the checkpoint" if message.donor == TRAINER else "restores from a worker"
 
 
+def _state(message: State) -> str:
+    return "steps given to who came late" if message.part is StatePart.UPDATE else ""
+
+
 _STATUS = {
     JobStatus.NEEDS_INPUT: "needs input",
     JobStatus.WRONG_STEP: "wrong step",
@@ -154,6 +159,7 @@ _NAME: dict[type[Message], Callable[[Any], str]] = {
     Job: _job,
     Forward: _forward,
     Restore: _restore,
+    State: _state,
     Reject: lambda _: "rejects",
     View: lambda _: "views",
     Void: lambda _: "voids",

@@ -54,6 +54,7 @@ SOMETIMES = (
     "jobs that failed",
     "microbatches admitted again",
     "restores from a worker",
+    "steps given to who came late",
     "restores from the checkpoint",
     "restores by making parameters anew",
     "given up: silent",

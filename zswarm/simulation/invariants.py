@@ -25,7 +25,7 @@ from stages.device import HANGS
 from stages.tasks import Applied, Ran
 from stages.worker import WorkerMachine
 from zswarm.errors import INTERRUPTED, REFUSED
-from zswarm.ids import Branch, Microbatch, Purpose, Role, Round, Stage, StatePart, Step
+from zswarm.ids import STATE_FILES, Branch, Microbatch, Purpose, Role, Round, Stage, StatePart, Step
 from zswarm.ledger import members
 from zswarm.limits import MAX_FAILED_WORKERS, MAX_FAILURES
 from zswarm.machine import Exit, Received, Send
@@ -213,7 +213,7 @@ class Invariants:
         layer = 0
         for stage, num_layers in enumerate(self._schedule.split):
             for _ in range(num_layers):
-                for part in StatePart:
+                for part in STATE_FILES:
                     wanted = content_of(self.reference.versions[step][stage], part, layer)
                     if content.get((layer, part)) != wanted:
                         name = f"{part.name} of layer {layer}"

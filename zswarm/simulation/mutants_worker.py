@@ -20,7 +20,7 @@ from stages.tasks import Adopt, Export
 from stages.voids import Voids
 from stages.work import Work
 from stages.worker import WorkerMachine
-from zswarm.ids import Branch, Leaving, Step
+from zswarm.ids import Branch, Leaving, StatePart, Step
 from zswarm.membership import Membership
 from zswarm.messages import Job, Load, View
 from zswarm.outbox import Outbox
@@ -135,10 +135,48 @@ def _adopts_too_early() -> Patches:
 
     def received(self: Loader, *args: Any) -> Any:
         commands = original(self, *args)
-        if commands and not self.is_adopting and self._num_left == 1:
-            self._num_left = 0
+        num_left = sum(held != self.version for held in self._layers.values())
+        if commands and not self.is_adopting and num_left == 1:
+            self.is_adopting = True
             self._lanes.clear()
             return [*commands[:1], Adopt()]
+        return commands
+
+    return {(Loader, "received"): received}
+
+
+def _frozen_is_the_present() -> Patches:
+    original: Method = Donor.pull
+
+    def pull(self: Donor, *args: Any, **kwargs: Any) -> Any:
+        commands = original(self, *args, **kwargs)
+        return [replace(c, step=None) if c.part is not StatePart.UPDATE else c for c in commands]
+
+    return {(Donor, "pull"): pull}
+
+
+def _one_step_is_all() -> Patches:
+    original: Method = Loader.received
+
+    def received(self: Loader, message: Any, *args: Any) -> Any:
+        before = dict(self._layers)
+        commands = original(self, message, *args)
+        layer = message.layer
+        if message.part is StatePart.UPDATE and self._layers.get(layer) != before.get(layer):
+            self._layers[layer] = self.version
+        return commands
+
+    return {(Loader, "received"): received}
+
+
+def _step_is_forgotten() -> Patches:
+    original: Method = Loader.received
+
+    def received(self: Loader, message: Any, *args: Any) -> Any:
+        before = dict(self._layers)
+        commands = original(self, message, *args)
+        if message.part is StatePart.UPDATE and not self.is_adopting:
+            self._layers = before
         return commands
 
     return {(Loader, "received"): received}
@@ -190,6 +228,9 @@ MUTANTS: dict[str, Mutant] = {
     "gives-another-version": Mutant(
         "a worker gives what it has to whoever wants another version", _gives_while_it_moves
     ),
+    "frozen-is-the-present": Mutant("half of a layer is given as it was, half as it is by now", _frozen_is_the_present),
+    "one-step-is-all": Mutant("a layer that has taken one step counts as one that has taken all", _one_step_is_all),
+    "step-is-forgotten": Mutant("a layer takes a step that it has taken already", _step_is_forgotten),
     "adopts-too-early": Mutant("a worker takes over a state of which half has come", _adopts_too_early),
     "pulls-once": Mutant("a Pull is sent once", _pulls_once),
     "leaver-takes-jobs": Mutant("who leaves goes on taking jobs, and is let go between two", _leaver_takes_jobs),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 
 from stages import tasks
-from zswarm.ids import StatePart
+from zswarm.ids import STATE_FILES, StatePart
 from zswarm.messages import Load, Parcel
 from zswarm.simulation.violation import Violation, require
 
 STATE_BYTES = 40
 STATE_RANGE_BYTES = 16
 _HEAD = struct.Struct("<QBI")
+_STEP = struct.Struct("<QQI")
 
 
 def content_of(version: int, part: StatePart, layer: int) -> bytes:
@@ -37,14 +38,24 @@ def range_of(content: bytes, offset_bytes: int) -> Load:
     return Load(parcel=Parcel(tensors=(), size_bytes=len(chunk), crc=0), frames=(chunk,))
 
 
+def update_of(before: int, after: int, layer: int) -> bytes:
+    """Return the file of what a step has done to a layer: from which version it leads to which."""
+    return (_STEP.pack(before, after, layer) * STATE_BYTES)[:STATE_BYTES]
+
+
 class Imports:
     """What a compute thread has been given of a state that it may adopt."""
 
     def __init__(self) -> None:
         self._files: dict[tuple[StatePart, int], bytes] = {}
+        self._versions: dict[int, int] = {}
+        """Of the layers that are no longer of the version that the whole stage has been of."""
 
-    def put(self, task: tasks.Import) -> None:
-        """Keep a range; Violation if it leaves a gap or overlaps."""
+    def put(self, task: tasks.Import, present: int) -> None:
+        """Keep a range, and make a layer what it says that is whole then; `present` is the stage's version.
+
+        Violation if the range leaves a gap or overlaps, or if a step is taken that does not begin where the layer is.
+        """
         file = (task.part, task.layer)
         before = self._files.get(file, b"") if task.offset_bytes else b""
         if len(before) != task.offset_bytes:
@@ -52,12 +63,27 @@ class Imports:
             raise Violation("I3", f"{file_name} is imported from {task.offset_bytes} on after {len(before)} bytes")
         (content,) = task.load.frames
         self._files[file] = before + content
+        if len(self._files[file]) < task.total_bytes:
+            return
+        if task.part is StatePart.UPDATE:
+            self._step(task.layer, self._files.pop(file), self._versions.get(task.layer, present))
+        elif all(len(self._files.get((part, task.layer), b"")) == STATE_BYTES for part in STATE_FILES):
+            self._replace(task.layer)
 
-    def adopt(self, layers: range) -> int:
-        """Return the one version that all parts of these layers are of, and forget them; Violation otherwise."""
-        versions = {
-            version_of(self._files.get((part, layer), b""), part, layer) for layer in layers for part in StatePart
-        }
+    def _step(self, layer: int, content: bytes, present: int) -> None:
+        before, after, _ = _STEP.unpack_from(content)
+        require(content == update_of(before, after, layer), "I3", f"a step of layer {layer} is a mixture: {content!r}")
+        require(before == present, "I3", f"layer {layer} of version {present} takes a step that leads on from {before}")
+        self._versions[layer] = after
+
+    def _replace(self, layer: int) -> None:
+        versions = {version_of(self._files.pop((part, layer)), part, layer) for part in STATE_FILES}
+        require(len(versions) == 1, "I3", f"layer {layer} is made of two versions, {sorted(versions)}")
+        self._versions[layer] = versions.pop()
+
+    def adopt(self, layers: range, present: int) -> int:
+        """Return the one version that all of these layers are of by now; Violation otherwise."""
+        versions = {self._versions.get(layer, present) for layer in layers}
         require(len(versions) == 1, "I3", f"a state is adopted that is a mixture of the versions {sorted(versions)}")
-        self._files.clear()
+        self._versions.clear()
         return versions.pop()

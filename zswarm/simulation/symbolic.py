@@ -16,11 +16,11 @@ from random import Random
 from typing import assert_never
 
 from stages import tasks
-from zswarm.ids import JobKind, JobStatus, Purpose, Stage
+from zswarm.ids import JobKind, JobStatus, Purpose, Stage, StatePart, Step
 from zswarm.messages import Key, Load
 from zswarm.simulation.poison import Poisons
 from zswarm.simulation.rounds import Rounds
-from zswarm.simulation.states import STATE_BYTES, Imports, content_of, range_of
+from zswarm.simulation.states import STATE_BYTES, Imports, content_of, range_of, update_of
 from zswarm.simulation.symbols import Activation, Contribution, Gradient, initial_version, load, loss_sum, next_version
 from zswarm.simulation.violation import require
 
@@ -84,6 +84,10 @@ class SymbolicCompute:
         """Jobs whose dx is out."""
         self.copy: int | None = None
         """The version that Apply has kept for a checkpoint."""
+        self._frozen: dict[tuple[int, Step], int] = {}
+        """The version that layers were of at the beginning of a step."""
+        self._updates: dict[Step, tuple[int, int]] = {}
+        """From which version to which a step has led."""
         self._imports = Imports()
 
     def start(self, task: tasks.Task) -> tuple[list[Timed], float]:
@@ -142,7 +146,7 @@ class SymbolicCompute:
             case tasks.Export():
                 return [self._export(task)]
             case tasks.Import():
-                self._imports.put(task)
+                self._imports.put(task, self.version)
                 return []
             case tasks.Adopt():
                 return [self._adopt()]
@@ -266,6 +270,7 @@ class SymbolicCompute:
         self.rounds = Rounds(task.stage, seed=self._seed)
         self._clear()
         self.copy, self._imports = None, Imports()
+        self._frozen, self._updates = {}, {}
         self.version = initial_version(self._seed, task.stage)
         self.applied = []
         return tasks.Built(
@@ -279,28 +284,42 @@ class SymbolicCompute:
         before = self.version
         self.version = next_version(before, contributions, task.scale, task.lr, apply=task.apply)
         self.applied.append((task.step, before, self.version))
+        self._frozen = {key: before if key[1] == task.step else self._frozen[key] for key in task.frozen}
+        steps = {**self._updates, task.step: (before, self.version)}
+        self._updates = {step: steps[step] for step in task.updates}
         self._clear()
         if task.snapshot:
             self.copy = self.version
         return tasks.Applied(step=task.step, parameter_digest=self.version)
 
     def _adopt(self) -> tasks.Adopted:
-        self.version = self._imports.adopt(self._layers)
+        self.version = self._imports.adopt(self._layers, self.version)
         self.applied = []
         self._clear()
         return tasks.Adopted(parameter_digest=self.version)
 
     def _export(self, task: tasks.Export) -> tasks.Exported:
-        version = self.version
-        if task.from_snapshot:
-            require(self.copy is not None, "I3", f"{self._name} exports a copy that it has not kept")
-            assert self.copy is not None
-            version = self.copy
-        require(task.layer in self._layers, "I3", f"{self._name} exports layer {task.layer}, not one of its own")
+        content = self._content(task)
         return tasks.Exported(
             part=task.part,
             layer=task.layer,
             offset_bytes=task.offset_bytes,
             total_bytes=STATE_BYTES,
-            load=range_of(content_of(version, task.part, task.layer), task.offset_bytes),
+            load=range_of(content, task.offset_bytes),
         )
+
+    def _content(self, task: tasks.Export) -> bytes:
+        require(task.layer in self._layers, "I3", f"{self._name} exports layer {task.layer}, not one of its own")
+        version = self.version
+        if task.from_snapshot:
+            require(self.copy is not None, "I3", f"{self._name} exports a copy that it has not kept")
+            assert self.copy is not None
+            version = self.copy
+        elif task.step is not None:
+            is_step = task.part is StatePart.UPDATE
+            is_kept = task.step in self._updates if is_step else (task.layer, task.step) in self._frozen
+            require(is_kept, "I3", f"{self._name} exports {task.part.name} of step {task.step}, which it has not kept")
+            if is_step:
+                return update_of(*self._updates[task.step], task.layer)
+            version = self._frozen[task.layer, task.step]
+        return content_of(version, task.part, task.layer)

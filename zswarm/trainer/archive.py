@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from zswarm.errors import RunFailed
-from zswarm.ids import Peer, Session, Stage, Step, Version
+from zswarm.ids import STATE_FILES, Peer, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
@@ -115,6 +115,8 @@ class Archive:
     def pulled(self, message: Pull, peer: Peer, version: Version) -> list[Command]:
         """A worker wants the state of the present version, which is a checkpoint's."""
         if self.newest is None or (message.branch, message.step) != version or message.step != self.newest[1]:
+            return []
+        if message.part not in STATE_FILES:
             return []
         return [Read(peer=peer, pull=message, checkpoint=self.newest)]
 

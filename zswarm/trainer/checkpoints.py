@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zswarm import limits
 from zswarm.errors import RunFailed, UserError
-from zswarm.ids import Branch, RunId, StatePart, Step, Version
+from zswarm.ids import STATE_FILES, Branch, RunId, StatePart, Step, Version
 from zswarm.json_lines import sync
 from zswarm.logs import get_log
 from zswarm.trainer.settings import Read, Sealed, Store, WasRead
@@ -352,7 +352,7 @@ class Checkpoints:
 
     def _file_names(self) -> Iterator[str]:
         for layer in range(self._num_layers):
-            for part in StatePart:
+            for part in STATE_FILES:
                 yield file_name(layer, part)
 
 

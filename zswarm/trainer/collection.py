@@ -13,15 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zswarm import limits
-from zswarm.ids import Leaving, Role, Session, Stage, StatePart, Version
+from zswarm.ids import STATE_FILES, Leaving, Role, Session, Stage, StatePart, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
 from zswarm.patience import patience
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import Store
-
-PARTS = tuple(StatePart)
 
 
 @dataclass(slots=True)
@@ -40,12 +38,12 @@ class Cursor:
     @property
     def layer(self) -> int:
         """The layer that is being fetched."""
-        return self.file // len(PARTS)
+        return self.file // len(STATE_FILES)
 
     @property
     def part(self) -> StatePart:
         """The part of it."""
-        return PARTS[self.file % len(PARTS)]
+        return STATE_FILES[self.file % len(STATE_FILES)]
 
 
 class Collection:
@@ -67,7 +65,7 @@ class Collection:
         self._cursors: dict[Stage, Cursor] = {}
         first = 0
         for stage, count in enumerate(layers_per_stage):
-            self._cursors[Stage(stage)] = Cursor(first * len(PARTS), (first + count) * len(PARTS))
+            self._cursors[Stage(stage)] = Cursor(first * len(STATE_FILES), (first + count) * len(STATE_FILES))
             first += count
 
     @property

@@ -2,7 +2,8 @@
 
 A worker that is not ready at the present step, and does not only lack the last Commit, is told where to
 get its stage's state: from workers of its stage that are ready, from the trainer's checkpoint where that
-is of this step, or, at step 0, from nobody: fresh parameters are made, not given.
+is of this step, or, at step 0, from nobody: fresh parameters are made, not given. A step later the same workers are named,
+if they are ready again: they keep what somebody is in the middle of.
 
     a stage   HELD: somebody is ready, or lacks only the last Commit, or may still be found to (silent since
               the trainer began), or a source outside the stage has its state
@@ -87,7 +88,7 @@ class Restorer:
         return is_in_need and not self._committer.has_state(worker)
 
     def _donors(self, taker: Record, version: Version, checkpoint_step: Step | None) -> tuple[Session, ...]:
-        """Return those who were named before and still have it, and then who gives to the fewest."""
+        """Return those who were named before, who keep what a load in work still lacks, and then who gives to the fewest."""
         if version[1] == 0:
             return (TRAINER,)
         able = [w for w in self._roster.of(Role.WORKER, taker.stage) if w.holds(version)]
@@ -95,7 +96,7 @@ class Restorer:
         if not able:
             return (TRAINER,) if checkpoint_step == version[1] else ()
         before = self._orders.get(taker.session)
-        named = before[1] if before is not None and before[0] == version else ()
+        named = before[1] if before is not None and before[0][0] == version[0] else ()
         load = Counter(donor for _, donors in self._orders.values() for donor in donors)
 
         def rank(worker: Record) -> tuple[int, int]:
