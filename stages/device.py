@@ -62,6 +62,10 @@ class Device:
         is_occupied = len(self._running) > len(self._unfinished) or len(self._running) >= most
         return not (is_occupied or self.is_resetting)
 
+    def begin_stage(self) -> None:
+        """Jobs of another stage are to come: nobody knows yet how long they take."""
+        self.num_jobs, self.job_s = 0, 0.0
+
     @property
     def is_idle(self) -> bool:
         """Has every job ended?"""

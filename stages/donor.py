@@ -47,7 +47,7 @@ class Donor:
         self._pulled_at_s = float("-inf")
         """When another worker asked for anything."""
         self._wanted: dict[Frozen, float] = {}
-        """When a layer's state was asked for, at the present version or as it was frozen."""
+        """When a layer's state was asked for, of which version; who asks for the copy has it anyhow."""
         self._frozen: set[Frozen] = set()
         self._updates: list[Version] = []
         """The versions from which a kept step led on."""
@@ -62,7 +62,11 @@ class Donor:
     def keep(self, apply: Apply, before: Version, now: float) -> Apply:
         """Return the task that ends a version, and keeps what has been asked for lately."""
         since_s = now - limits.LEND_HEARTBEATS * self._me.heartbeat_s
-        wanted = sorted((at_s, frozen) for frozen, at_s in self._wanted.items() if at_s >= since_s)
+        wanted = sorted(
+            (at_s, frozen)
+            for frozen, at_s in self._wanted.items()
+            if at_s >= since_s and (frozen[1] == before or frozen in self._frozen)
+        )
         self._wanted = {frozen: at_s for at_s, frozen in wanted[-limits.MAX_FROZEN :]}
         self._frozen = set(self._wanted)
         self._updates = [*self._updates, before][-limits.MAX_UPDATES :] if self._pulled_at_s >= since_s else []

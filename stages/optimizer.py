@@ -22,6 +22,11 @@ STEP = "step"
 FUSED_DEVICES = ("cpu", "cuda")
 
 
+def num_states(section: OptimizerSection) -> int:
+    """Return how many values an optimizer keeps beside each parameter."""
+    return 2 if section.name == "adamw" else int(section.momentum > 0.0)
+
+
 class FlatOptimizer:
     """AdamW or SGD with momentum over the flat float32 tensor `values`, which it changes in place.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from stages.model import Model, load_model
+from stages.optimizer import num_states
 from stages.trace import LayerTrace, cost, trace
 from zswarm import limits
 from zswarm.compression import load_size_bytes
@@ -20,6 +21,8 @@ from zswarm.config import RunConfig
 from zswarm.errors import UserError
 
 TOKEN_DTYPE = torch.uint8
+BYTES_PER_VALUE = 4
+"""Of parameters and optimizer state: both are float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,8 @@ class StagePlan:
     input_dtype: torch.dtype
     """As it travels: tokens are bytes."""
     num_parameters: int
+    state_bytes: int
+    """Parameters and optimizer state."""
     cost: float
     """Of forward and backward of one microbatch, in floating-point operations."""
     unit_bytes: int
@@ -166,12 +171,14 @@ def _stage(config: RunConfig, layers: Sequence[LayerTrace], first: int, count: i
     sizes = [load_size_bytes([(shape, dtype), labels], config.wire.codec)]
     if first + count < len(layers):
         sizes.append(load_size_bytes([(own[-1].output_shape, own[-1].output_dtype)], config.wire.codec))
+    num_parameters = sum(layer.num_parameters for layer in own)
     return StagePlan(
         first_layer=first,
         num_layers=count,
         input_shape=shape,
         input_dtype=dtype,
-        num_parameters=sum(layer.num_parameters for layer in own),
+        num_parameters=num_parameters,
+        state_bytes=BYTES_PER_VALUE * num_parameters * (1 + num_states(config.optimizer)),
         cost=sum(cost(layer) for layer in own),
         unit_bytes=max(sizes),
     )

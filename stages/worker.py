@@ -303,7 +303,10 @@ class WorkerMachine:
             wiring=wiring, resend_s=limits.RESEND_HEARTBEATS * me.heartbeat_s, me=me.session, trainer=Generation(0)
         )
         # Another stage may be built now: no commit is in work, since the Register waited for the Reset behind it.
-        return [*self.parameters.welcomed(b"".join(bytes(frame) for frame in event.frames))]
+        tasks = self.parameters.welcomed(b"".join(bytes(frame) for frame in event.frames))
+        if tasks:
+            self.work.device.begin_stage()
+        return [*tasks]
 
     def _see(self, outbox: Outbox, message: View, members: tuple[Member, ...], now: float) -> list[Command]:
         me, before = self.membership, self._outputs.live

@@ -26,6 +26,7 @@ from pydantic import (
 from zswarm import limits
 from zswarm.config_errors import describe
 from zswarm.errors import RemoteProtocolError, UserError
+from zswarm.planning.planners import Rebalancing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -162,6 +163,8 @@ class PipelineSection(Section):
     """Layers of each stage; `auto` cuts them evenly by cost."""
     wiring: Literal["queue", "iwrr", "uniform", "fixed"] = "queue"
     recompute: Literal["auto", "always", "never"] = "auto"
+    rebalancing: Rebalancing = "priced"
+    """Who moves to another stage: workers whose move is worth its cost, the paper's Algorithm 2, or nobody."""
     window: Annotated[int, Field(ge=1, le=limits.MAX_MICROBATCHES)] | None = None
     """Most microbatches in the pipeline at once; without it, the trainer decides."""
 

@@ -86,6 +86,10 @@ RESEND_HEARTBEATS = 1.0
 """An unacknowledged message is sent again after this many heartbeats, and then after twice as many each time."""
 MOST_DOUBLINGS = 4
 """How often that wait doubles: after a loss that lasted, a repetition comes within 16 times the first wait."""
+FIRST_BANDWIDTH_BYTES_PER_S = 12.5e6
+"""At which a worker is taken to get a stage's state before anybody has: half of 200 Mb/s, beside the run's own traffic."""
+TRAVEL_HEARTBEATS = 10.0
+"""How long a worker that was moved counts in its new stage before it has registered there."""
 MAX_SPEED_RATIO = 100.0
 """Nobody counts as further from the median speed when it is planned who works where: a processor beside a large card is
 within it, and a report that is wrong by more would empty or fill a whole stage."""

@@ -12,8 +12,10 @@ from zswarm.simulation.network import Weather
 from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.symbolic import Pace
 
-BUSY = replace(CALM, brokers_per_stage=2, num_microbatches=16, num_held_out=0, pace=Pace(forward_s=0.05))
-"""Steps of about 1.5 s, with two of everybody."""
+BUSY = replace(
+    CALM, brokers_per_stage=2, num_microbatches=16, num_held_out=0, pace=Pace(forward_s=0.05), rebalancing="none"
+)
+"""Steps of about 1.5 s, with two of everybody; nobody is moved because somebody leaves."""
 
 
 def leave(node: str, at_s: float, lasts_s: float = 4.0, salt: int = 1) -> Strike:

@@ -22,7 +22,7 @@ NUM_GROUPS = 20
 GROUP_LENGTH = 50
 SEEDS = sorted((Path(__file__).parents[1] / "seeds").glob("*.json"))
 OFTEN = (
-    *("Forward sent again", "Job sent again", "Chunk sent again", "Commit sent again", "Fence sent again"),
+    *("Forward sent again", "Job sent again", "Commit sent again", "Fence sent again"),
     *("Void sent again", "lost", "duplicated", "reordered", "blocked", "unreachable", "processes started again"),
     *("given up: gone", "given up: silent", "given up: started again", "trainers that took a run up"),
     *("jobs done again for a count that was lost", "microbatches admitted again", "jobs that failed"),

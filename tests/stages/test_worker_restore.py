@@ -470,3 +470,12 @@ def test_what_was_kept_goes_with_the_parameters_that_it_was_of(worker):
     adopted(worker)
     for of in ({"part": U}, {"part": O}):
         assert worker.get(pull(5, step=0, session=TAKER, **of), peer=LINK) == []
+
+
+def test_who_takes_the_copy_for_a_checkpoint_needs_nothing_frozen(worker):
+    """Its layers were never kept one by one: the copy is there anyhow, but the steps since then are kept."""
+    worker.step(snapshot=True)
+    worker.step()
+    assert wanted(worker, 5, 1).from_snapshot
+    apply = applying(worker)
+    assert (apply.frozen, apply.updates) == ((), (2,))

@@ -26,12 +26,15 @@ def settings(**changes: Any) -> CoordinatorSettings:
         "wiring": "queue",
         "window": 4,
         "unit_bytes": (SIZE_BYTES, SIZE_BYTES),
+        "rebalancing": "none",
         "configuration": b"{}",
         "workers_per_stage": 1,
         "brokers_per_stage": 1,
         "heartbeat_s": 1.0,
     }
-    return CoordinatorSettings(**of | changes)
+    of |= changes
+    num_stages = len(of["layers_per_stage"])
+    return CoordinatorSettings(**{"stage_costs": (1.0,) * num_stages, "state_bytes": (SIZE_BYTES,) * num_stages} | of)
 
 
 def recovered(**changes: Any) -> Recovered:

@@ -169,18 +169,6 @@ def test_whoever_keeps_a_copy_for_a_checkpoint_goes_after_it(trainer):
     assert trainer.machine.committer.donors[Stage(0)] == 5
 
 
-def test_a_planner_moves_several_at_once(trainer):
-    trainer.join("w3")
-    trainer.report(6)
-    assert trainer.machine.move([(Session(5), Stage(1)), (Session(6), Stage(0)), (Session(99), Stage(0))]) == [
-        "",
-        "",
-        "session 99 has left",
-    ]
-    commands = commit(trainer, {1: FULL, 5: 0, 2: FULL, 6: 0})
-    assert moves(commands) == [("w2", 0, 1, None), ("w3", 1, 0, None)]
-
-
 def test_a_trainer_that_takes_the_run_up_knows_who_was_moved(trainer):
     ordered(trainer, "w2", 1)
     commit(trainer, {1: FULL, 5: 0, 2: FULL})

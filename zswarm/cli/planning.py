@@ -18,5 +18,7 @@ def plan_run(config: RunConfig) -> Plan:
     return Plan(
         layers_per_stage=partition.layers_per_stage,
         unit_bytes=partition.unit_bytes,
+        stage_costs=tuple(stage.cost for stage in partition.stages),
+        state_bytes=tuple(stage.state_bytes for stage in partition.stages),
         targets_per_sample=partition.targets_per_sample,
     )

@@ -81,6 +81,8 @@ class Census:
             self.counters["trainers that took a run up"] += 1
         elif event == "checkpoint" and record.get("problem"):
             self.counters["checkpoints that failed"] += 1
+        elif event == "plan" and record["moves"]:
+            self.counters["plans with moves"] += 1
         elif event == "leave":
             reason = record.get("reason", "")
             names = (name for beginning, name in _REASONS.items() if reason.startswith(beginning))

@@ -55,6 +55,7 @@ SOMETIMES = (
     "microbatches admitted again",
     "restores from a worker",
     "steps given to who came late",
+    "plans with moves",
     "restores from the checkpoint",
     "restores by making parameters anew",
     "given up: silent",

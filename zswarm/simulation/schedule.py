@@ -13,6 +13,8 @@ from typing import Any
 
 from zswarm.ids import Generation, RunId, Session
 from zswarm.limits import MAX_FAILED_WORKERS, STUCK_FIRST_S
+from zswarm.planning.planners import Rebalancing
+from zswarm.planning.priced import PERIOD_S
 from zswarm.simulation.faults import LASTS_S, ON_PURPOSE, Fault, Strike, by_time, draw_strikes
 from zswarm.simulation.network import Weather
 from zswarm.simulation.poison import Poison
@@ -64,6 +66,8 @@ class Schedule:
     checkpoint_every: int = 0
     poisons: tuple[Poison, ...] = ()
     strikes: tuple[Strike, ...] = ()
+    rebalancing: Rebalancing = "priced"
+    rebalance_every_s: float = PERIOD_S
     calm_from_s: float = 0.0
     """From this time on no strike begins, and the effects of all of them are over."""
 
@@ -88,6 +92,10 @@ class Schedule:
             wiring=self.wiring,
             window=self.window,
             unit_bytes=(UNIT_BYTES,) * self.num_stages,
+            stage_costs=(1.0,) * self.num_stages,
+            state_bytes=(UNIT_BYTES,) * self.num_stages,
+            rebalancing=self.rebalancing,
+            rebalance_every_s=self.rebalance_every_s,
             configuration=json.dumps(self.split).encode(),
             workers_per_stage=self.workers_per_stage,
             brokers_per_stage=self.brokers_per_stage,
@@ -142,7 +150,13 @@ def _learning_rate(step: int) -> float:
 
 def make_schedule(seed: int) -> Schedule:
     """Draw a schedule; in some of them processes come and go on purpose, besides everything else."""
-    return _with_purpose(_accident(seed), Random(f"purpose {seed}"))
+    return _with_plans(_with_purpose(_accident(seed), Random(f"purpose {seed}")), Random(f"plans {seed}"))
+
+
+def _with_plans(schedule: Schedule, random: Random) -> Schedule:
+    """Draw who plans and how often; runs are short, so that plans of every minute would be rare."""
+    planner: Rebalancing = random.choice(("priced", "published"))
+    return replace(schedule, rebalancing=planner, rebalance_every_s=random.choice((1.0, 3.0, PERIOD_S)))
 
 
 def _with_purpose(schedule: Schedule, random: Random) -> Schedule:

@@ -22,7 +22,6 @@ in the log before anybody is told: sessions, commits, rollbacks, and that a gene
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -65,6 +64,7 @@ from zswarm.trainer.phases import (
     STOP_HEARTBEATS,
     Phase,
 )
+from zswarm.trainer.rebalancing import Rebalancer
 from zswarm.trainer.reception import Reception, join_record
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
@@ -113,6 +113,7 @@ class Coordinator:
             self.roster, self.committer, self.restorer, self.archive, heartbeat_s=settings.heartbeat_s
         )
         self.moves = Moves(self.roster, self.committer, self.archive, self._header, steps=settings.steps)
+        self.rebalancer = Rebalancer(settings, self.roster, self.moves)
         self._failures = Failures(self.roster, self.committer, workers_per_stage=settings.workers_per_stage)
         self._is_stirred = True
         """Something has happened that may leave a worker without its state or a microbatch without anybody."""
@@ -191,6 +192,7 @@ class Coordinator:
             self.supply.take_up()
             if self.committer.version > (0, 0):
                 self.phase = Phase.TRAINING
+                self.rebalancer.begin(now)
             self.roster.note_loss(now)
             self._alert(now)
         records = [Append(record=start_record(settings), durable=True)]
@@ -210,6 +212,7 @@ class Coordinator:
             workers=settings.workers_per_stage, brokers=settings.brokers_per_stage
         ):
             self.phase = Phase.TRAINING
+            self.rebalancer.begin(now)
         if self.phase is Phase.TRAINING:
             commands += self.committer.consider()
             commands += self._commit(now)
@@ -297,8 +300,11 @@ class Coordinator:
             commands += [*rejects, *self._give_up(before.session, feud or "it has started again", now)]
             if feud:
                 return commands
-        record, is_new = self.roster.register(message, event.peer, now)
+        place = self.rebalancer.place(now) if message.role is Role.WORKER and message.stage is None else None
+        record, is_new = self.roster.register(message, event.peer, now, place=place)
         if is_new:
+            if record.role is Role.WORKER:
+                self.rebalancer.joined(record, now)
             commands.append(Append(record=join_record(record), durable=True))
         commands.append(self.reception.welcome(record, event.peer))
         return commands + self._view_changed(now) if is_new else commands
@@ -311,6 +317,7 @@ class Coordinator:
         self.departures.note(record)
         self._is_stirred |= (record.is_ready, record.version) != before
         if record.is_ready:
+            self.rebalancer.reported(record, now)
             self.committer.check_replica(record)
         if self.committer.is_conflict(record):
             return commands + self._resolve_conflict(record, now)
@@ -359,7 +366,8 @@ class Coordinator:
         )
         donors = self.committer.donors
         taken = self.archive.begin(self.committer.version, donors) if donors else []
-        return [*commands, done, *taken, *self._move(now)]
+        plan = self.rebalancer.committed(self.committer.step, now)
+        return [*commands, done, *taken, *([Append(record=plan)] if plan is not None else []), *self._move(now)]
 
     def _resolve_conflict(self, worker: Record, now: float) -> list[Command]:
         """Two live workers have counted the same microbatch. The rules make that impossible; this is the second wall."""
@@ -391,10 +399,6 @@ class Coordinator:
                 commands += self._relocate(relocation, reason, now)
         return commands
 
-    def move(self, orders: Iterable[tuple[Session, Stage]]) -> list[str]:
-        """Move workers when the step is committed: for each the reason why that cannot be, "" if it can."""
-        return [self._refusal or self.moves.order(session, stage) for session, stage in orders]
-
     @property
     def _refusal(self) -> str:
         """Return why nobody can be moved now, "" if it can be."""
@@ -413,11 +417,13 @@ class Coordinator:
     def _relocate(self, relocation: Relocation, reason: str, now: float) -> list[Command]:
         self.roster.want(relocation.record.node, relocation.record.role, relocation.stage)
         move = Append(record=move_record(relocation))
-        return [move, *self._give_up(relocation.record.session, reason, now)]
+        return [move, *self._give_up(relocation.record.session, reason, now, to=relocation.stage)]
 
-    def _give_up(self, session: Session, reason: str | None, now: float) -> list[Command]:
+    def _give_up(self, session: Session, reason: str | None, now: float, *, to: Stage | None = None) -> list[Command]:
         """Take a process out of the swarm: whatever it has counted and not prepared is void. No reason: it goes itself."""
         record = self.roster.remove(session, now)
+        if record.role is Role.WORKER:
+            self.rebalancer.left(record, now, to=to)
         aborts = self.committer.given_up(record)
         lost = record.ledger if record.version == self.committer.version else 0
         num_lost = (lost & ~self.committer.covered(record.stage)).bit_count()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zswarm import limits
-from zswarm.ids import NodeId, Peer, Role, Session, Stage
+from zswarm.ids import NodeId, Peer, Role, Session, Stage, Step
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Move, Moved
@@ -77,6 +77,16 @@ class Moves:
         if not problem:
             self._waiting[session] = stage
         return problem
+
+    @property
+    def step(self) -> Step:
+        """The step in work."""
+        return self._committer.step
+
+    @property
+    def ordered(self) -> dict[Session, Stage]:
+        """Who is to be moved where."""
+        return dict(self._waiting)
 
     @property
     def waiting(self) -> frozenset[Session]:

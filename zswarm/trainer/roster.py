@@ -127,8 +127,11 @@ class Roster:
             )
         )
 
-    def register(self, message: Register, peer: Peer, now: float) -> tuple[Record, bool]:
-        """Return the record of a process, and whether it is a new one; its node must have no other life here."""
+    def register(self, message: Register, peer: Peer, now: float, *, place: Stage | None = None) -> tuple[Record, bool]:
+        """Return the record of a process, and whether it is a new one; its node must have no other life here.
+
+        `place` is where a newcomer belongs; None for the stage with the fewest of its role.
+        """
         known = self.known(message)
         if known is not None:
             known.peer, known.heard_at_s, known.gone_at_s = peer, now, None
@@ -140,7 +143,7 @@ class Roster:
             node=message.node,
             boot_nonce=message.boot_nonce,
             role=message.role,
-            stage=self._stage_for(message),
+            stage=self._stage_for(message, place),
             addresses=message.addresses,
             peer=peer,
             heard_at_s=now,
@@ -212,15 +215,16 @@ class Roster:
         """Return how many workers are on their way to a stage."""
         return sum(place == (Role.WORKER, stage) for place in self._wanted.values())
 
-    def _stage_for(self, message: Register) -> Stage:
-        """Where it was moved to, if it was and there is room. Else a new process goes where the fewest are who stay; one
-        that comes back, where it was, unless others are there and nobody elsewhere."""
+    def _stage_for(self, message: Register, place: Stage | None) -> Stage:
+        """Where it was moved to, if it was and there is room. Else a new process goes where it belongs; one that comes
+        back, where it was, unless others are there and nobody elsewhere."""
         role, wanted = self._wanted.pop(message.node, (None, Stage(0)))
         if role is message.role and len(self.of(role, wanted)) < limits.MAX_PARTICIPANTS:
             return wanted
         emptiest = self._emptiest_stage(message.role)
         if message.stage is None or message.stage >= self._num_stages:
-            return emptiest
+            has_room = place is not None and len(self.of(message.role, place)) < limits.MAX_PARTICIPANTS
+            return place if place is not None and has_room else emptiest
         is_needed = self.staying(message.role, emptiest) or not self.staying(message.role, message.stage)
         return message.stage if is_needed else emptiest
 

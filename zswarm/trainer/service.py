@@ -58,6 +58,10 @@ class Plan:
     layers_per_stage: tuple[int, ...]
     unit_bytes: tuple[int, ...]
     """Size of one microbatch at each stage's input."""
+    stage_costs: tuple[float, ...]
+    """Of one microbatch at each stage, relative to the others."""
+    state_bytes: tuple[int, ...]
+    """Parameters and optimizer state of each stage."""
     targets_per_sample: int
 
 
@@ -98,6 +102,9 @@ def coordinator_settings(
         wiring=config.pipeline.wiring,
         window=config.pipeline.window or 0,
         unit_bytes=plan.unit_bytes,
+        stage_costs=plan.stage_costs,
+        state_bytes=plan.state_bytes,
+        rebalancing=config.pipeline.rebalancing,
         configuration=configuration,
         workers_per_stage=options.workers_per_stage,
         brokers_per_stage=options.brokers_per_stage,

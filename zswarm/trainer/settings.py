@@ -8,6 +8,8 @@ from typing import Any
 
 from zswarm.ids import Branch, Generation, Microbatch, Peer, Purpose, RunId, Session, StatePart, Step, Version
 from zswarm.messages import Load, Pull
+from zswarm.planning.planners import Rebalancing
+from zswarm.planning.priced import PERIOD_S
 from zswarm.trainer.recovery import Recovered
 
 
@@ -42,6 +44,12 @@ class CoordinatorSettings:
     """The run begins when every stage has this many workers and `brokers_per_stage` brokers."""
     brokers_per_stage: int
     heartbeat_s: float
+    stage_costs: tuple[float, ...]
+    """Of one microbatch at each stage, relative to the others."""
+    state_bytes: tuple[int, ...]
+    """Parameters and optimizer state of each stage."""
+    rebalancing: Rebalancing = "priced"
+    rebalance_every_s: float = PERIOD_S
     checkpoint_every: int = 0
     """Steps between two checkpoints; 0 for one at the end only."""
     recovered: Recovered | None = None

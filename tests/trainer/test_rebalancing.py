@@ -1,0 +1,189 @@
+"""The coordinator asks a planner: where a newcomer belongs, and who moves once a step is committed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.letters import of_type
+from tests.trainer.swarm import FULL, Trainer, records, written
+from tests.trainer.test_departures import commit, left
+from tests.trainer.test_moves import moves
+from zswarm import limits
+from zswarm.ids import Leaving, NodeId, Role, Session, Stage
+from zswarm.messages import Welcome
+from zswarm.planning.view import SwarmView, WorkerView
+
+STATE_BYTES = 1000
+
+
+def trained(*, job_s: dict[str, tuple[int, float]], **changes: Any) -> Trainer:
+    """Return a run in work: each node's stage and seconds per job. Nodes are named in the order of their sessions."""
+    trainer = Trainer(**({"rebalancing": "priced", "state_bytes": (STATE_BYTES,) * 2, "steps": 9} | changes))
+    for node, (stage, _) in job_s.items():
+        trainer.join(node, stage=stage)
+    for index in range(2):
+        trainer.join(f"b{index}", Role.BROKER)
+    for index, (stage, seconds) in enumerate(job_s.values(), 1):
+        trainer.report(index, stage=stage, job_s=seconds)
+    for session in (len(job_s) + 1, len(job_s) + 2):
+        trainer.report(session)
+    return trainer
+
+
+SLOW_LAST = {"a": (0, 0.1), "b": (1, 2.0), "c": (0, 0.1), "d": (0, 0.1)}
+"""Stage 0 does 15 microbatches a second, stage 1 half a microbatch."""
+
+
+def view(trainer: Trainer) -> SwarmView:
+    return trainer.machine.rebalancer._view(trainer.now_s)
+
+
+def worker(trainer: Trainer, session: int) -> WorkerView:
+    (found,) = [one for one in view(trainer).workers if one.session == session]
+    return found
+
+
+def step(trainer: Trainer, number: int = 0) -> list[Any]:
+    """Commit a step of which the first worker of each stage has counted everything."""
+    roster = trainer.machine.roster
+    first = {roster.of(Role.WORKER, Stage(stage))[0].session for stage in range(2)}
+    counted = {r.session: FULL if r.session in first else 0 for r in roster.workers() if r.is_ready}
+    commands = commit(trainer, counted, step=number)
+    for session in counted:
+        if session in roster.records:
+            trainer.report(session, **(trainer.says[session] | {"counted": 0, "step": number + 1}))
+    return commands
+
+
+def test_while_the_run_gathers_each_stage_gets_as_many_as_the_others():
+    trainer = Trainer(rebalancing="priced", stage_costs=(9.0, 1.0), workers_per_stage=2)
+    assert [of_type(trainer.join(f"w{index}"), Welcome)[0].stage for index in range(4)] == [0, 1, 0, 1]
+
+
+def test_a_newcomer_goes_to_the_slowest_stage_not_to_the_one_with_the_fewest():
+    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 9.0), "c": (1, 9.0)})
+    (welcome,) = of_type(trainer.join("new"), Welcome)
+    assert welcome.stage == 1
+
+
+def test_a_stage_that_is_full_gets_nobody(monkeypatch):
+    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 9.0), "c": (1, 9.0)})
+    monkeypatch.setattr(limits, "MAX_PARTICIPANTS", 2)
+    (welcome,) = of_type(trainer.join("new"), Welcome)
+    assert welcome.stage == 0
+
+
+def test_who_is_missed_least_moves_with_the_commit_and_the_log_says_that_it_was_planned():
+    trainer = trained(job_s=SLOW_LAST)
+    commands = step(trainer)
+    assert records(commands)[-3:] == ["plan", "move", "leave"]
+    ((_, source, target, problem),) = moves(commands)
+    assert (source, target, problem) == (0, 1, None)
+    (plan,) = [record for record in written(commands) if record["event"] == "plan"]
+    assert (plan["moves"], plan["reason"]) == (1, "the slowest stage gets faster")
+    assert [(reason, lost) for _, reason, lost in left(commands)] == [("moved to stage 1", 0)]
+
+
+def test_why_nobody_moves_is_in_the_log():
+    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 0.2)})
+    (plan,) = [record for record in written(step(trainer)) if record["event"] == "plan"]
+    assert (plan["moves"], plan["reason"]) == (0, "no move makes the slowest stage faster")
+
+
+def test_there_is_a_plan_once_per_period():
+    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 0.2)}, rebalance_every_s=10.0)
+    assert "plan" in records(step(trainer))
+    trainer.live(5.0)
+    assert "plan" not in records(step(trainer, 1))
+    trainer.live(5.0)
+    assert "plan" in records(step(trainer, 2))
+
+
+def test_without_rebalancing_nobody_is_asked():
+    trainer = trained(job_s=SLOW_LAST, rebalancing="none")
+    assert "plan" not in records(step(trainer))
+
+
+def test_who_is_on_the_way_counts_where_he_goes_with_the_speed_that_he_has_shown():
+    trainer = trained(job_s=SLOW_LAST)
+    ((node, *_),) = moves(step(trainer))
+    session = next(s for s, name in enumerate(SLOW_LAST, 1) if name == node)
+    assert worker(trainer, session) == WorkerView(
+        session=Session(session), stage=Stage(1), is_ready=False, job_s=0.1, measured_in=Stage(0)
+    )
+    (welcome,) = of_type(trainer.join(node, nonce=2, stage=0), Welcome)
+    trainer.report(welcome.yours, stage=1, step=1, ready=False)
+    assert worker(trainer, welcome.yours).measured_in == 0
+    assert len(view(trainer).workers) == 4
+    trainer.report(welcome.yours, stage=1, step=1, job_s=0.3)
+    assert (worker(trainer, welcome.yours).job_s, worker(trainer, welcome.yours).measured_in) == (0.3, 1)
+
+
+def test_who_never_arrives_is_forgotten():
+    trainer = trained(job_s=SLOW_LAST)
+    step(trainer)
+    trainer.live(limits.TRAVEL_HEARTBEATS + 1.0)
+    assert len(view(trainer).workers) == 3
+
+
+def test_who_is_ordered_elsewhere_by_hand_counts_there():
+    trainer = trained(job_s=SLOW_LAST)
+    trainer.machine.moves.order(Session(3), Stage(1))
+    assert (worker(trainer, 3).stage, worker(trainer, 3).is_ready) == (1, False)
+
+
+def test_who_leaves_counts_for_nothing():
+    trainer = trained(job_s=SLOW_LAST)
+    trainer.report(3, stage=0, job_s=0.1, leaving=Leaving.DRAINING)
+    assert [one.session for one in view(trainer).workers] == [1, 2, 4]
+
+
+def test_what_is_known_of_stages():
+    trainer = trained(job_s=SLOW_LAST, stage_costs=(1.0, 3.0))
+    trainer.report(5, active=0b0111)
+    first, last = view(trainer).stages
+    assert (first.cost, first.jobs_per_microbatch, first.num_queued, first.state_bytes) == (1.0, 2, 3, STATE_BYTES)
+    assert (last.cost, last.jobs_per_microbatch, last.num_queued) == (3.0, 1, 0)
+
+
+def test_how_long_a_download_takes_is_learned():
+    trainer = trained(job_s=SLOW_LAST)
+    before = view(trainer).bandwidth_bytes_per_s
+    assert before == limits.FIRST_BANDWIDTH_BYTES_PER_S
+    (welcome,) = of_type(trainer.join("new"), Welcome)
+    trainer.now_s += 2.0
+    trainer.report(welcome.yours, stage=welcome.stage, ready=False)
+    assert view(trainer).bandwidth_bytes_per_s == before
+    trainer.now_s += 2.0
+    trainer.report(welcome.yours, stage=welcome.stage)
+    assert view(trainer).bandwidth_bytes_per_s == pytest.approx(0.7 * before + 0.3 * STATE_BYTES / 4.0)
+
+
+def test_who_comes_and_goes_is_learned_and_moves_are_neither():
+    trainer = trained(job_s=SLOW_LAST)
+    assert view(trainer).join_every_s == float("inf")
+    ((node, *_),) = moves(step(trainer))
+    trainer.join(node, nonce=2, stage=0)
+    assert view(trainer).join_every_s == float("inf")
+    trainer.now_s += 1.0
+    trainer.join("new")
+    assert view(trainer).join_every_s < float("inf")
+
+
+def test_nobody_is_expected_to_stay_for_longer_than_the_run_lasts():
+    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 0.2)}, steps=9)
+    step(trainer)
+    assert view(trainer).residence_s > 1000.0
+    trainer.live(2.0)
+    step(trainer, 1)
+    assert view(trainer).residence_s == pytest.approx(2.0 * 7)
+
+
+def test_a_speed_is_remembered_for_so_many_nodes(monkeypatch):
+    monkeypatch.setattr(limits, "MAX_ENDED_NODES", 2)
+    trainer = trained(job_s=SLOW_LAST)
+    for session in (3, 4, 1):
+        trainer.dies(session)
+    assert set(trainer.machine.rebalancer._known) == {NodeId("d"), NodeId("a")}
