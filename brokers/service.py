@@ -15,7 +15,7 @@ from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit, Leave
 from zswarm.overseer import NOBODY, Overseer
-from zswarm.sigterm import sigterm_as
+from zswarm.signals import signals_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
 
@@ -53,7 +53,7 @@ def serve_broker(
         )
         log = get_log()
         log.info("listening", control=control, work=work, coordinator=coordinator)
-        with sigterm_as(Leave(), wake=switchboard.waker(), overseer=overseer) as leaves:
+        with signals_as(Leave(), wake=switchboard.waker(), overseer=overseer) as leaves:
             overseer.begin(switchboard, machine.health)
             end = Loop(
                 machine,

@@ -19,7 +19,7 @@ from zswarm.logs import get_log
 from zswarm.loop import Loop
 from zswarm.machine import Exit, Leave
 from zswarm.overseer import NOBODY, Overseer
-from zswarm.sigterm import sigterm_as
+from zswarm.signals import signals_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard
 
@@ -63,7 +63,7 @@ def serve_worker(
         log = get_log()
         log.info("listening", peer=peer, coordinator=coordinator)
         wake = switchboard.waker()
-        leaving = sigterm_as(Leave(), wake=wake, overseer=overseer)
+        leaving = signals_as(Leave(), wake=wake, overseer=overseer)
         make = partial(Compute, allowed=computing.allowed)
         with ComputeThread(wake=wake, threads=computing.threads, make=make) as compute, leaving as leaves:
 

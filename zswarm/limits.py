@@ -162,6 +162,13 @@ MAX_SIGHTINGS = 64
 """Addresses seen by mDNS that wait for the loop; of more, the newest."""
 ALONE_S = 10.0
 """After so long without an answer from anybody, a beacon says what it has tried."""
+LOOK_ROUND_S = 10.0
+"""How often who takes part in a run looks round whether it is still offered; three seconds of greetings each time."""
+LISTEN_S = 3.0
+"""How long it listens then: longer than GREETED_S, and than a beacon that has just begun to greet takes."""
+ABANDONED_LOOKS = 2
+"""Looks in a row in which the own run is not offered and another one is, before it counts as abandoned: a trainer that is
+started again offers it within seconds, and for one that nobody needs the workers elsewhere can wait."""
 AVOID_S = 5.0
 """How long a run that is over is not tried again: its offer is heard for GREETED_S more."""
 REFUSED_S = 60.0

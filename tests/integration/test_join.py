@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -76,6 +77,26 @@ def test_a_machine_that_is_paused_gives_its_devices_back_and_returns(zswarm):
     trainer.wait_for_step(done + 2)
     trainer.process.send_signal(signal.SIGINT)
     assert trainer.wait()[0] == 130
+    end_in_peace([joined])
+
+
+def test_a_run_whose_trainer_is_gone_for_good_is_left_for_another_one(zswarm):
+    """The trainer loses its machine; a new run is offered later, under another address, and gets the workers."""
+    port = str(free_port("127.0.0.1"))
+    joined = zswarm.start_any("join", "--workers", str(STAGES), "--port", port)
+
+    def train(out: str, *more: str):
+        listen = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
+        seed = f"127.0.0.1:{port}"
+        return zswarm.start("train", "--out", out, "--seed", seed, "--listen", listen, *more, out=out)
+
+    lost = train("lost", "--set", "run.steps=100000")
+    lost.wait_for_step(1)
+    os.killpg(lost.process.pid, signal.SIGKILL)
+    lost.wait()
+    code, errors = train("next").wait()
+    assert code == 0, errors
+    joined.wait_for_word("its trainer is gone")
     end_in_peace([joined])
 
 

@@ -16,7 +16,7 @@ from zswarm.limits import REPORTS_PER_WATCHDOG, STATUS_S
 from zswarm.loop import LONGEST_WAIT_S
 from zswarm.machine import Health
 from zswarm.overseer import NOBODY
-from zswarm.sigterm import sigterm_as
+from zswarm.signals import signals_as
 from zswarm.systemd import Notifier
 from zswarm.transport import Switchboard
 
@@ -196,7 +196,7 @@ def test_the_credentials_folder_is_what_systemd_says(environment):
 def test_sigterm_is_told_before_the_loop_hears_of_it(systemd):
     """The drain takes its time; systemd says meanwhile that the service is stopping."""
     process = Process(systemd.address)
-    with sigterm_as("leave", wake=lambda: None, overseer=process.notifier) as events:
+    with signals_as("leave", wake=lambda: None, overseer=process.notifier) as events:
         os.kill(os.getpid(), signal.SIGTERM)
     assert events() == ["leave"]
     assert systemd.heard() == [["STOPPING=1", "STATUS=stopping: asked to leave"]]
@@ -204,7 +204,7 @@ def test_sigterm_is_told_before_the_loop_hears_of_it(systemd):
 
 def test_sigterm_is_left_alone_in_a_child_that_its_family_ends():
     before = signal.getsignal(signal.SIGTERM)
-    with sigterm_as("leave", wake=lambda: None, overseer=Lifeline()):
+    with signals_as("leave", wake=lambda: None, overseer=Lifeline()):
         assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -20,7 +20,7 @@ from zswarm.loop import Loop
 from zswarm.machine import Exit, Leave
 from zswarm.messages import Offer
 from zswarm.overseer import NOBODY, Overseer
-from zswarm.sigterm import sigterm_as
+from zswarm.signals import signals_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard, host_of, port_of
 
@@ -75,11 +75,21 @@ def seek(
         settings = _settings(place)
         now = monotonic()
         seeker = Seeker(Beacon(settings, choose=random.randrange, now=now), avoided, until_s=now + within_s)
-        with sigterm_as(Leave(), wake=switchboard.waker(), overseer=overseer) as leaves:
+        with signals_as(Leave(), wake=switchboard.waker(), overseer=overseer) as leaves:
             overseer.begin(switchboard, seeker.health)
             loop = Loop(seeker, switchboard, perform=_Reporter(switchboard, _nobody), collect=leaves)
             loop.run(overseer.turned)
         return seeker.offer
+
+
+def overhear(place: Place, *, within_s: float) -> list[Offer]:
+    """Return the runs that are offered, after so long; of any thread."""
+    with Switchboard(key=place.key) as switchboard:
+        now = monotonic()
+        beacon = Beacon(_settings(place), choose=random.randrange, now=now)
+        listener = Seeker(beacon, None, until_s=now + within_s)
+        Loop(listener, switchboard, perform=_Reporter(switchboard, _nobody)).run()
+        return beacon.offers(monotonic())
 
 
 def inspect(place: Place, *, with_rates: bool) -> Findings:
@@ -106,7 +116,7 @@ def _settings(place: Place, *, address: Address = NOWHERE, offer: Offer | None =
 def _serve(switchboard: Switchboard, place: Place, settings: BeaconSettings, *, say: Say, overseer: Overseer) -> Exit:
     beacon = Beacon(settings, choose=random.randrange, now=monotonic())
     with ExitStack() as stack:
-        leaves = stack.enter_context(sigterm_as(Leave(), wake=switchboard.waker(), overseer=overseer))
+        leaves = stack.enter_context(signals_as(Leave(), wake=switchboard.waker(), overseer=overseer))
         multicast = _multicast(stack, switchboard, place, settings)
         overseer.begin(switchboard, beacon.health)
         return Loop(

@@ -463,6 +463,10 @@ def _node(role: str, name: str | None, level: str) -> NodeId:
 
 def _end(end: Exit) -> None:
     """Exit as the machine has ended: what is no failure of the run keeps its code."""
+    from zswarm.signals import was_interrupted
+
+    if end.code == 0 and was_interrupted():
+        sys.exit(INTERRUPTED)
     if end.code == REFUSED:
         sys.exit(_fail(end.text, REFUSED))
     if end.code == INTERRUPTED:
