@@ -43,6 +43,8 @@ CORES, TRAINER_CORES = 0.25, 0.2
 NUM_MACHINES, STAGES = 6, 3
 FULL = NUM_MACHINES // STAGES
 GLOBAL_BATCH, MICROBATCH, CHECKPOINT_EVERY = 128, 2, 50
+NUM_LAYERS = 9
+"""Blocks, three for each stage: of TINY's eight the stages would get three, three and two, and the slowest sets the pace."""
 ALONE_BATCH, ALONE_STEPS = 64, 2
 """A machine alone has no pipeline to fill; two steps after the first are half a minute each."""
 START_S = 240.0
@@ -176,6 +178,7 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
         microbatch=MICROBATCH,
         seed=options.seed,
         checkpoint_every=CHECKPOINT_EVERY,
+        num_layers=NUM_LAYERS,
     )
     run = site.train(trainer, "run", shape, workers=FULL)
     fleet = Fleet(site, machines)
@@ -191,7 +194,7 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
 
 def _alone(site: Site, trainer: Machine, machine: Machine, seed: int) -> float:
     """Return the rate of a machine that is the only one, with one worker as it has later."""
-    shape = RunShape(stages=1, global_batch=ALONE_BATCH, microbatch=MICROBATCH, seed=seed)
+    shape = RunShape(stages=1, global_batch=ALONE_BATCH, microbatch=MICROBATCH, seed=seed, num_layers=NUM_LAYERS)
     run = site.train(trainer, "alone", shape, workers=1)
     joined = site.join(machine)
     run.wait_for_steps(1 + ALONE_STEPS, within_s=START_S)
