@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from brokers.queue import Queue
 from zswarm import ledger, limits
 from zswarm.errors import REFUSED
-from zswarm.ids import Address, Leaving, Link, NodeId, Peer, Role, Step
+from zswarm.ids import TRAINER, Address, Leaving, Link, NodeId, Peer, Role, Step
 from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -73,15 +73,18 @@ class BrokerMachine:
         """Return when the next heartbeat is due, or the end."""
         return min(self._heartbeat_at_s, self._leaves_at_s)
 
-    def health(self, _now: float) -> Health:
+    def health(self, now: float) -> Health:
         """Say how this broker is: one whose loop turns is well."""
         me = self.membership
-        return Health(text=me.describe(self.queue.version if self.queue is not None else (me.branch, me.step)))
+        version = self.queue.version if self.queue is not None else (me.branch, me.step)
+        return Health(text=me.describe(version), silent_s=me.silent_s(now))
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""
         commands: list[Command] = []
         if isinstance(event, Received):
+            if event.message.session == TRAINER:
+                self.membership.heard_at_s = now
             commands += self._received(event, now)
         elif isinstance(event, Leave):
             if self.queue is None or self.is_leaving:

@@ -36,7 +36,7 @@ def serve_broker(
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
     key. `UserError` if that is impossible or the coordinator has another key. A broker that its overseer does not end by
-    itself leaves at SIGTERM, within `limits.DRAIN_S`.
+    itself leaves when it is asked to go (`zswarm.signals`), within `limits.DRAIN_S`.
     """
     keep_freed_memory(one_arena=True)
     _collect_garbage_rarely()

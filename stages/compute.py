@@ -223,12 +223,12 @@ class Compute:
 
     def _apply(self, task: Apply) -> Applied:
         stage = self._stage
-        stage.state.freeze(task.frozen, task.step)
+        stage.state.retain(task.retained, task.step)
         if task.apply:
             if self._reduced is None or self._reduced_round != task.round:
                 raise LocalProtocolError(f"no reduced gradient of round {task.round} is held")
             stage.optimizer.step(self._reduced, lr=task.lr, scale=task.scale)
-        stage.state.keep_updates(task.updates, task.step, self._reduced if task.apply else None, lr=task.lr)
+        stage.state.keep_gradients(task.gradients, task.step, self._reduced if task.apply else None, lr=task.lr)
         self._clear()
         stage.state.changed()
         if task.snapshot:
@@ -263,7 +263,7 @@ class Compute:
 
     def _adopt(self) -> Adopted:
         stage = self._stage
-        stage.state.check_equal_steps()
+        stage.state.adopt()
         self._clear()
         return Adopted(parameter_digest=digest(stage.engine.parameters.values))
 

@@ -23,7 +23,7 @@ from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Pull, State
 
-Frozen = tuple[int, Version]
+Retained = tuple[int, Version]
 """A layer, and at which version."""
 
 
@@ -46,39 +46,42 @@ class Donor:
         """Of the copy for a checkpoint; None for none, and while it is being replaced."""
         self._pulled_at_s = float("-inf")
         """When another worker asked for anything."""
-        self._wanted: dict[Frozen, float] = {}
+        self._wanted: dict[Retained, float] = {}
         """When a layer's state was asked for, of which version; who asks for the copy has it anyhow."""
-        self._frozen: set[Frozen] = set()
-        self._updates: list[Version] = []
+        self._retained: set[Retained] = set()
+        self._gradients: list[Version] = []
         """The versions from which a kept step led on."""
 
     def forget(self) -> None:
         """Other parameters take the place of these; the copy stays."""
         self._pulled_at_s = float("-inf")
         self._wanted.clear()
-        self._frozen.clear()
-        self._updates.clear()
+        self._retained.clear()
+        self._gradients.clear()
 
     def keep(self, apply: Apply, before: Version, now: float) -> Apply:
         """Return the task that ends a version, and keeps what has been asked for lately."""
         since_s = now - limits.LEND_HEARTBEATS * self._me.heartbeat_s
         wanted = sorted(
-            (at_s, frozen)
-            for frozen, at_s in self._wanted.items()
-            if at_s >= since_s and (frozen[1] == before or frozen in self._frozen)
+            (at_s, retained)
+            for retained, at_s in self._wanted.items()
+            if at_s >= since_s and (retained[1] == before or retained in self._retained)
         )
-        self._wanted = {frozen: at_s for at_s, frozen in wanted[-limits.MAX_FROZEN :]}
-        self._frozen = set(self._wanted)
-        self._updates = [*self._updates, before][-limits.MAX_UPDATES :] if self._pulled_at_s >= since_s else []
-        if not self._frozen and not self._updates:
+        self._wanted = {retained: at_s for at_s, retained in wanted[-limits.MAX_RETAINED :]}
+        self._retained = set(self._wanted)
+        self._gradients = [*self._gradients, before][-limits.MAX_GRADIENTS :] if self._pulled_at_s >= since_s else []
+        if not self._retained and not self._gradients:
             return apply
-        frozen = tuple(sorted((layer, step) for layer, (_, step) in self._frozen))
-        return replace(apply, frozen=frozen, updates=tuple(step for _, step in self._updates))
+        retained = tuple(sorted((layer, step) for layer, (_, step) in self._retained))
+        return replace(apply, retained=retained, gradients=tuple(step for _, step in self._gradients))
 
     def pull(
         self, message: Pull, peer: Peer, *, layers: range, present: Version | None, now: float
     ) -> list[Send | Task]:
-        """Answer with a range of a layer's state; `present` is the version that there will be when all tasks are done."""
+        """Answer with a range of a layer's state.
+
+        `present` is the version that there will be when all tasks are done, None if there are no parameters to give.
+        """
         if message.layer not in layers or len(self._asked) >= limits.MAX_PULLS:
             return []
         if any((asked.peer, asked.pull) == (peer, message) for asked in self._asked):
@@ -89,7 +92,7 @@ class Donor:
         export, version = found
         if message.session != TRAINER:
             self._pulled_at_s = now
-            if export.part is not StatePart.UPDATE:
+            if export.part is not StatePart.GRADIENT:
                 self._wanted[message.layer, version] = now
         self._asked.append(Asked(peer, message, version))
         return [export]
@@ -98,23 +101,26 @@ class Donor:
         """Return what is exported in answer, and which version it is of."""
         version = (message.branch, message.step)
         layer, part, offset_bytes = message.layer, message.part, message.offset_bytes
-        if part is StatePart.UPDATE:
-            if version in self._updates:
+        if part is StatePart.GRADIENT:
+            if version in self._gradients:
                 return Export(part=part, layer=layer, offset_bytes=offset_bytes, step=version[1]), version
         elif version == present:
             return Export(part=part, layer=layer, offset_bytes=offset_bytes), version
         elif version == self.kept_version:
             return Export(part=part, layer=layer, offset_bytes=offset_bytes, from_snapshot=True), version
-        elif (layer, version) in self._frozen:
+        elif (layer, version) in self._retained:
             return Export(part=part, layer=layer, offset_bytes=offset_bytes, step=version[1]), version
         if present is None or message.session == TRAINER or version[0] != present[0] or version >= present:
             return None
         return Export(part=StatePart.PARAMETERS, layer=layer, offset_bytes=0), present
 
     def exported(self, outcome: Exported) -> list[Send | Task]:
-        """Send a range to whoever asked for it."""
+        """Send a range to whoever asked for it; after a layer's last one nobody is in the middle of it."""
         asked = self._asked.popleft()
         branch, step = asked.version
+        is_last = outcome.offset_bytes + outcome.load.parcel.size_bytes >= outcome.total_bytes
+        if outcome.part is StatePart.OPTIMIZER and is_last:
+            self._wanted.pop((outcome.layer, asked.version), None)
         message = State(
             **self._me.header(),
             branch=branch,

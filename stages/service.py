@@ -47,7 +47,7 @@ def serve_worker(
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
     key. `UserError` if that is impossible or the coordinator has another key. A worker that its overseer does not end by
-    itself leaves at SIGTERM, within `limits.DRAIN_S`.
+    itself leaves when it is asked to go (`zswarm.signals`), within `limits.DRAIN_S`.
     """
     nonce = secrets.randbits(63)
     with Switchboard(key=key) as switchboard:

@@ -3,15 +3,15 @@ r"""The state of a stage's layers as files, out and in: what checkpoints and wor
     PARAMETERS   all of the layer's state_dict, by its names
     OPTIMIZER    `<state>.<parameter>`, shaped like the parameter, for each trainable parameter of the layer, such as
                  `exp_avg.linear.weight`; and what belongs to no parameter by its own name, such as `step`
-    UPDATE       `lr`, and `gradient.<parameter>` for each trainable parameter; nothing, where a step was skipped
+    GRADIENT       `lr`, and `gradient.<parameter>` for each trainable parameter; nothing, where a step was skipped
 
 Each is a safetensors file in memory. There is one per layer, so that layers can be cut into other stages, and so that a
 layer can be taken over and brought up to date by itself.
 
     present state --save--> file --ranges--> ... --ranges--> both files of a layer --> that layer's state
-          |---keep_copy---> copy --save--> file             then its updates, one after the other
-          |----freeze---> files of a few layers
-    an optimizer step --keep_updates--> gradient --save--> file
+          |---keep_copy---> copy --save--> file             then its steps, one after the other
+          |----retain---> files of a few layers
+    an optimizer step --keep_gradients--> gradient --save--> file
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Incoming:
 
 
 @dataclass(frozen=True, slots=True)
-class _Update:
+class _Applied:
     """What a step has done: the flat gradient as it was applied, on the host; None where the step was skipped."""
 
     gradient: Tensor | None
@@ -74,9 +74,9 @@ class StageState:
         self._optimizer = optimizer
         self._copy: _State | None = None
         self._files: OrderedDict[tuple[StatePart, int, bool], bytes] = OrderedDict()
-        self._frozen: dict[tuple[int, Step], dict[StatePart, bytes]] = {}
-        self._updates: dict[Step, _Update] = {}
-        self._update_files: OrderedDict[tuple[int, Step], bytes] = OrderedDict()
+        self._retained: dict[tuple[int, Step], dict[StatePart, bytes]] = {}
+        self._gradients: dict[Step, _Applied] = {}
+        self._gradient_files: OrderedDict[tuple[int, Step], bytes] = OrderedDict()
         self._incoming: dict[File, _Incoming] = {}
 
     # -- out -----------------------------------------------------------------------------------------
@@ -124,27 +124,27 @@ class StageState:
             self._files.popitem(last=False)
         return self._files[key]
 
-    def freeze(self, wanted: Iterable[tuple[int, Step]], step: Step) -> None:
+    def retain(self, wanted: Iterable[tuple[int, Step]], step: Step) -> None:
         """Keep layers as they are at the beginning of some steps: of `step` now, of earlier ones what is kept already."""
-        before, self._frozen = self._frozen, {}
+        before, self._retained = self._retained, {}
         for layer, since in wanted:
             if since == step:
                 files = {part: self.file(part, layer, from_copy=False) for part in STATE_FILES}
-                self._frozen[layer, since] = files
+                self._retained[layer, since] = files
             elif (layer, since) in before:
-                self._frozen[layer, since] = before[layer, since]
+                self._retained[layer, since] = before[layer, since]
 
-    def keep_updates(self, steps: Iterable[Step], step: Step, gradient: Tensor | None, *, lr: float) -> None:
+    def keep_gradients(self, steps: Iterable[Step], step: Step, gradient: Tensor | None, *, lr: float) -> None:
         """Keep what some steps have done: `step`, by a gradient as it was applied or by nothing, and earlier ones."""
-        before, self._updates = self._updates, {}
+        before, self._gradients = self._gradients, {}
         for since in steps:
             if since == step:
                 copied = gradient.to("cpu", copy=True) if gradient is not None else None
-                self._updates[since] = _Update(copied, lr)
+                self._gradients[since] = _Applied(copied, lr)
             elif since in before:
-                self._updates[since] = before[since]
-        for key in [key for key in self._update_files if key[1] not in self._updates]:
-            del self._update_files[key]
+                self._gradients[since] = before[since]
+        for key in [key for key in self._gradient_files if key[1] not in self._gradients]:
+            del self._gradient_files[key]
 
     def kept_file(self, part: StatePart, layer: int, step: Step) -> bytes:
         """Return a file of a layer at the beginning of a step, or of what that step has done to it.
@@ -153,21 +153,21 @@ class StageState:
             LocalProtocolError: it is not kept.
 
         """
-        if part is not StatePart.UPDATE:
-            if (layer, step) not in self._frozen:
+        if part is not StatePart.GRADIENT:
+            if (layer, step) not in self._retained:
                 raise LocalProtocolError(f"layer {layer} is not kept as it was at the beginning of step {step}")
-            return self._frozen[layer, step][part]
-        if step not in self._updates:
+            return self._retained[layer, step][part]
+        if step not in self._gradients:
             raise LocalProtocolError(f"the gradient of step {step} is not kept")
-        update, key = self._updates[step], (layer, step)
-        if key not in self._update_files:
+        applied, key = self._gradients[step], (layer, step)
+        if key not in self._gradient_files:
             slots = self._slots(self._index(layer))
-            tensors = _update_file(slots, update.gradient, update.lr) if update.gradient is not None else {}
-            self._update_files[key] = save(tensors)
-        self._update_files.move_to_end(key)
-        while len(self._update_files) > FILES_KEPT:
-            self._update_files.popitem(last=False)
-        return self._update_files[key]
+            tensors = _gradient_file(slots, applied.gradient, applied.lr) if applied.gradient is not None else {}
+            self._gradient_files[key] = save(tensors)
+        self._gradient_files.move_to_end(key)
+        while len(self._gradient_files) > FILES_KEPT:
+            self._gradient_files.popitem(last=False)
+        return self._gradient_files[key]
 
     def _forget(self, *, of_copy: bool) -> None:
         for key in [key for key in self._files if key[2] is of_copy]:
@@ -229,7 +229,7 @@ class StageState:
             file.content += view
         if len(file.content) < total_bytes:
             return
-        if part is StatePart.UPDATE:
+        if part is StatePart.GRADIENT:
             del self._incoming[part, layer]
             self._take_step_untrusted(layer, bytes(file.content))
         elif all(self._is_complete(other, layer) for other in STATE_FILES):
@@ -259,8 +259,8 @@ class StageState:
         self._forget(of_copy=False)
         index = self._index(layer)
         parameters = self._engine.parameters
-        expected = _update_file(self._slots(index), parameters.values, 0.0)
-        found = self._checked_untrusted(content, expected, StatePart.UPDATE, layer, or_nothing=True)
+        expected = _gradient_file(self._slots(index), parameters.values, 0.0)
+        found = self._checked_untrusted(content, expected, StatePart.GRADIENT, layer, or_nothing=True)
         if not found:
             return
         region = parameters.regions[index]
@@ -269,13 +269,16 @@ class StageState:
             slot._replace(offset=slot.offset - region.start).of(gradient).copy_(found[_gradient_of(slot)])
         self._optimizer.step_layer(index, gradient, lr=float(found[LR]))
 
-    def check_equal_steps(self) -> None:
-        """See that all layers have taken the same number of steps.
+    def adopt(self) -> None:
+        """Begin with what has been received: nothing older is given to anybody, and nothing is half here.
 
         Raises:
-            RemoteProtocolError: they have not.
+            RemoteProtocolError: the layers have not taken the same number of steps. Where the optimizer counts none (SGD)
+                the digest of the parameters alone is compared, by the coordinator.
 
         """
+        self._retained, self._gradients, self._incoming = {}, {}, {}
+        self._gradient_files.clear()
         steps = self._optimizer.state.get(STEP, torch.zeros(1))
         for index, taken in enumerate(steps.tolist()):
             if taken != steps[0]:
@@ -315,6 +318,6 @@ def _gradient_of(slot: Slot) -> str:
     return f"gradient.{slot.name}"
 
 
-def _update_file(slots: Iterable[Slot], gradient: Tensor, lr: float) -> dict[str, Tensor]:
+def _gradient_file(slots: Iterable[Slot], gradient: Tensor, lr: float) -> dict[str, Tensor]:
     """Return what is in the file of a step, for a layer's slots of a flat gradient; the tensors are views."""
     return {LR: torch.tensor(lr, dtype=torch.float64), **{_gradient_of(slot): slot.of(gradient) for slot in slots}}

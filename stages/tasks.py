@@ -90,8 +90,8 @@ class Apply:
     kept of this step's microbatches. With `apply` false only clear. With `snapshot` copy the state then, parameters and
     optimizer, in place of an earlier copy. Answer: Applied.
 
-    `frozen` names layers by the steps at whose beginning they were as they are to be kept: those of `step` as they are
-    now, others as they are kept already. `updates` are the steps whose gradient and learning rate are to be kept, likewise.
+    `retained` names layers by the steps at whose beginning they were as they are to be kept: those of `step` as they are
+    now, others as they are kept already. `gradients` are the steps whose gradient and learning rate are to be kept, likewise.
     What neither names is forgotten.
     """
 
@@ -101,16 +101,16 @@ class Apply:
     lr: float
     apply: bool
     snapshot: bool
-    frozen: tuple[tuple[int, Step], ...] = ()
-    updates: tuple[Step, ...] = ()
+    retained: tuple[tuple[int, Step], ...] = ()
+    gradients: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """Take a range of one layer's state, a safetensors file in memory. Answer: Exported.
 
-    Of the present state; of the copy that Apply has kept; or, with `step`, of what Apply has frozen or, if it is
-    UPDATE, kept of that step.
+    Of the present state; of the copy that Apply has kept; or, with `step`, of what Apply has retained or, if it is
+    GRADIENT, kept of that step.
     """
 
     part: StatePart
@@ -123,7 +123,7 @@ class Export:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
     """Take a range of a file that somebody has exported; those of one file come in order, and one at offset 0 begins the
-    file anew. With both files of its state complete, the layer becomes that; with an UPDATE complete, it takes that step.
+    file anew. With both files of its state complete, the layer becomes that; with a GRADIENT complete, it takes that step.
     No answer; Failed, if a file is not what its layer needs: the layer is as it was then."""
 
     part: StatePart

@@ -60,7 +60,7 @@ from stages.tasks import (
 from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
-from zswarm.ids import Address, Generation, JobStatus, NodeId, RejectCode, Role, Session
+from zswarm.ids import TRAINER, Address, Generation, JobStatus, NodeId, RejectCode, Role, Session
 from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -175,7 +175,9 @@ class WorkerMachine:
         if overdue_at_s is not None and now >= overdue_at_s:
             return Health(text=f"the device has been at one task for {device.busy_s(now):.0f} s", is_well=False)
         text = self.membership.describe(self.state.version)
-        return Health(text=text if self.parameters.is_ready else f"{text}, without parameters yet")
+        if not self.parameters.is_ready:
+            text = f"{text}, without parameters yet"
+        return Health(text=text, silent_s=self.membership.silent_s(now))
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""
@@ -185,6 +187,8 @@ class WorkerMachine:
             device.excuse(now)
         commands: list[Command] = []
         if isinstance(event, Received):
+            if event.message.session == TRAINER:
+                self.membership.heard_at_s = now
             commands += self._received(event, now)
         elif isinstance(event, Leave):
             if self.departure.is_asked or self.outbox is None or self._reports.is_fatal:

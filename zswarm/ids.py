@@ -139,7 +139,7 @@ class StatePart(IntEnum):
     """Everything of the layer's state_dict."""
     OPTIMIZER = 1
     """The optimizer's tensors, named `<state>.<parameter>`, and those that belong to no parameter by their name."""
-    UPDATE = 2
+    GRADIENT = 2
     """What one optimizer step has done to both: the reduced gradient and the learning rate."""
 
 

@@ -105,25 +105,30 @@ REDUCE_CHUNK_BYTES = 1 << 20
 """One chunk of an all-reduce: one frame, so that other traffic can pass between."""
 REDUCE_WINDOW = 8
 """Unacknowledged chunks per peer during an all-reduce."""
-STATE_RANGE_BYTES = 8 << 20
+STATE_RANGE_BYTES = 4 << 20
 """One answer to a Pull: enough that asking costs nothing, few enough that others get their turn."""
 OUTBOX_LENGTH = 4
 """Outputs waiting for credit at a worker before it takes no new jobs."""
 TURN_MESSAGES = 64
 """Messages that one turn of a poll loop takes from one socket before it looks at the others."""
 MAX_DONORS = 4
-"""Workers that give their state to one joiner, each one range at a time: with more none gets its uplink back sooner."""
-MAX_ASKED_OF_ONE = 2
+"""Workers that give their state to one joiner: with more none gets its uplink back sooner."""
+MAX_ASKED_OF_ONE = 3
 """Times that one of several donors is asked for a range before another is asked for the file."""
 LEND_HEARTBEATS = 4.0
-"""How long after it was asked a donor keeps, over a commit, what it was asked for: what is lost is asked for again within."""
-MAX_FROZEN = 4
-"""Layers that a donor keeps as they were for those who are in the middle of them."""
-MAX_UPDATES = 4
+"""How long after it was asked a donor keeps, over a commit, what it was asked for: two of three may get lost."""
+MAX_RETAINED = 16
+"""Layers that a donor keeps as they were for those who are in the middle of them; few at a time, unless they are small."""
+MAX_GRADIENTS = 4
 """Steps of which a donor keeps the gradient for those who catch up, who ask for these before anything else. A layer that is
-a whole stage's takes as long as three of them, so who falls further behind could not keep up anyway."""
-MAX_PULLS = 8
+all of a stage takes, at a gradient per step, as long as three: its parameters and two moments."""
+MAX_PULLS = 64
 """Pulls that one worker has in work; more are dropped, and repeated by whoever asked."""
+PULLS_OF_ONE = 16
+"""Ranges that a joiner asks of one donor at a time, of as many layers: they are given between two jobs, and with as many
+layers as this, one job per step would do ..."""
+PULLED_BYTES = 8 << 20
+"""... but no more once they are this many bytes: 0.3 s of an uplink of 200 Mb/s that the step in work has to share."""
 MAX_CHUNKS = 1 << 16
 """Chunks of one shard: 64 GiB of gradient."""
 STATUS_S = 2.0
@@ -162,13 +167,13 @@ MAX_SIGHTINGS = 64
 """Addresses seen by mDNS that wait for the loop; of more, the newest."""
 ALONE_S = 10.0
 """After so long without an answer from anybody, a beacon says what it has tried."""
-LOOK_ROUND_S = 10.0
-"""How often who takes part in a run looks round whether it is still offered; three seconds of greetings each time."""
+ABANDONED_S = 20.0
+"""How long a trainer is silent before its workers listen whether there is another run: one that is started again is back
+within seconds."""
 LISTEN_S = 3.0
-"""How long it listens then: longer than GREETED_S, and than a beacon that has just begun to greet takes."""
-ABANDONED_LOOKS = 2
-"""Looks in a row in which the own run is not offered and another one is, before it counts as abandoned: a trainer that is
-started again offers it within seconds, and for one that nobody needs the workers elsewhere can wait."""
+"""How long they listen then: longer than GREETED_S, and than a beacon that has just begun to greet takes."""
+LISTEN_EVERY_S = 10.0
+"""And how often, while it stays silent."""
 AVOID_S = 5.0
 """How long a run that is over is not tried again: its offer is heard for GREETED_S more."""
 REFUSED_S = 60.0

@@ -67,6 +67,8 @@ class Health:
 
     text: str
     is_well: bool = True
+    silent_s: float = 0.0
+    """How long a broker or worker has not heard its trainer."""
 
 
 E_contra = TypeVar("E_contra", contravariant=True)

@@ -56,6 +56,14 @@ class Membership:
         self.is_welcome = False
         self.view = 0
         self.members: tuple[Member, ...] = ()
+        self.heard_at_s: float | None = None
+        """When the trainer last said something."""
+
+    def silent_s(self, now: float) -> float:
+        """Return how long the trainer has not been heard; from the first question on, if it never was."""
+        if self.heard_at_s is None:
+            self.heard_at_s = now
+        return now - self.heard_at_s
 
     def header(self) -> Header:
         """Return the fields that start every message of this process."""

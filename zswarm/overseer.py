@@ -12,7 +12,7 @@ class Overseer:
     """Nobody: what a service tells the one who has started it, who does not listen; the others are made of this."""
 
     ends_us = False
-    """It ends this process by itself, so that SIGTERM is left as it is."""
+    """It ends this process by itself, so that SIGTERM and Ctrl-C are left as it is."""
 
     def begin(self, switchboard: Switchboard, health: Callable[[float], Health]) -> None:
         """The sockets are bound and the loop begins to turn; `health` is what the machine says of itself at a time."""

@@ -7,36 +7,52 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from zswarm.machine import ASKED
 from zswarm.overseer import Overseer
 
 E = TypeVar("E")
 
-_seen: set[int] = set()
-"""The signals that have come as events."""
+
+class Asked(Generic[E]):
+    """How often this process was asked to go; called, it returns the event once for each time since it was last called."""
+
+    def __init__(self) -> None:
+        self._events: deque[E] = deque()
+        self.is_interrupted = False
+        """Was it Ctrl-C, ever? That has an exit code of its own."""
+
+    def __call__(self) -> list[E]:
+        """Take what has come."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Is there an event that nobody has taken?"""
+        return bool(self._events)
+
+    def note(self, event: E, *, is_interrupt: bool) -> None:
+        """Once more."""
+        self.is_interrupted |= is_interrupt
+        self._events.append(event)
 
 
-def was_interrupted() -> bool:
-    """Was it Ctrl-C that ended this process? It has an exit code of its own."""
-    return signal.SIGINT in _seen
+_entered: list[Asked[Any]] = []
+"""Those that have been entered and not left, one within another."""
 
 
 @contextmanager
-def signals_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Iterator[Callable[[], list[E]]]:
+def signals_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Iterator[Asked[E]]:
     """Give a function that returns `event` once for each signal since it was last called; `wake` is called at each.
 
     Where the overseer ends this process by itself, signals are left as they are: then there are never any. Ctrl-C is, too,
-    where it is ignored: somebody else looks after it. One within another: both are told.
+    where it is ignored: somebody else looks after it. One within another: both are told, the inner one also of what came
+    before it was there, and nobody has taken yet.
     """
-    events: deque[E] = deque()
-
-    def take() -> list[E]:
-        return [events.popleft() for _ in range(len(events))]
-
+    asked: Asked[E] = Asked()
     if overseer.ends_us:
-        yield take
+        yield asked
         return
 
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -44,8 +60,7 @@ def signals_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Ite
         del before[signal.SIGINT]
 
     def note(number: int, frame: FrameType | None) -> None:
-        _seen.add(number)
-        events.append(event)
+        asked.note(event, is_interrupt=number == signal.SIGINT)
         overseer.stopping(ASKED)
         wake()
         if callable(before[number]) and before[number] is not signal.default_int_handler:
@@ -53,8 +68,12 @@ def signals_as(event: E, *, wake: Callable[[], None], overseer: Overseer) -> Ite
 
     for number in before:
         signal.signal(number, note)
+    if any(outer.is_waiting for outer in _entered):
+        asked.note(event, is_interrupt=False)
+    _entered.append(asked)
     try:
-        yield take
+        yield asked
     finally:
+        _entered.remove(asked)
         for number, handler in before.items():
             signal.signal(number, handler)

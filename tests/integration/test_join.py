@@ -80,13 +80,17 @@ def test_a_machine_that_is_paused_gives_its_devices_back_and_returns(zswarm):
     end_in_peace([joined])
 
 
-def test_a_run_whose_trainer_is_gone_for_good_is_left_for_another_one(zswarm):
-    """The trainer loses its machine; a new run is offered later, under another address, and gets the workers."""
+@pytest.mark.parametrize(
+    ("is_same_address", "says"), [(False, "its trainer is gone"), (True, "the run is over")], ids=["elsewhere", "there"]
+)
+def test_a_run_whose_trainer_is_gone_for_good_is_left_for_another_one(zswarm, is_same_address, says):
+    """The trainer loses its machine; a new run is offered later, under that address or another, and gets the workers."""
     port = str(free_port("127.0.0.1"))
     joined = zswarm.start_any("join", "--workers", str(STAGES), "--port", port)
+    first = free_port("127.0.0.1")
 
     def train(out: str, *more: str):
-        listen = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
+        listen = f"tcp://127.0.0.1:{first if is_same_address or out == 'lost' else free_port('127.0.0.1')}"
         seed = f"127.0.0.1:{port}"
         return zswarm.start("train", "--out", out, "--seed", seed, "--listen", listen, *more, out=out)
 
@@ -96,7 +100,7 @@ def test_a_run_whose_trainer_is_gone_for_good_is_left_for_another_one(zswarm):
     lost.wait()
     code, errors = train("next").wait()
     assert code == 0, errors
-    joined.wait_for_word("its trainer is gone")
+    joined.wait_for_word(says)
     end_in_peace([joined])
 
 

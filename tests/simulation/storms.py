@@ -289,7 +289,7 @@ AIMED: dict[str, Callable[[int], Schedule]] = {
     "view-tells-no-step": _leave_on_purpose,
     "one-step-is-all": _frozen_while_it_loads,
     "step-is-forgotten": _frozen_while_it_loads,
-    "frozen-is-the-present": _frozen_while_it_loads,
+    "retained-is-the-present": _frozen_while_it_loads,
     "moves-amid-a-step": _moved_about,
     "moves-the-last": _moved_about,
     "moves-nowhere": _moved_about,

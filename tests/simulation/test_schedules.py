@@ -30,7 +30,7 @@ OFTEN = (
     *("restores from a worker", "restores by making parameters anew", "checkpoint records", "commit records"),
     *("freeze", "partition", "kill worker", "kill broker", "kill trainer"),
 )
-"""What each group sees; what is more seldom is aimed at in `test_strikes`."""
+"""What each group sees; what is more seldom is aimed at in `test_strikes`, or told by `zswarm simulate` if it never is."""
 DIGESTS = """
 from zswarm.simulation.simulate import run_seed
 for seed in range(1000, 1012):

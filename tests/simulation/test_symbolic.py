@@ -49,7 +49,7 @@ from zswarm.ids import (
 )
 from zswarm.messages import Key, Load
 from zswarm.simulation.poison import Poison, Poisons
-from zswarm.simulation.states import content_of, update_of
+from zswarm.simulation.states import content_of, step_of
 from zswarm.simulation.symbolic import Pace, SymbolicCompute
 from zswarm.simulation.symbols import Activation, Gradient, load, next_version
 from zswarm.simulation.violation import Violation
@@ -361,16 +361,16 @@ def test_a_layer_takes_the_steps_that_it_lacks_once_and_in_their_order() -> None
     before = giver.version
     fused(giver, 0)
     reduced([giver], 1)
-    done(giver, replace(applying(1), updates=(Step(0),), frozen=((3, Step(0)),)))
+    done(giver, replace(applying(1), gradients=(Step(0),), retained=((3, Step(0)),)))
     moved(giver, taker, range(3, 4), step=Step(0))
     for layer in (2, 3):
         with pytest.raises(Violation, match="takes a step that leads on from 5"):
-            imported(taker, StatePart.UPDATE, layer, update_of(5, 6, layer))
-        (exported,) = done(giver, Export(part=StatePart.UPDATE, layer=layer, offset_bytes=0, step=Step(0)))
+            imported(taker, StatePart.GRADIENT, layer, step_of(5, 6, layer))
+        (exported,) = done(giver, Export(part=StatePart.GRADIENT, layer=layer, offset_bytes=0, step=Step(0)))
         assert isinstance(exported, Exported)
-        imported(taker, StatePart.UPDATE, layer, update_of(before, giver.version, layer))
+        imported(taker, StatePart.GRADIENT, layer, step_of(before, giver.version, layer))
         with pytest.raises(Violation, match="takes a step that leads on from"):
-            imported(taker, StatePart.UPDATE, layer, update_of(before, giver.version, layer))
+            imported(taker, StatePart.GRADIENT, layer, step_of(before, giver.version, layer))
     assert done(taker, Adopt()) == [Adopted(parameter_digest=giver.version)]
 
 

@@ -15,10 +15,24 @@ from zswarm.ids import STATE_FILES, Branch, StatePart, Step, Version
 from zswarm.machine import Send
 from zswarm.messages import Pull
 
-P, OPTIMIZER, UPDATE = StatePart
+P, OPTIMIZER, GRADIENT = StatePart
 TOTAL_BYTES = 2 * SIZE_BYTES
 LAYERS = range(4, 7)
 FILES = [(layer, part) for layer in LAYERS for part in STATE_FILES]
+
+
+MANY = limits.PULLS_OF_ONE
+
+
+@pytest.fixture(autouse=True)
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask one range of each donor at a time, so that the order is certain."""
+    monkeypatch.setattr(limits, "PULLS_OF_ONE", 1)
+
+
+@pytest.fixture
+def many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PULLS_OF_ONE", MANY)
 
 
 Ask = tuple[str, int, StatePart, int, int]
@@ -88,7 +102,7 @@ def check_whole(commands: list[Any], step: int = 3) -> None:
         if task.part is OPTIMIZER:
             assert files[task.layer, P] == [(donor, task.layer, P, offset, version) for offset in (0, SIZE_BYTES)]
             layers[task.layer] = version
-        if task.part is UPDATE:
+        if task.part is GRADIENT:
             assert layers[task.layer] == version, "a step is taken where the one before it has led"
             layers[task.layer] += 1
     assert layers == dict.fromkeys(LAYERS, step)
@@ -136,8 +150,9 @@ def test_a_silent_donor_is_asked_again_and_then_another_gives_the_layer_from_its
     fixture.give(22, 4, P, SIZE_BYTES)
     commands = fixture.finish(fixture.begun[1:], 22)
     assert not fixture.loader.is_adopting
-    assert asked(fixture.tick(1.0)) == [(at(22), 4, OPTIMIZER, 0, 3)]
-    again = asked(fixture.tick(3.0))
+    for now_s in (1.0, 3.0):
+        assert asked(fixture.tick(now_s)) == [(at(22), 4, OPTIMIZER, 0, 3)]
+    again = asked(fixture.tick(7.0))
     assert again == [(at(23), 4, P, 0, 3)]
     assert fixture.give(22, 4, OPTIMIZER) == [], "it comes too late"
     check_whole([*commands, *fixture.finish(again)])
@@ -153,8 +168,9 @@ def test_the_last_donor_is_asked_for_ever():
 def test_of_two_silent_donors_one_stays():
     fixture = Fixture(22, 23)
     fixture.tick(1.0)
-    assert len(asked(fixture.tick(3.0))) == 1
-    assert asked(fixture.tick(20.0))
+    fixture.tick(3.0)
+    assert len(asked(fixture.tick(7.0))) == 1
+    assert asked(fixture.tick(40.0))
 
 
 def test_an_order_with_other_donors_goes_on_with_what_has_come():
@@ -176,8 +192,8 @@ def test_a_donor_at_another_address_is_another_one():
 def test_a_silent_donor_that_is_named_again_is_not_asked_again_unless_it_is_the_only_one():
     fixture = Fixture(22, 23)
     fixture.finish(fixture.begun[1:], 22)
-    fixture.tick(1.0)
-    fixture.tick(3.0)
+    for now_s in (1.0, 3.0, 7.0):
+        fixture.tick(now_s)
     assert fixture.follow(22, 23) == []
     assert fixture.follow(22) == [(at(22), 4, P, 0, 3)]
 
@@ -212,9 +228,9 @@ def test_a_layer_that_has_begun_is_given_to_its_end_and_then_takes_the_step():
     commands += fixture.give(22, 4, P, SIZE_BYTES)
     commands += fixture.give(22, 4, OPTIMIZER)
     last = fixture.give(22, 4, OPTIMIZER, SIZE_BYTES)
-    assert asked(last) == [(at(22), 4, UPDATE, 0, 3)], "before any further layer"
-    fixture.give(22, 4, UPDATE)
-    begun = fixture.give(22, 4, UPDATE, SIZE_BYTES)
+    assert asked(last) == [(at(22), 4, GRADIENT, 0, 3)], "before any further layer"
+    fixture.give(22, 4, GRADIENT)
+    begun = fixture.give(22, 4, GRADIENT, SIZE_BYTES)
     assert asked(begun) == [(at(22), 5, P, 0, 4)], "which is begun where the swarm is by now"
 
 
@@ -239,16 +255,16 @@ def test_with_a_step_after_every_few_ranges_all_layers_end_at_the_newest(donors)
 
 def test_whoever_holds_an_earlier_version_takes_its_steps_alone():
     fixture = Fixture(22, 23, held=(Branch(0), Step(2)))
-    assert fixture.begun == [(at(22), 4, UPDATE, 0, 2), (at(23), 5, UPDATE, 0, 2)]
+    assert fixture.begun == [(at(22), 4, GRADIENT, 0, 2), (at(23), 5, GRADIENT, 0, 2)]
     commands = fixture.finish(fixture.begun)
-    assert {task.part for task in of_type(commands, Import)} == {UPDATE}
+    assert {task.part for task in of_type(commands, Import)} == {GRADIENT}
     assert isinstance(commands[-1], Adopt)
 
 
-@pytest.mark.parametrize("part", [P, UPDATE])
+@pytest.mark.parametrize("part", [P, GRADIENT])
 def test_a_donor_that_has_it_no_more_gives_the_layer_as_it_is(part):
     """Which is further than what was known: the other layers have to get there, too."""
-    held = (Branch(0), Step(2)) if part is UPDATE else None
+    held = (Branch(0), Step(2)) if part is GRADIENT else None
     fixture = Fixture(22, held=held)
     assert asked(fixture.give(22, 4, P, step=5)) == [(at(22), 4, P, SIZE_BYTES, 5)]
     assert fixture.loader.version == (0, 5)
@@ -276,3 +292,97 @@ def test_a_state_of_another_branch_is_none():
     fixture = Fixture(22)
     message = state(22, 4, 0, TOTAL_BYTES, SIZE_BYTES, part=P, step=5, branch=1)
     assert fixture.loader.received(message, load("x"), 0.0) == []
+
+
+def test_a_step_is_asked_of_who_has_given_the_layer_since_others_have_not_kept_it():
+    fixture = Fixture(22)
+    whole(fixture, 22, 4, 3)
+    asked_of_both = fixture.follow(22, 23, step=4)
+    assert asked_of_both == [(at(23), 6, P, 0, 4)], "22 is in the middle of layer 5"
+    for part in STATE_FILES:
+        commands = [c for offset in (0, SIZE_BYTES) for c in fixture.give(22, 5, part, offset)]
+    assert asked(commands)[-1] == (at(22), 4, GRADIENT, 0, 3)
+
+
+def test_a_step_whose_giver_is_gone_is_asked_of_anybody():
+    fixture = Fixture(22, 23)
+    whole(fixture, 22, 4, 3)
+    assert (at(24), 4, GRADIENT, 0, 3) in fixture.follow(24, step=4)
+
+
+def test_the_trainer_is_asked_for_layers_alone():
+    """Its checkpoint is of one step. It was asked for steps for ever."""
+    fixture = Fixture(22)
+    whole(fixture, 22, 4, 3)
+    assert fixture.follow(0, step=4) == [(TRAINER_AT, 4, P, 0, 4)]
+    held = Fixture(0, held=(Branch(0), Step(2)))
+    assert held.begun == [(TRAINER_AT, 4, P, 0, 3)]
+
+
+def test_on_a_slow_link_nothing_is_asked_for_twice():
+    fixture = Fixture(22)
+    fixture.now_s = 0.9
+    fixture.give(22, 4, P)
+    assert asked(fixture.tick(0.9 + 1.7)) == []
+    assert asked(fixture.tick(0.9 + 1.9)) == [(at(22), 4, P, SIZE_BYTES, 3)]
+
+
+# -- how much is asked at a time ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("many_at_a_time")
+@pytest.mark.parametrize("donors", [(22,), (22, 23), (22, 23, 24, 25)])
+def test_asked_for_much_at_a_time_all_of_it_comes_once(donors):
+    fixture = Fixture(*donors)
+    check_whole(fixture.finish(fixture.begun))
+
+
+@pytest.mark.usefixtures("many_at_a_time")
+def test_layers_whose_size_is_not_known_are_taken_for_large_ones(monkeypatch):
+    monkeypatch.setattr(limits, "PULLED_BYTES", 2 * limits.STATE_RANGE_BYTES)
+    assert Fixture(22).begun == [(at(22), 4, P, 0, 3), (at(22), 5, P, 0, 3)]
+    assert Fixture(22, 23).begun == [(at(22), 4, P, 0, 3), (at(23), 5, P, 0, 3), (at(22), 6, P, 0, 3)]
+
+
+@pytest.mark.usefixtures("many_at_a_time")
+def test_of_small_layers_as_many_are_asked_for_as_a_donor_takes():
+    """Each waits there for the end of a job: one at a time, and a job per step, would never get through all of them."""
+    me = new_machine().membership
+    loader = Loader(me, restore(22, step=3), layers=range(40), held=None, resend_s=1.0)
+    pulls = asked(loader.start(0.0))
+    assert len(pulls) == limits.PULLED_BYTES // limits.STATE_RANGE_BYTES
+    while pulls:
+        _, layer, part, _, _ = pulls.pop(0)
+        message = state(22, layer, 0, SIZE_BYTES, SIZE_BYTES, part=part, step=3)
+        commands = loader.received(message, load("x"), 0.1)
+        pulls += asked(commands)
+    assert isinstance(commands[-1], Adopt)
+    loader = Loader(me, restore(22, step=4), layers=range(40), held=None, resend_s=1.0)
+    loader._file_bytes = dict.fromkeys(range(40), SIZE_BYTES)
+    assert len(asked(loader.start(0.0))) == MANY
+
+
+@pytest.mark.usefixtures("many_at_a_time")
+def test_a_donor_that_was_silent_once_is_asked_again_when_no_other_answers():
+    """22 was slow at the beginning; 23 cannot be reached from here any more."""
+    fixture = Fixture(22, 23)
+    for now_s in (1.0, 3.0):
+        fixture.tick(now_s)
+        for _, layer, *_ in [ask for ask in fixture.begun if ask[0] == at(23)]:
+            fixture.give(23, layer, P)
+    fixture.tick(7.0)
+    assert fixture.follow(22, 23) == []
+    now_s = 7.0
+    for _ in range(6):
+        now_s += 10.0
+        fixture.tick(now_s)
+    assert at(22) in {ask[0] for ask in fixture.follow(22, 23)} or at(22) in {
+        ask[0] for ask in asked(fixture.tick(now_s + 100.0))
+    }
+
+
+@pytest.mark.usefixtures("many_at_a_time")
+def test_a_checkpoint_that_has_passed_is_asked_for_no_more():
+    fixture = Fixture(0)
+    assert {ask[4] for ask in fixture.begun} == {3}
+    assert {ask[4] for ask in fixture.follow(0, step=4)} == {4}

@@ -9,7 +9,7 @@ from tests.stages.computing import Swarm, export, only, send
 from zswarm.ids import STATE_FILES, Round, StatePart, Step
 from zswarm.wire import parcelled
 
-PARAMETERS, OPTIMIZER, UPDATE = StatePart
+PARAMETERS, OPTIMIZER, GRADIENT = StatePart
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
 MOMENTUM = {"name": "sgd", "lr": 0.1, "momentum": 0.5}
 ODD = {"factory": "own_models:odd", "sequence_length": 12}
@@ -250,17 +250,17 @@ def test_layers_that_come_at_different_steps_end_with_the_givers_bits(make_confi
     ((old,),), ((new,),) = giver.stages, taker.stages
     num_layers = len(old._built.engine.layers)
     send(new, 0, PARAMETERS, given(old, 0, PARAMETERS))
-    train(giver, source, [1], frozen=((0, Step(1)),), updates=(Step(1),))
+    train(giver, source, [1], retained=((0, Step(1)),), gradients=(Step(1),))
     send(new, 0, OPTIMIZER, given(old, 0, OPTIMIZER, step=Step(1)))
     for layer in range(1, num_layers - 1):
         for part in STATE_FILES:
             send(new, layer, part, given(old, layer, part))
-    train(giver, source, [2], updates=(Step(1), Step(2)))
+    train(giver, source, [2], gradients=(Step(1), Step(2)))
     for part in STATE_FILES:
         send(new, num_layers - 1, part, given(old, num_layers - 1, part))
     for layer in range(num_layers - 1):
         for step in range(1 if layer == 0 else 2, 3):
-            assert send(new, layer, UPDATE, given(old, layer, UPDATE, step=Step(step))) == []
+            assert send(new, layer, GRADIENT, given(old, layer, GRADIENT, step=Step(step))) == []
     assert only(new.perform(Adopt())).parameter_digest == giver.digests[0]
     assert files_of(taker) == files_of(giver)
     train(giver, source, [3])
@@ -274,11 +274,11 @@ def test_a_step_that_was_skipped_changes_nothing(make_config, make_source):
     worker = swarm.worker(0, 0)
     only(
         worker.perform(
-            Apply(step=Step(1), round=Round(9), scale=1.0, lr=0.1, apply=False, snapshot=False, updates=(Step(1),))
+            Apply(step=Step(1), round=Round(9), scale=1.0, lr=0.1, apply=False, snapshot=False, gradients=(Step(1),))
         )
     )
     before = files_of(swarm)
-    assert send(worker, 1, UPDATE, given(worker, 1, UPDATE, step=Step(1))) == []
+    assert send(worker, 1, GRADIENT, given(worker, 1, GRADIENT, step=Step(1))) == []
     assert files_of(swarm) == before
 
 
@@ -287,28 +287,28 @@ def test_what_is_no_longer_wanted_is_forgotten(make_config, make_source):
     source = make_source(config)
     swarm = trained(config, source, 1)
     worker = swarm.worker(0, 0)
-    train(swarm, source, [1], frozen=((0, Step(1)),), updates=(Step(1),))
-    given(worker, 0, UPDATE, step=Step(1))
+    train(swarm, source, [1], retained=((0, Step(1)),), gradients=(Step(1),))
+    given(worker, 0, GRADIENT, step=Step(1))
     train(swarm, source, [2])
     assert "not kept" in export(worker, 0, PARAMETERS, step=Step(1)).text
-    assert "not kept" in export(worker, 0, UPDATE, step=Step(1)).text
+    assert "not kept" in export(worker, 0, GRADIENT, step=Step(1)).text
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda file: changed(file, lr=None), "layer 1 (Block), update: missing or unknown: lr"),
-        (lambda file: changed(file, lr=torch.ones(2)), "layer 1 (Block), update: lr is torch.float32 [2] instead of"),
-        (lambda _: b"no such thing" * 3, "layer 1 (Block), update: not a safetensors file"),
+        (lambda file: changed(file, lr=None), "layer 1 (Block), gradient: missing or unknown: lr"),
+        (lambda file: changed(file, lr=torch.ones(2)), "layer 1 (Block), gradient: lr is torch.float32 [2] instead of"),
+        (lambda _: b"no such thing" * 3, "layer 1 (Block), gradient: not a safetensors file"),
     ],
 )
 def test_a_step_that_does_not_fit_changes_nothing(make_config, make_source, spoil, says):
     config = make_config(optimizer=ADAMW)
     source = make_source(config)
     swarm = trained(config, source, 1)
-    train(swarm, source, [1], updates=(Step(1),))
+    train(swarm, source, [1], gradients=(Step(1),))
     worker, before = swarm.worker(0, 0), files_of(swarm)
-    (failed,) = send(worker, 1, UPDATE, spoil(given(worker, 1, UPDATE, step=Step(1))))
+    (failed,) = send(worker, 1, GRADIENT, spoil(given(worker, 1, GRADIENT, step=Step(1))))
     assert says in failed.text
     assert files_of(swarm) == before
 

@@ -35,6 +35,12 @@ TOTAL_BYTES = 150
 """Of each file: a full range and a half one."""
 
 
+@pytest.fixture(autouse=True)
+def one_at_a_time(monkeypatch):
+    """Ask for one layer after the other, so that the order is certain."""
+    monkeypatch.setattr(limits, "PULLS_OF_ONE", 1)
+
+
 @pytest.fixture
 def worker():
     return Fixture()
@@ -343,7 +349,7 @@ def test_who_is_ready_at_an_earlier_step_takes_the_steps_that_he_lacks(worker):
 
 def exported(worker: Fixture, task: Export):
     return worker.do(
-        Exported(part=task.part, layer=task.layer, offset_bytes=task.offset_bytes, total_bytes=9, load=load("file"))
+        Exported(part=task.part, layer=task.layer, offset_bytes=task.offset_bytes, total_bytes=900, load=load("file"))
     )
 
 
@@ -412,7 +418,7 @@ def applying(worker: Fixture) -> Apply:
 def test_a_layer_that_is_being_given_and_each_step_are_kept_over_a_commit(worker):
     exported(worker, wanted(worker, 5, 0))
     apply = applying(worker)
-    assert (apply.frozen, apply.updates) == (((5, 0),), (0,))
+    assert (apply.retained, apply.gradients) == (((5, 0),), (0,))
     before = wanted(worker, 5, 0, O, SIZE_BYTES)
     assert (before.step, before.part, before.offset_bytes) == (0, O, SIZE_BYTES)
     after = wanted(worker, 4, 1)
@@ -423,14 +429,14 @@ def test_a_layer_that_is_being_given_and_each_step_are_kept_over_a_commit(worker
     update = wanted(worker, 5, 0, U)
     assert (update.step, update.part) == (0, U)
     apply = applying(worker)
-    assert (apply.frozen, apply.updates) == (((4, 1), (5, 0)), (0, 1))
+    assert (apply.retained, apply.gradients) == (((4, 1), (5, 0)), (0, 1))
 
 
 def test_the_trainer_has_nothing_kept_for_it(worker):
     """It collects the copy that was made for it."""
     worker.get(pull(5), peer=LINK)
     apply = applying(worker)
-    assert (apply.frozen, apply.updates) == ((), ())
+    assert (apply.retained, apply.gradients) == ((), ())
 
 
 def test_what_nobody_has_asked_for_lately_is_kept_no_longer(worker):
@@ -439,7 +445,7 @@ def test_what_nobody_has_asked_for_lately_is_kept_no_longer(worker):
     worker.applied(0)
     worker.tick(limits.LEND_HEARTBEATS + 0.1)
     apply = applying(worker)
-    assert (apply.frozen, apply.updates) == ((), ())
+    assert (apply.retained, apply.gradients) == ((), ())
     worker.applied(1)
     (task,) = worker.get(pull(5, step=0, part=O, session=TAKER), peer=LINK)
     assert (task.part, task.offset_bytes, task.step) == (P, 0, None), "begin it anew"
@@ -447,9 +453,9 @@ def test_what_nobody_has_asked_for_lately_is_kept_no_longer(worker):
 
 
 def test_only_so_many_steps_are_kept(worker):
-    for step in range(limits.MAX_UPDATES + 2):
+    for step in range(limits.MAX_GRADIENTS + 2):
         exported(worker, wanted(worker, 5, step))
-        assert applying(worker).updates == tuple(range(max(0, step + 1 - limits.MAX_UPDATES), step + 1))
+        assert applying(worker).gradients == tuple(range(max(0, step + 1 - limits.MAX_GRADIENTS), step + 1))
         worker.applied(step)
     task = wanted(worker, 5, 0, U)
     assert (task.part, task.offset_bytes) == (P, 0)
@@ -472,10 +478,10 @@ def test_what_was_kept_goes_with_the_parameters_that_it_was_of(worker):
         assert worker.get(pull(5, step=0, session=TAKER, **of), peer=LINK) == []
 
 
-def test_who_takes_the_copy_for_a_checkpoint_needs_nothing_frozen(worker):
+def test_who_takes_the_copy_for_a_checkpoint_needs_nothing_retained(worker):
     """Its layers were never kept one by one: the copy is there anyhow, but the steps since then are kept."""
     worker.step(snapshot=True)
     worker.step()
     assert wanted(worker, 5, 1).from_snapshot
     apply = applying(worker)
-    assert (apply.frozen, apply.updates) == ((), (2,))
+    assert (apply.retained, apply.gradients) == ((), (2,))

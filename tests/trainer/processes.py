@@ -68,8 +68,8 @@ class Computer:
         self.results: dict[int, tuple[int, ...]] = {}
         self.parameters: list[tuple[int, ...]] = []
         self.copy: list[tuple[int, ...]] = []
-        self.frozen: dict[int, list[tuple[int, ...]]] = {}
-        self.updates: dict[int, tuple[int, ...]] = {}
+        self.retained: dict[int, list[tuple[int, ...]]] = {}
+        self.gradients: dict[int, tuple[int, ...]] = {}
         self.imported: dict[StatePart, list[tuple[int, ...]]] = {}
         self.has_ended = False
 
@@ -108,16 +108,16 @@ class Computer:
 
     def content(self, task: Export) -> tuple[Any, ...]:
         """What is in a file of the only layer."""
-        if task.part is StatePart.UPDATE:
-            return (task.step, self.updates[task.step])
+        if task.part is StatePart.GRADIENT:
+            return (task.step, self.gradients[task.step])
         if task.step is not None:
-            return tuple(self.frozen[task.step])
+            return tuple(self.retained[task.step])
         return tuple(self.copy if task.from_snapshot else self.parameters)
 
     def take(self, task: Import) -> None:
         """Files are of one range."""
         (content,) = task.load.frames
-        if task.part is StatePart.UPDATE:
+        if task.part is StatePart.GRADIENT:
             step, update = content
             assert len(self.parameters) == step, "a step is taken where the one before it has led"
             self.parameters.append(update)
@@ -148,11 +148,11 @@ class Computer:
 
     def apply(self, task: Apply) -> None:
         assert len(self.parameters) == task.step, "steps are applied one after the other, once"
-        frozen = {**self.frozen, task.step: list(self.parameters)}
-        self.frozen = {step: frozen[step] for _, step in task.frozen}
+        retained = {**self.retained, task.step: list(self.parameters)}
+        self.retained = {step: retained[step] for _, step in task.retained}
         self.parameters.append(self.results.pop(task.round))
-        updates = {**self.updates, task.step: self.parameters[-1]}
-        self.updates = {step: updates[step] for step in task.updates}
+        updates = {**self.gradients, task.step: self.parameters[-1]}
+        self.gradients = {step: updates[step] for step in task.gradients}
         self.accumulator, self.results = [], {}
         if task.snapshot:
             self.copy = list(self.parameters)

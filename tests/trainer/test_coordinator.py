@@ -10,18 +10,21 @@ from tests.letters import (
     OTHER_RUN,
     SIZE_BYTES,
     ack,
+    broker_heartbeat,
     credit,
     evaluated,
     failure,
+    heartbeat,
     nack,
     of_type,
     one_of_each,
+    prepared,
     pull,
     register,
     stop,
 )
 from tests.trainer.swarm import BROKERS, FULL, WORKERS, Trainer, records, to
-from zswarm.ids import TRAINER, Direction, Link, NackCode, Purpose, RejectCode, Role
+from zswarm.ids import TRAINER, Direction, Link, NackCode, Purpose, RejectCode, Role, RunId
 from zswarm.limits import MAX_PARTICIPANTS
 from zswarm.machine import Exit, Send, Tick
 from zswarm.messages import (
@@ -440,3 +443,15 @@ def test_a_swarm_in_which_nothing_happens_costs_nothing_but_heartbeats(trainer):
     assert records(commands) == []
     assert [message for kind in (Void, Restore, Fence, View, Read) for message in of_type(commands, kind)] == []
     assert trainer.get(pull(0, session=1)) == [], "no checkpoint has this state"
+
+
+def test_whoever_takes_part_in_another_run_at_this_address_is_told_that_it_is_over():
+    """The run before this one ended with its trainer's machine, and its workers wait for it."""
+    trainer = Trainer()
+    trainer.gather()
+    for message in (heartbeat(1, 1, generation=3), broker_heartbeat(3, 1)):
+        (send,) = trainer.get(replace(message, run=RunId(99)), peer="sim://old")
+        assert isinstance(send, Send)
+        assert (send.peer, type(send.message), send.message.run) == ("sim://old", Stop, 99)
+        assert send.message.generation == message.generation
+    assert trainer.get(replace(prepared(1, 1), run=RunId(99))) == []

@@ -13,14 +13,19 @@ from tests.trainer.test_moves import moves
 from zswarm import limits
 from zswarm.ids import Leaving, NodeId, Role, Session, Stage
 from zswarm.messages import Welcome
-from zswarm.planning.view import SwarmView, WorkerView
+from zswarm.planning.view import Move, SwarmView, WorkerView
 
 STATE_BYTES = 1000
 
 
-def trained(*, job_s: dict[str, tuple[int, float]], **changes: Any) -> Trainer:
-    """Return a run in work: each node's stage and seconds per job. Nodes are named in the order of their sessions."""
-    trainer = Trainer(**({"rebalancing": "priced", "state_bytes": (STATE_BYTES,) * 2, "steps": 9} | changes))
+def trained(*, job_s: dict[str, tuple[int, float]], is_known: bool = True, **changes: Any) -> Trainer:
+    """Return a run in work: each node's stage and seconds per job. Nodes are named in the order of their sessions.
+
+    Its first step is committed, unless it is not known yet how long steps take.
+    """
+    trainer = Trainer(
+        **({"rebalancing": "priced", "state_bytes": (STATE_BYTES,) * 2, "steps": 9, "rebalance_every_s": 1.0} | changes)
+    )
     for node, (stage, _) in job_s.items():
         trainer.join(node, stage=stage)
     for index in range(2):
@@ -29,6 +34,9 @@ def trained(*, job_s: dict[str, tuple[int, float]], **changes: Any) -> Trainer:
         trainer.report(index, stage=stage, job_s=seconds)
     for session in (len(job_s) + 1, len(job_s) + 2):
         trainer.report(session)
+    if is_known:
+        step(trainer, 0)
+    trainer.live(trainer.settings.rebalance_every_s)
     return trainer
 
 
@@ -36,8 +44,13 @@ SLOW_LAST = {"a": (0, 0.1), "b": (1, 2.0), "c": (0, 0.1), "d": (0, 0.1)}
 """Stage 0 does 15 microbatches a second, stage 1 half a microbatch."""
 
 
+EVEN = {"a": (0, 0.1), "b": (1, 0.2)}
+
+
 def view(trainer: Trainer) -> SwarmView:
-    return trainer.machine.rebalancer._view(trainer.now_s)
+    rebalancer = trainer.machine.rebalancer
+    rebalancer._count_departures(rebalancer._churn, trainer.now_s)
+    return rebalancer._view(rebalancer._churn, trainer.now_s)
 
 
 def worker(trainer: Trainer, session: int) -> WorkerView:
@@ -45,7 +58,7 @@ def worker(trainer: Trainer, session: int) -> WorkerView:
     return found
 
 
-def step(trainer: Trainer, number: int = 0) -> list[Any]:
+def step(trainer: Trainer, number: int = 1) -> list[Any]:
     """Commit a step of which the first worker of each stage has counted everything."""
     roster = trainer.machine.roster
     first = {roster.of(Role.WORKER, Stage(stage))[0].session for stage in range(2)}
@@ -87,18 +100,18 @@ def test_who_is_missed_least_moves_with_the_commit_and_the_log_says_that_it_was_
 
 
 def test_why_nobody_moves_is_in_the_log():
-    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 0.2)})
+    trainer = trained(job_s=EVEN)
     (plan,) = [record for record in written(step(trainer)) if record["event"] == "plan"]
     assert (plan["moves"], plan["reason"]) == (0, "no move makes the slowest stage faster")
 
 
 def test_there_is_a_plan_once_per_period():
-    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 0.2)}, rebalance_every_s=10.0)
+    trainer = trained(job_s=EVEN, rebalance_every_s=10.0)
     assert "plan" in records(step(trainer))
     trainer.live(5.0)
-    assert "plan" not in records(step(trainer, 1))
+    assert "plan" not in records(step(trainer, 2))
     trainer.live(5.0)
-    assert "plan" in records(step(trainer, 2))
+    assert "plan" in records(step(trainer, 3))
 
 
 def test_without_rebalancing_nobody_is_asked():
@@ -114,10 +127,10 @@ def test_who_is_on_the_way_counts_where_he_goes_with_the_speed_that_he_has_shown
         session=Session(session), stage=Stage(1), is_ready=False, job_s=0.1, measured_in=Stage(0)
     )
     (welcome,) = of_type(trainer.join(node, nonce=2, stage=0), Welcome)
-    trainer.report(welcome.yours, stage=1, step=1, ready=False)
+    trainer.report(welcome.yours, stage=1, step=2, ready=False)
     assert worker(trainer, welcome.yours).measured_in == 0
     assert len(view(trainer).workers) == 4
-    trainer.report(welcome.yours, stage=1, step=1, job_s=0.3)
+    trainer.report(welcome.yours, stage=1, step=2, job_s=0.3)
     assert (worker(trainer, welcome.yours).job_s, worker(trainer, welcome.yours).measured_in) == (0.3, 1)
 
 
@@ -149,16 +162,40 @@ def test_what_is_known_of_stages():
 
 
 def test_how_long_a_download_takes_is_learned():
-    trainer = trained(job_s=SLOW_LAST)
+    trainer = trained(job_s=EVEN)
+    step(trainer)
     before = view(trainer).bandwidth_bytes_per_s
     assert before == limits.FIRST_BANDWIDTH_BYTES_PER_S
     (welcome,) = of_type(trainer.join("new"), Welcome)
     trainer.now_s += 2.0
-    trainer.report(welcome.yours, stage=welcome.stage, ready=False)
+    trainer.report(welcome.yours, stage=welcome.stage, step=2, ready=False)
     assert view(trainer).bandwidth_bytes_per_s == before
     trainer.now_s += 2.0
+    trainer.report(welcome.yours, stage=welcome.stage, step=2)
+    assert view(trainer).bandwidth_bytes_per_s == pytest.approx(0.7 * before + 0.3 * STATE_BYTES / 2.0)
+
+
+def test_who_comes_back_with_his_parameters_has_neither_downloaded_nor_joined_nor_left():
+    """A fence takes a count, not a machine."""
+    trainer = trained(job_s=SLOW_LAST, rebalancing="none")
+    step(trainer)
+    trainer.dies(4)
+    (welcome,) = of_type(trainer.join("d", nonce=2, stage=0), Welcome)
+    trainer.report(welcome.yours, stage=0, step=2)
+    seen = view(trainer)
+    assert seen.bandwidth_bytes_per_s == limits.FIRST_BANDWIDTH_BYTES_PER_S
+    assert seen.join_every_s == float("inf")
+    trainer.live(limits.TRAVEL_HEARTBEATS + 1.0)
+    assert trainer.machine.rebalancer._churn._num_left == 0
+
+
+def test_fresh_parameters_are_no_download():
+    trainer = trained(job_s=EVEN, is_known=False)
+    (welcome,) = of_type(trainer.join("new"), Welcome)
+    trainer.report(welcome.yours, stage=welcome.stage, ready=False)
+    trainer.now_s += 2.0
     trainer.report(welcome.yours, stage=welcome.stage)
-    assert view(trainer).bandwidth_bytes_per_s == pytest.approx(0.7 * before + 0.3 * STATE_BYTES / 4.0)
+    assert view(trainer).bandwidth_bytes_per_s == limits.FIRST_BANDWIDTH_BYTES_PER_S
 
 
 def test_who_comes_and_goes_is_learned_and_moves_are_neither():
@@ -167,14 +204,53 @@ def test_who_comes_and_goes_is_learned_and_moves_are_neither():
     ((node, *_),) = moves(step(trainer))
     trainer.join(node, nonce=2, stage=0)
     assert view(trainer).join_every_s == float("inf")
+    churn = trainer.machine.rebalancer._churn
+    before = churn.residence_s(trainer.now_s)
     trainer.now_s += 1.0
     trainer.join("new")
     assert view(trainer).join_every_s < float("inf")
+    trainer.dies(2)
+    trainer.live(limits.TRAVEL_HEARTBEATS + 1.0)
+    assert view(trainer)
+    assert churn.residence_s(trainer.now_s) < before
+
+
+def test_of_several_moves_those_that_cannot_be_are_in_the_log_with_the_reason(monkeypatch):
+    """Another one has been ordered by hand meanwhile, so that this one would be the last of its stage."""
+    trainer = trained(job_s=SLOW_LAST)
+    order = trainer.machine.moves.order
+    monkeypatch.setattr(
+        trainer.machine.rebalancer._planner,
+        "plan",
+        lambda *_: [Move(session=Session(s), source=Stage(0), target=Stage(1)) for s in (1, 3, 4)],
+    )
+    commands = step(trainer)
+    (plan,) = [record for record in written(commands) if record["event"] == "plan"]
+    assert plan["moves"] == 2
+    assert "is the last worker of stage 0 that has its state" in plan["reason"]
+    assert len(moves(commands)) == 2
+    assert order(Session(99), Stage(0)) == "session 99 has left"
+
+
+def test_the_papers_planner_sleeps_first_and_says_nothing_of_it():
+    trainer = trained(job_s=SLOW_LAST, rebalancing="published")
+    assert "plan" not in records(step(trainer))
+    trainer.live(1.0)
+    assert "plan" in records(step(trainer, 2))
+
+
+def test_the_first_jobs_are_no_measure():
+    """They may be many times slower than all others: the first plan is made after a period."""
+    trainer = trained(job_s=SLOW_LAST, rebalance_every_s=30.0)
+    trainer.machine.rebalancer.begin(trainer.now_s)
+    assert "plan" not in records(step(trainer))
+    trainer.live(30.0)
+    assert "plan" in records(step(trainer, 2))
 
 
 def test_nobody_is_expected_to_stay_for_longer_than_the_run_lasts():
-    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 0.2)}, steps=9)
-    step(trainer)
+    trainer = trained(job_s=EVEN, steps=9, is_known=False)
+    step(trainer, 0)
     assert view(trainer).residence_s > 1000.0
     trainer.live(2.0)
     step(trainer, 1)

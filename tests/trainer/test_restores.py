@@ -270,6 +270,9 @@ def test_a_stage_that_is_held_again_is_not_lost(swarm):
 def test_who_lacks_only_the_last_commit_holds_the_stage(swarm):
     swarm.report(B, step=STEP - 1, prepared=ROUND + 1)
     assert swarm.lost(1000.0) is None
+
+
+def test_who_holds_the_result_of_another_round_does_not_hold_the_stage(swarm):
     swarm.report(B, step=STEP - 1, prepared=ROUND)
     swarm.lost(1000.0)
     assert swarm.lost(1000.0 + EMPTY_S) == 1, "that round was another stage's"

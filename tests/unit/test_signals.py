@@ -7,7 +7,7 @@ import pytest
 
 from zswarm.lifeline import Lifeline
 from zswarm.overseer import NOBODY
-from zswarm.signals import signals_as, was_interrupted
+from zswarm.signals import signals_as
 
 
 def test_each_signal_is_told_once():
@@ -45,13 +45,23 @@ def test_one_within_another_tells_both(number):
         assert (inner(), outer()) == (["inner"], ["outer"])
 
 
-def test_ctrl_c_is_remembered_for_the_exit_code(monkeypatch):
-    monkeypatch.setattr("zswarm.signals._seen", set())
-    with signals_as("leave", wake=lambda: None, overseer=NOBODY):
+def test_ctrl_c_is_remembered_for_the_exit_code():
+    with signals_as("leave", wake=lambda: None, overseer=NOBODY) as asked:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert not was_interrupted()
+        assert not asked.is_interrupted
         os.kill(os.getpid(), signal.SIGINT)
-        assert was_interrupted()
+        assert asked.is_interrupted
+
+
+def test_what_came_before_the_inner_one_was_there_is_not_lost():
+    """While torch is imported, say, or sockets are bound."""
+    with signals_as("outer", wake=lambda: None, overseer=NOBODY) as outer:
+        os.kill(os.getpid(), signal.SIGINT)
+        with signals_as("inner", wake=lambda: None, overseer=NOBODY) as inner:
+            assert inner() == ["inner"]
+        assert outer() == ["outer"]
+        with signals_as("inner", wake=lambda: None, overseer=NOBODY) as inner:
+            assert inner() == [], "it has been taken"
 
 
 def test_ctrl_c_stays_ignored_where_somebody_else_looks_after_it():

@@ -311,11 +311,11 @@ def _hang_up(address: Address) -> HangUp:
 class Seeker:
     """A beacon that does not listen and exits as soon as it hears of a run: `offer` is that run.
 
-    `avoided` says until when a run, by its offer, is not to be tried again, None that none is; and after `until_s` it gives
-    up; all times on one clock.
+    `avoided` says until when a run, by its offer, is not to be tried again, and after `until_s` it gives up; all times on
+    one clock.
     """
 
-    def __init__(self, beacon: Beacon, avoided: Mapping[Offer, float] | None, *, until_s: float = float("inf")) -> None:
+    def __init__(self, beacon: Beacon, avoided: Mapping[Offer, float], *, until_s: float = float("inf")) -> None:
         self._beacon = beacon
         self._avoided = avoided
         self._until_s = until_s
@@ -332,10 +332,31 @@ class Seeker:
     def handle(self, event: Event, now: float) -> list[Command]:
         """Decide what follows from the event."""
         commands = self._beacon.handle(event, now)
-        for offer in self._beacon.offers(now) if self._avoided is not None else ():
-            if self._avoided is not None and now >= self._avoided.get(offer, now):
+        for offer in self._beacon.offers(now):
+            if now >= self._avoided.get(offer, now):
                 self.offer = offer
                 return [*commands, Exit(code=0, text=f"there is a run: {offer.name}")]
         if now >= self._until_s:
             return [*commands, Exit(code=0, text="there is no run")]
         return commands
+
+
+class Listener:
+    """A beacon that does not listen and exits at `until_s`: `offers` are the runs that are offered then."""
+
+    def __init__(self, beacon: Beacon, *, until_s: float) -> None:
+        self._beacon = beacon
+        self._until_s = until_s
+        self.offers: list[Offer] = []
+
+    def next_deadline_s(self) -> float:
+        """Return when somebody is to be asked."""
+        return min(self._beacon.next_deadline_s(), self._until_s)
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Decide what follows from the event."""
+        commands = self._beacon.handle(event, now)
+        if now < self._until_s:
+            return commands
+        self.offers = self._beacon.offers(now)
+        return [*commands, Exit(code=0, text=f"{len(self.offers)} runs are offered")]

@@ -12,7 +12,7 @@ from time import monotonic
 
 from zswarm import __version__, limits
 from zswarm.beacon.examination import Examination, Findings
-from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, HangUp, Seeker, Vanished
+from zswarm.beacon.machine import Alone, Appeared, Beacon, BeaconSettings, HangUp, Listener, Seeker, Vanished
 from zswarm.beacon.mdns import Multicast
 from zswarm.ids import Address
 from zswarm.logs import get_log
@@ -46,7 +46,7 @@ class Place:
 
 
 def serve_beacon(place: Place, *, listen: Address, say: Say, overseer: Overseer = NOBODY) -> Exit:
-    """Be this machine's beacon until SIGTERM, or until whoever oversees it has it end.
+    """Be this machine's beacon until it is asked to go (`zswarm.signals`), or until whoever oversees it has it end.
 
     Raises:
         UserError: the address cannot be used.
@@ -59,7 +59,7 @@ def serve_beacon(place: Place, *, listen: Address, say: Say, overseer: Overseer 
 
 
 def announce(place: Place, offer: Offer, *, say: Say, overseer: Overseer = NOBODY) -> Exit:
-    """Tell every beacon that can be found of a run, until SIGTERM, or until whoever oversees it has it end."""
+    """Tell every beacon that can be found of a run, until it is asked to go (`zswarm.signals`), or until whoever oversees it has it end."""
     with Switchboard(key=place.key) as switchboard:
         return _serve(switchboard, place, _settings(place, offer=offer), say=say, overseer=overseer)
 
@@ -67,7 +67,7 @@ def announce(place: Place, offer: Offer, *, say: Say, overseer: Overseer = NOBOD
 def seek(
     place: Place, *, avoided: Mapping[Offer, float], overseer: Overseer = NOBODY, within_s: float = math.inf
 ) -> Offer | None:
-    """Return a run that takes brokers and workers in, as soon as there is one; None at SIGTERM, or after `within_s`.
+    """Return a run that takes brokers and workers in, as soon as there is one; None if it is asked to go, or after `within_s`.
 
     Asks the seeds, and whoever they know; `avoided` says until when (monotonic) a run is not to be tried again.
     """
@@ -82,14 +82,13 @@ def seek(
         return seeker.offer
 
 
-def overhear(place: Place, *, within_s: float) -> list[Offer]:
-    """Return the runs that are offered, after so long; of any thread."""
+def listen_for_offers(place: Place, *, listen_s: float) -> list[Offer]:
+    """Return the runs that are offered after so long; has sockets of its own, and may be called in any thread."""
     with Switchboard(key=place.key) as switchboard:
         now = monotonic()
-        beacon = Beacon(_settings(place), choose=random.randrange, now=now)
-        listener = Seeker(beacon, None, until_s=now + within_s)
+        listener = Listener(Beacon(_settings(place), choose=random.randrange, now=now), until_s=now + listen_s)
         Loop(listener, switchboard, perform=_Reporter(switchboard, _nobody)).run()
-        return beacon.offers(monotonic())
+        return listener.offers
 
 
 def inspect(place: Place, *, with_rates: bool) -> Findings:

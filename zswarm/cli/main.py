@@ -433,11 +433,21 @@ def _serve(
         place, _ = place_of(name=None, host=host, seeds=seeds, key=swarm_key, beacon_port=BEACON_PORT)
         listen = _address("--host", any_port(place.host), swarm_key, listening=True)
         serve = partial(serve, listen=listen, key=swarm_key)
-        return serve_runs(place, serve, say=get_log().info, overseer=started_by())
+        return _or_interrupted(lambda: serve_runs(place, serve, say=get_log().info, overseer=started_by()))
     address = _address("--coordinator", coordinator, swarm_key)
     option, host = ("--coordinator", host_towards(address)) if host is None else ("--host", host)
     listen = _address(option, any_port(host), swarm_key, listening=True)
-    return serve(coordinator=address, listen=listen, key=swarm_key, overseer=started_by())
+    return _or_interrupted(lambda: serve(coordinator=address, listen=listen, key=swarm_key, overseer=started_by()))
+
+
+def _or_interrupted(serve: Callable[[], Exit]) -> Exit:
+    """Tell an end in peace that somebody has asked for with Ctrl-C from others."""
+    from zswarm.overseer import NOBODY
+    from zswarm.signals import signals_as
+
+    with signals_as(None, wake=lambda: None, overseer=NOBODY) as asked:
+        end = serve()
+    return Exit(code=INTERRUPTED, text=end.text) if end.code == 0 and asked.is_interrupted else end
 
 
 def _running(seeds: tuple[str, ...], swarm_key: SwarmKey | None) -> str:
@@ -463,10 +473,6 @@ def _node(role: str, name: str | None, level: str) -> NodeId:
 
 def _end(end: Exit) -> None:
     """Exit as the machine has ended: what is no failure of the run keeps its code."""
-    from zswarm.signals import was_interrupted
-
-    if end.code == 0 and was_interrupted():
-        sys.exit(INTERRUPTED)
     if end.code == REFUSED:
         sys.exit(_fail(end.text, REFUSED))
     if end.code == INTERRUPTED:

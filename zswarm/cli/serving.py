@@ -13,11 +13,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from time import monotonic
-from typing import Self
 
 from zswarm import limits
-from zswarm.beacon.service import Place, Say, overhear, seek
+from zswarm.beacon.service import Place, Say, listen_for_offers, seek
 from zswarm.errors import REFUSED
+from zswarm.logs import get_log
 from zswarm.machine import ASKED, Exit, Health
 from zswarm.messages import Offer
 from zswarm.overseer import NOBODY, Overseer
@@ -26,67 +26,81 @@ from zswarm.transport import Switchboard
 
 
 class Abandoned(Exception):
-    """Nobody offers this run any more, and somebody offers another one."""
+    """The trainer of this run is not heard, nobody offers the run any more, and somebody offers another one."""
 
 
-class Lookout:
-    """Looks round in a thread of its own, as long as it is entered, whether a run is still offered."""
+class OfferWatch:
+    """Listens once, in a thread, for runs that are offered: the loop, which owns the run's sockets, does not wait for it.
 
-    def __init__(self, offer: Offer, listen: Callable[[], Collection[Offer]]) -> None:
-        self._offer = offer
+    The thread has sockets of its own. It ends within seconds, and with the process.
+    """
+
+    def __init__(self, listen: Callable[[], Collection[Offer]], now: float) -> None:
         self._listen = listen
-        self._is_over = threading.Event()
-        self._num_missed = 0
-        self.is_abandoned = False
-        self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
-
-    def __enter__(self) -> Self:
+        self.begun_s = now
+        self.offers: Collection[Offer] = ()
+        self._thread = threading.Thread(target=self._run, name="offers", daemon=True)
         self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
 
     def _run(self) -> None:
-        while not self._is_over.wait(limits.LOOK_ROUND_S) and not self.is_abandoned:
-            self.note(self._listen())
-
-    def note(self, offers: Collection[Offer]) -> None:
-        """Draw the conclusion from one look; a trainer that has started again is at the same address."""
-        is_offered = any(offer.coordinator == self._offer.coordinator for offer in offers)
-        self._num_missed = self._num_missed + 1 if offers and not is_offered else 0
-        self.is_abandoned = self._num_missed >= limits.ABANDONED_LOOKS
+        try:
+            self.offers = self._listen()
+        except Exception as error:  # noqa: BLE001 - the top of the thread: the run goes on without knowing of others
+            get_log().warning("cannot listen for other runs", reason=str(error))
 
 
-class _Between(Overseer):
+class Between(Overseer):
     """Passes on how a run goes, and not that it ends: the process goes on. Ends a run that is abandoned."""
 
-    def __init__(self, overseer: Overseer) -> None:
+    def __init__(self, overseer: Overseer, listen: Callable[[], Collection[Offer]]) -> None:
         self._overseer = overseer
+        self._listen = listen
+        self._health: Callable[[float], Health] | None = None
+        self._watch: OfferWatch | None = None
+        self.offer: Offer | None = None
+        """Of the run that is taken part in; None between runs."""
         self.ends_us = overseer.ends_us
-        self.lookout: Lookout | None = None
 
     def begin(self, switchboard: Switchboard, health: Callable[[float], Health]) -> None:
+        """Pass it on."""
+        self._health = health
         self._overseer.begin(switchboard, health)
 
     def turned(self) -> None:
+        """Pass it on, and look round; raises as `look`."""
         self._overseer.turned()
-        if self.lookout is not None and self.lookout.is_abandoned:
+        if self.offer is not None and self._health is not None:
+            now = monotonic()
+            self.look(self.offer, self._health(now).silent_s, now)
+
+    def look(self, own: Offer, silent_s: float, now: float) -> None:
+        """See whether there is another run, if the trainer of this one is silent.
+
+        Raises:
+            Abandoned: there is, and this one is not offered. A trainer that has started again is at the same address.
+
+        """
+        if silent_s < limits.ABANDONED_S:
+            self._watch = None
+            return
+        if self._watch is None or now - self._watch.begun_s >= limits.LISTEN_EVERY_S:
+            self._watch = OfferWatch(self._listen, now)
+        offers = self._watch.offers
+        if offers and all(offer.coordinator != own.coordinator for offer in offers):
             raise Abandoned
 
 
 def serve_runs(place: Place, serve: Callable[..., Exit], *, say: Say, overseer: Overseer = NOBODY) -> Exit:
-    """Take part in whatever run there is, by `serve`, until SIGTERM; ends with a failure of `serve`, too.
+    """Take part in whatever run there is, by `serve`, until it is asked to go (`zswarm.signals`); ends with a failure of `serve`, too.
 
-    `serve` is given the trainer's address as `coordinator`, and an `overseer`; it, too, ends at SIGTERM.
+    `serve` is given the trainer's address as `coordinator`, and an `overseer`; it, too, ends when it is asked to go.
     """
     avoided: dict[Offer, float] = {}
-    within = _Between(overseer)
+    within = Between(overseer, lambda: listen_for_offers(place, listen_s=limits.LISTEN_S))
     with signals_as(None, wake=lambda: None, overseer=overseer) as asked_to_go:
         while not asked_to_go() and (offer := seek(place, avoided=avoided, overseer=within)) is not None:
             say(f"takes part in {offer.name} ({offer.coordinator})")
-            end = _take_part(offer, serve, within, lambda: overhear(place, within_s=limits.LISTEN_S))
+            end = take_part(offer, serve, within)
             if end.code not in (0, REFUSED):
                 return end
             wait_s = limits.AVOID_S if end.code == 0 else limits.REFUSED_S
@@ -96,15 +110,12 @@ def serve_runs(place: Place, serve: Callable[..., Exit], *, say: Say, overseer: 
     return Exit(code=0, text=ASKED)
 
 
-def _take_part(
-    offer: Offer, serve: Callable[..., Exit], within: _Between, listen: Callable[[], Collection[Offer]]
-) -> Exit:
+def take_part(offer: Offer, serve: Callable[..., Exit], within: Between) -> Exit:
     """Serve one run until it is over, or abandoned; in that case there is nobody to say farewell to."""
-    with Lookout(offer, listen) as lookout:
-        try:
-            within.lookout = lookout
-            return serve(coordinator=offer.coordinator, overseer=within)
-        except Abandoned:
-            return Exit(code=0, text="its trainer is gone, and there is another run")
-        finally:
-            within.lookout = None
+    within.offer = offer
+    try:
+        return serve(coordinator=offer.coordinator, overseer=within)
+    except Abandoned:
+        return Exit(code=0, text="its trainer is gone, and there is another run")
+    finally:
+        within.offer = None

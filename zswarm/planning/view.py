@@ -80,6 +80,8 @@ class Reason:
     """Why nobody is to move."""
 
     text: str
+    is_early: bool = False
+    """It is not time for a plan yet."""
 
 
 class Planner(Protocol):
@@ -113,6 +115,6 @@ class Period:
         if self._sleeps_first:
             self._sleeps_first, self.next_s = False, now + self._period_s
         if now < self.next_s:
-            return Reason(f"the next plan is due in {self.next_s - now:.0f} s")
+            return Reason(f"the next plan is due in {self.next_s - now:.0f} s", is_early=True)
         self.next_s = now + self._period_s
         return None

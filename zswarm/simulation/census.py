@@ -145,7 +145,7 @@ def _restore(message: Restore) -> str:
 
 
 def _state(message: State) -> str:
-    return "steps given to who came late" if message.part is StatePart.UPDATE else ""
+    return "steps given to who came late" if message.part is StatePart.GRADIENT else ""
 
 
 _STATUS = {

@@ -138,19 +138,19 @@ def _adopts_too_early() -> Patches:
         num_left = sum(held != self.version for held in self._layers.values())
         if commands and not self.is_adopting and num_left == 1:
             self.is_adopting = True
-            self._lanes.clear()
+            self._fetches.clear()
             return [*commands[:1], Adopt()]
         return commands
 
     return {(Loader, "received"): received}
 
 
-def _frozen_is_the_present() -> Patches:
+def _retained_is_the_present() -> Patches:
     original: Method = Donor.pull
 
     def pull(self: Donor, *args: Any, **kwargs: Any) -> Any:
         commands = original(self, *args, **kwargs)
-        return [replace(c, step=None) if c.part is not StatePart.UPDATE else c for c in commands]
+        return [replace(c, step=None) if c.part is not StatePart.GRADIENT else c for c in commands]
 
     return {(Donor, "pull"): pull}
 
@@ -162,7 +162,7 @@ def _one_step_is_all() -> Patches:
         before = dict(self._layers)
         commands = original(self, message, *args)
         layer = message.layer
-        if message.part is StatePart.UPDATE and self._layers.get(layer) != before.get(layer):
+        if message.part is StatePart.GRADIENT and self._layers.get(layer) != before.get(layer):
             self._layers[layer] = self.version
         return commands
 
@@ -175,7 +175,7 @@ def _step_is_forgotten() -> Patches:
     def received(self: Loader, message: Any, *args: Any) -> Any:
         before = dict(self._layers)
         commands = original(self, message, *args)
-        if message.part is StatePart.UPDATE and not self.is_adopting:
+        if message.part is StatePart.GRADIENT and not self.is_adopting:
             self._layers = before
         return commands
 
@@ -228,7 +228,9 @@ MUTANTS: dict[str, Mutant] = {
     "gives-another-version": Mutant(
         "a worker gives what it has to whoever wants another version", _gives_while_it_moves
     ),
-    "frozen-is-the-present": Mutant("half of a layer is given as it was, half as it is by now", _frozen_is_the_present),
+    "retained-is-the-present": Mutant(
+        "half of a layer is given as it was, half as it is by now", _retained_is_the_present
+    ),
     "one-step-is-all": Mutant("a layer that has taken one step counts as one that has taken all", _one_step_is_all),
     "step-is-forgotten": Mutant("a layer takes a step that it has taken already", _step_is_forgotten),
     "adopts-too-early": Mutant("a worker takes over a state of which half has come", _adopts_too_early),

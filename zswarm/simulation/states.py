@@ -38,7 +38,7 @@ def range_of(content: bytes, offset_bytes: int) -> Load:
     return Load(parcel=Parcel(tensors=(), size_bytes=len(chunk), crc=0), frames=(chunk,))
 
 
-def update_of(before: int, after: int, layer: int) -> bytes:
+def step_of(before: int, after: int, layer: int) -> bytes:
     """Return the file of what a step has done to a layer: from which version it leads to which."""
     return (_STEP.pack(before, after, layer) * STATE_BYTES)[:STATE_BYTES]
 
@@ -65,14 +65,14 @@ class Imports:
         self._files[file] = before + content
         if len(self._files[file]) < task.total_bytes:
             return
-        if task.part is StatePart.UPDATE:
+        if task.part is StatePart.GRADIENT:
             self._step(task.layer, self._files.pop(file), self._versions.get(task.layer, present))
         elif all(len(self._files.get((part, task.layer), b"")) == STATE_BYTES for part in STATE_FILES):
             self._replace(task.layer)
 
     def _step(self, layer: int, content: bytes, present: int) -> None:
         before, after, _ = _STEP.unpack_from(content)
-        require(content == update_of(before, after, layer), "I3", f"a step of layer {layer} is a mixture: {content!r}")
+        require(content == step_of(before, after, layer), "I3", f"a step of layer {layer} is a mixture: {content!r}")
         require(before == present, "I3", f"layer {layer} of version {present} takes a step that leads on from {before}")
         self._versions[layer] = after
 

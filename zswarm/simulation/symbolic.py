@@ -20,7 +20,7 @@ from zswarm.ids import JobKind, JobStatus, Purpose, Stage, StatePart, Step
 from zswarm.messages import Key, Load
 from zswarm.simulation.poison import Poisons
 from zswarm.simulation.rounds import Rounds
-from zswarm.simulation.states import STATE_BYTES, Imports, content_of, range_of, update_of
+from zswarm.simulation.states import STATE_BYTES, Imports, content_of, range_of, step_of
 from zswarm.simulation.symbols import Activation, Contribution, Gradient, initial_version, load, loss_sum, next_version
 from zswarm.simulation.violation import require
 
@@ -84,9 +84,9 @@ class SymbolicCompute:
         """Jobs whose dx is out."""
         self.copy: int | None = None
         """The version that Apply has kept for a checkpoint."""
-        self._frozen: dict[tuple[int, Step], int] = {}
+        self._retained: dict[tuple[int, Step], int] = {}
         """The version that layers were of at the beginning of a step."""
-        self._updates: dict[Step, tuple[int, int]] = {}
+        self._gradients: dict[Step, tuple[int, int]] = {}
         """From which version to which a step has led."""
         self._imports = Imports()
 
@@ -270,7 +270,7 @@ class SymbolicCompute:
         self.rounds = Rounds(task.stage, seed=self._seed)
         self._clear()
         self.copy, self._imports = None, Imports()
-        self._frozen, self._updates = {}, {}
+        self._retained, self._gradients = {}, {}
         self.version = initial_version(self._seed, task.stage)
         self.applied = []
         return tasks.Built(
@@ -284,9 +284,9 @@ class SymbolicCompute:
         before = self.version
         self.version = next_version(before, contributions, task.scale, task.lr, apply=task.apply)
         self.applied.append((task.step, before, self.version))
-        self._frozen = {key: before if key[1] == task.step else self._frozen[key] for key in task.frozen}
-        steps = {**self._updates, task.step: (before, self.version)}
-        self._updates = {step: steps[step] for step in task.updates}
+        self._retained = {key: before if key[1] == task.step else self._retained[key] for key in task.retained}
+        steps = {**self._gradients, task.step: (before, self.version)}
+        self._gradients = {step: steps[step] for step in task.gradients}
         self._clear()
         if task.snapshot:
             self.copy = self.version
@@ -316,10 +316,10 @@ class SymbolicCompute:
             assert self.copy is not None
             version = self.copy
         elif task.step is not None:
-            is_step = task.part is StatePart.UPDATE
-            is_kept = task.step in self._updates if is_step else (task.layer, task.step) in self._frozen
+            is_step = task.part is StatePart.GRADIENT
+            is_kept = task.step in self._gradients if is_step else (task.layer, task.step) in self._retained
             require(is_kept, "I3", f"{self._name} exports {task.part.name} of step {task.step}, which it has not kept")
             if is_step:
-                return update_of(*self._updates[task.step], task.layer)
-            version = self._frozen[task.layer, task.step]
+                return step_of(*self._gradients[task.step], task.layer)
+            version = self._retained[task.layer, task.step]
         return content_of(version, task.part, task.layer)

@@ -22,9 +22,6 @@ in the log before anybody is told: sessions, commits, rollbacks, and that a gene
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TypeVar
-
 from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import TRAINER, Role, Session, Stage, Step
 from zswarm.machine import Exit, Received, Send, Tick
@@ -65,7 +62,7 @@ from zswarm.trainer.phases import (
     Phase,
 )
 from zswarm.trainer.rebalancing import Rebalancer
-from zswarm.trainer.reception import Reception, join_record
+from zswarm.trainer.reception import Reception, dismissal, join_record
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import (
@@ -92,7 +89,6 @@ Command = Send | Sample | Append | Store | Seal | Forsake | Read | StepDone | Ev
 
 SIGNS_OF_LIFE = (WorkerHeartbeat, BrokerHeartbeat, Failure, Stop)
 """What comes over the link that the trainer answers on: who is heard only as a broker of stage 0 may never hear it."""
-Heartbeat = TypeVar("Heartbeat", WorkerHeartbeat, BrokerHeartbeat)
 
 
 class Coordinator:
@@ -113,7 +109,7 @@ class Coordinator:
             self.roster, self.committer, self.restorer, self.archive, heartbeat_s=settings.heartbeat_s
         )
         self.moves = Moves(self.roster, self.committer, self.archive, self._header, steps=settings.steps)
-        self.rebalancer = Rebalancer(settings, self.roster, self.moves)
+        self.rebalancer = Rebalancer(settings, self.roster, self.committer, self.moves)
         self._failures = Failures(self.roster, self.committer, workers_per_stage=settings.workers_per_stage)
         self._is_stirred = True
         """Something has happened that may leave a worker without its state or a microbatch without anybody."""
@@ -244,7 +240,7 @@ class Coordinator:
         if isinstance(message, Move) and message.run in (0, self._settings.run):
             return [self.moves.answer(message, event.peer, refusal=self._refusal)]
         if message.run != self._settings.run:
-            return []
+            return [*dismissal(message, event.peer)]
         record = self.roster.records.get(message.session)
         if record is None:
             return [Send(peer=event.peer, message=Fence(**self._header, fenced=message.session))]
@@ -253,10 +249,10 @@ class Coordinator:
         match message:
             case WorkerHeartbeat():
                 record.peer, record.gone_at_s = event.peer, None
-                return self._heartbeat(record, self._of_this_generation(message), now)
+                return self._heartbeat(record, self.reception.of_this_generation(message), now)
             case BrokerHeartbeat():
                 record.peer, record.gone_at_s = event.peer, None
-                message = self._of_this_generation(message)
+                message = self.reception.of_this_generation(message)
                 record.note(message, now)
                 self.departures.note(record)
                 return self._answer(record, message.view)
@@ -300,7 +296,8 @@ class Coordinator:
             commands += [*rejects, *self._give_up(before.session, feud or "it has started again", now)]
             if feud:
                 return commands
-        place = self.rebalancer.place(now) if message.role is Role.WORKER and message.stage is None else None
+        is_newcomer = message.role is Role.WORKER and message.stage is None and self.roster.known(message) is None
+        place = self.rebalancer.place(now) if is_newcomer else None
         record, is_new = self.roster.register(message, event.peer, now, place=place)
         if is_new:
             if record.role is Role.WORKER:
@@ -316,8 +313,8 @@ class Coordinator:
             return commands
         self.departures.note(record)
         self._is_stirred |= (record.is_ready, record.version) != before
+        self.rebalancer.reported(record, now)
         if record.is_ready:
-            self.rebalancer.reported(record, now)
             self.committer.check_replica(record)
         if self.committer.is_conflict(record):
             return commands + self._resolve_conflict(record, now)
@@ -329,10 +326,6 @@ class Coordinator:
     def _answered(self, sends: list[Send]) -> list[Command]:
         """A broker of stage 0 has said something of what is on its way to it."""
         return [*sends, *(self.supply.farewells() if self.outbox.closing else [])]
-
-    def _of_this_generation(self, message: Heartbeat) -> Heartbeat:
-        """A view of an earlier generation is none of ours, whatever its number."""
-        return message if message.generation == self._header["generation"] else replace(message, view=0)
 
     def _answer(self, record: Record, view: int) -> list[Command]:
         if self._exit is not None:
@@ -349,7 +342,7 @@ class Coordinator:
         if not self.committer.is_reducing or not self.admission.is_evaluated(self.committer.step):
             return []
         is_due = self.archive.is_due(Step(self.committer.step + 1))
-        decided = self.committer.decide(with_snapshot=is_due, going=self.moves.waiting)
+        decided = self.committer.decide(with_snapshot=is_due, going=self.moves.ordered)
         if decided is None:
             return []
         decision, commands = decided
@@ -366,8 +359,7 @@ class Coordinator:
         )
         donors = self.committer.donors
         taken = self.archive.begin(self.committer.version, donors) if donors else []
-        plan = self.rebalancer.committed(self.committer.step, now)
-        return [*commands, done, *taken, *([Append(record=plan)] if plan is not None else []), *self._move(now)]
+        return [*commands, done, *taken, *self.rebalancer.committed(now), *self._move(now)]
 
     def _resolve_conflict(self, worker: Record, now: float) -> list[Command]:
         """Two live workers have counted the same microbatch. The rules make that impossible; this is the second wall."""

@@ -11,12 +11,12 @@ copy that a checkpoint is made from: that one waits for another commit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from zswarm import limits
-from zswarm.ids import NodeId, Peer, Role, Session, Stage, Step
+from zswarm.ids import NodeId, Peer, Role, Session, Stage
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Move, Moved
@@ -79,23 +79,13 @@ class Moves:
         return problem
 
     @property
-    def step(self) -> Step:
-        """The step in work."""
-        return self._committer.step
-
-    @property
-    def ordered(self) -> dict[Session, Stage]:
+    def ordered(self) -> Mapping[Session, Stage]:
         """Who is to be moved where."""
-        return dict(self._waiting)
-
-    @property
-    def waiting(self) -> frozenset[Session]:
-        """Those that are to be moved."""
-        return frozenset(self._waiting)
+        return self._waiting
 
     def due(self) -> Iterator[Relocation]:
         """Yield who is to be moved now that a step is committed; whoever is yielded is out before the next is asked for."""
-        if self._committer.step >= self._steps:
+        if self._committer.step + 1 >= self._steps:
             self._waiting.clear()
         for session, stage in list(self._waiting.items()):
             record = self._roster.records.get(session)

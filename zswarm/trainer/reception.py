@@ -5,13 +5,24 @@ Registering has no effect but on the roster: the same life gets the same session
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from zswarm import limits
-from zswarm.ids import Peer, RejectCode, Role
+from zswarm.ids import TRAINER, Peer, RejectCode, Role
 from zswarm.machine import Send
 from zswarm.membership import Header
-from zswarm.messages import HeartbeatAck, Register, Reject, View, Welcome
+from zswarm.messages import (
+    BrokerHeartbeat,
+    HeartbeatAck,
+    Message,
+    Register,
+    Reject,
+    Stop,
+    View,
+    Welcome,
+    WorkerHeartbeat,
+)
 from zswarm.slots import maker
 from zswarm.trainer.commit import Committer
 from zswarm.trainer.feuds import Feuds
@@ -19,6 +30,7 @@ from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import CoordinatorSettings
 
 make_send, make_view, make_heartbeat_ack = maker(Send), maker(View), maker(HeartbeatAck)
+Heartbeat = TypeVar("Heartbeat", WorkerHeartbeat, BrokerHeartbeat)
 
 
 class Reception:
@@ -109,6 +121,17 @@ class Reception:
     def views(self) -> list[Send]:
         """Tell everybody who has spoken to this generation."""
         return [self.view(record) for record in self._roster.records.values() if not record.is_silent]
+
+    def of_this_generation(self, message: Heartbeat) -> Heartbeat:
+        """A view of an earlier generation is none of ours, whatever its number."""
+        return message if message.generation == self._header["generation"] else replace(message, view=0)
+
+
+def dismissal(message: Message, peer: Peer) -> list[Send]:
+    """Tell whoever takes part in another run, whose trainer has been at this address, that it is over."""
+    if not isinstance(message, (WorkerHeartbeat, BrokerHeartbeat)):
+        return []
+    return [Send(peer=peer, message=Stop(run=message.run, generation=message.generation, session=TRAINER))]
 
 
 def join_record(record: Record) -> dict[str, Any]:

@@ -112,6 +112,7 @@ class Restorer:
         step = self._committer.step
         if step in (0, checkpoint_step):
             self._empty_since_s.clear()
+            self._was_held.update(Stage(index) for index in range(self._committer.num_stages))
             return None
         for index in range(self._committer.num_stages):
             stage = Stage(index)

@@ -2,7 +2,7 @@
 
     run.toml            the run file as it was given
     run.json            the configuration in force, overrides applied
-    events.jsonl        append-only: every commit with its ledgers, every join, leave and abort
+    events.jsonl        append-only: every commit with its ledgers, every join, leave, move and abort
     metrics.jsonl       append-only: one line per step, again for steps that a rollback has undone
     checkpoints/        the newest states that are whole, see checkpoints.py
     processes.json      of `zswarm local`: the process id of each child, written whole whenever one is started
