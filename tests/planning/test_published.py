@@ -14,7 +14,7 @@ def planner():
     """One that has slept for its first period."""
     planner = Algorithm2(period_s=60.0)
     assert planner.plan(view_of([1.0], [1.0, 1.0], [1.0], queued=LOADS), -60.0) == Reason(
-        "the next plan is due in 60 s"
+        "the next plan is due in 60 s", is_early=True
     )
     return planner
 
@@ -31,7 +31,7 @@ def test_it_is_the_one_with_the_shortest_queue(planner):
 def test_it_sleeps_for_t_between_plans(planner):
     view = view_of([1.0], [1.0, 1.0], [1.0], queued=LOADS)
     assert isinstance(planner.plan(view, 0.0), list)
-    assert planner.plan(view, 59.0) == Reason("the next plan is due in 1 s")
+    assert planner.plan(view, 59.0) == Reason("the next plan is due in 1 s", is_early=True)
     assert planner.next_plan_s == 60.0
     assert isinstance(planner.plan(view, 75.0), list)
     assert planner.next_plan_s == 135.0
