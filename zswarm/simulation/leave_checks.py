@@ -26,9 +26,10 @@ from zswarm.simulation.violation import Violation, require
 from zswarm.trainer.coordinator import Coordinator
 from zswarm.trainer.departures import DRAINED
 
-QUICK_S = 0.1
+QUICK_S = 0.02
 """Where a hop typically takes longer, a microbatch may be on its way whenever one of those who have it for a moment reports,
-so that it is taken for lost, whoever leaves; it is done once more then, and counted once."""
+so that it is taken for lost, whoever leaves; or its job is on its way to a worker that has just said that it is idle and
+goes. It is done once more then, and counted once."""
 
 
 class LeaveChecks:
