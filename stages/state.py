@@ -3,7 +3,7 @@ r"""The state of a stage's layers as files, out and in: what checkpoints and wor
     PARAMETERS   all of the layer's state_dict, by its names
     OPTIMIZER    `<state>.<parameter>`, shaped like the parameter, for each trainable parameter of the layer, such as
                  `exp_avg.linear.weight`; and what belongs to no parameter by its own name, such as `step`
-    GRADIENT       `lr`, and `gradient.<parameter>` for each trainable parameter; nothing, where a step was skipped
+    GRADIENT     `lr`, and `gradient.<parameter>` for each trainable parameter; nothing, where a step was skipped
 
 Each is a safetensors file in memory. There is one per layer, so that layers can be cut into other stages, and so that a
 layer can be taken over and brought up to date by itself.
@@ -17,9 +17,9 @@ layer can be taken over and brought up to date by itself.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -34,9 +34,10 @@ from zswarm.errors import LocalProtocolError, RemoteProtocolError
 from zswarm.ids import STATE_FILES, StatePart, Step
 
 FILES_KEPT = 2
-"""Files that were exported last: one of a copy for a checkpoint, one for a worker that comes late."""
+"""Files that were exported last, of either sort: one of a copy for a checkpoint, one for a worker that comes late."""
 
 LR = "lr"
+K = TypeVar("K")
 
 Layers = list[dict[str, Tensor]]
 File = tuple[StatePart, int]
@@ -110,19 +111,16 @@ class StageState:
             LocalProtocolError: the layer is not one of this stage's, or there is no copy.
 
         """
-        key = (part, layer, from_copy)
-        if key not in self._files:
+
+        def make() -> bytes:
             state = self._copy if from_copy else self._present()
             if state is None:
                 raise LocalProtocolError("no copy of the state is kept")
             tensors = self._tensors(state, part, layer)
             # Copies: layers may use one tensor under two names, which safetensors refuses.
-            copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-            self._files[key] = save(copies)
-        self._files.move_to_end(key)
-        while len(self._files) > FILES_KEPT:
-            self._files.popitem(last=False)
-        return self._files[key]
+            return save({name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()})
+
+        return _recent(self._files, (part, layer, from_copy), make)
 
     def retain(self, wanted: Iterable[tuple[int, Step]], step: Step) -> None:
         """Keep layers as they are at the beginning of some steps: of `step` now, of earlier ones what is kept already."""
@@ -159,15 +157,14 @@ class StageState:
             return self._retained[layer, step][part]
         if step not in self._gradients:
             raise LocalProtocolError(f"the gradient of step {step} is not kept")
-        applied, key = self._gradients[step], (layer, step)
-        if key not in self._gradient_files:
-            slots = self._slots(self._index(layer))
-            tensors = _gradient_file(slots, applied.gradient, applied.lr) if applied.gradient is not None else {}
-            self._gradient_files[key] = save(tensors)
-        self._gradient_files.move_to_end(key)
-        while len(self._gradient_files) > FILES_KEPT:
-            self._gradient_files.popitem(last=False)
-        return self._gradient_files[key]
+        applied, slots = self._gradients[step], self._slots(self._index(layer))
+
+        def make() -> bytes:
+            if applied.gradient is None:
+                return save({})
+            return save(_gradient_file(slots, applied.gradient, applied.lr))
+
+        return _recent(self._gradient_files, (layer, step), make)
 
     def _forget(self, *, of_copy: bool) -> None:
         for key in [key for key in self._files if key[2] is of_copy]:
@@ -312,6 +309,16 @@ class StageState:
 
     def _name(self, part: StatePart, layer: int) -> str:
         return f"{layer_name(self._engine.layers[self._index(layer)], layer)}, {part.name.lower()}"
+
+
+def _recent(files: OrderedDict[K, bytes], key: K, make: Callable[[], bytes]) -> bytes:
+    """Return a file, made if it is not among those that were asked for last."""
+    if key not in files:
+        files[key] = make()
+    files.move_to_end(key)
+    while len(files) > FILES_KEPT:
+        files.popitem(last=False)
+    return files[key]
 
 
 def _gradient_of(slot: Slot) -> str:

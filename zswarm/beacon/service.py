@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
+from typing import TypeVar
 
 from zswarm import __version__, limits
 from zswarm.beacon.examination import Examination, Findings
@@ -24,6 +25,7 @@ from zswarm.signals import signals_as
 from zswarm.swarm_key import SwarmKey
 from zswarm.transport import Switchboard, host_of, port_of
 
+M = TypeVar("M", Listener, Examination)
 Say = Callable[[str], None]
 """Tells the user something, in a line."""
 
@@ -59,7 +61,7 @@ def serve_beacon(place: Place, *, listen: Address, say: Say, overseer: Overseer 
 
 
 def announce(place: Place, offer: Offer, *, say: Say, overseer: Overseer = NOBODY) -> Exit:
-    """Tell every beacon that can be found of a run, until it is asked to go (`zswarm.signals`), or until whoever oversees it has it end."""
+    """Tell every beacon that can be found of a run, until it is asked to go, or until whoever oversees it has it end."""
     with Switchboard(key=place.key) as switchboard:
         return _serve(switchboard, place, _settings(place, offer=offer), say=say, overseer=overseer)
 
@@ -67,7 +69,7 @@ def announce(place: Place, offer: Offer, *, say: Say, overseer: Overseer = NOBOD
 def seek(
     place: Place, *, avoided: Mapping[Offer, float], overseer: Overseer = NOBODY, within_s: float = math.inf
 ) -> Offer | None:
-    """Return a run that takes brokers and workers in, as soon as there is one; None if it is asked to go, or after `within_s`.
+    """Return a run that takes brokers and workers in, as soon as there is one; None if asked to go, or after `within_s`.
 
     Asks the seeds, and whoever they know; `avoided` says until when (monotonic) a run is not to be tried again.
     """
@@ -84,21 +86,21 @@ def seek(
 
 def listen_for_offers(place: Place, *, listen_s: float) -> list[Offer]:
     """Return the runs that are offered after so long; has sockets of its own, and may be called in any thread."""
-    with Switchboard(key=place.key) as switchboard:
-        now = monotonic()
-        listener = Listener(Beacon(_settings(place), choose=random.randrange, now=now), until_s=now + listen_s)
-        Loop(listener, switchboard, perform=_Reporter(switchboard, _nobody)).run()
-        return listener.offers
+    return _look_round(place, lambda beacon, now: Listener(beacon, until_s=now + listen_s)).offers
 
 
 def inspect(place: Place, *, with_rates: bool) -> Findings:
     """Return which machines of the swarm reach which; `with_rates` has bandwidth measured, too."""
+    return _look_round(place, lambda beacon, now: Examination(beacon, now=now, with_rates=with_rates)).findings
+
+
+def _look_round(place: Place, make: Callable[[Beacon, float], M]) -> M:
+    """Return a machine that was made of a beacon without an address of its own, when it has come to its end."""
     with Switchboard(key=place.key) as switchboard:
         now = monotonic()
-        beacon = Beacon(_settings(place), choose=random.randrange, now=now)
-        examination = Examination(beacon, now=now, with_rates=with_rates)
-        Loop(examination, switchboard, perform=_Reporter(switchboard, _nobody)).run()
-    return examination.findings
+        machine = make(Beacon(_settings(place), choose=random.randrange, now=now), now)
+        Loop(machine, switchboard, perform=_Reporter(switchboard, _nobody)).run()
+        return machine
 
 
 def _settings(place: Place, *, address: Address = NOWHERE, offer: Offer | None = None) -> BeaconSettings:

@@ -24,6 +24,9 @@ from zswarm.overseer import NOBODY, Overseer
 from zswarm.signals import signals_as
 from zswarm.transport import Switchboard
 
+LOOK_S = 0.5
+"""Between two looks at whether the trainer is silent: the loop turns far more often."""
+
 
 class Abandoned(Exception):
     """The trainer of this run is not heard, nobody offers the run any more, and somebody offers another one."""
@@ -57,6 +60,7 @@ class Between(Overseer):
         self._listen = listen
         self._health: Callable[[float], Health] | None = None
         self._watch: OfferWatch | None = None
+        self._look_at_s = float("-inf")
         self.offer: Offer | None = None
         """Of the run that is taken part in; None between runs."""
         self.ends_us = overseer.ends_us
@@ -69,8 +73,9 @@ class Between(Overseer):
     def turned(self) -> None:
         """Pass it on, and look round; raises as `look`."""
         self._overseer.turned()
-        if self.offer is not None and self._health is not None:
-            now = monotonic()
+        now = monotonic()
+        if self.offer is not None and self._health is not None and now >= self._look_at_s:
+            self._look_at_s = now + LOOK_S
             self.look(self.offer, self._health(now).silent_s, now)
 
     def look(self, own: Offer, silent_s: float, now: float) -> None:

@@ -1,8 +1,8 @@
 """What must hold when processes leave because they were asked to, or are moved.
 
     L1  whoever is called drained has nothing in hand, and what it has counted is certain
-    L2  where nothing else goes wrong, and hops are quick, whoever drains costs nothing: no microbatch of the step in work
-        is voided, and nothing is done again for a count that was lost
+    L2  where nothing else goes wrong, whoever drains costs nothing: no microbatch of the step in work is voided, and
+        nothing is done again for a count that was lost
     L3  whoever is moved between two steps has counted nothing of the step in work, and is not the last to hold the
         parameters of its stage, nor to have the result of the last commit; its next life is where it was moved to
 
@@ -26,20 +26,13 @@ from zswarm.simulation.violation import Violation, require
 from zswarm.trainer.coordinator import Coordinator
 from zswarm.trainer.departures import DRAINED
 
-QUICK_S = 0.02
-"""Where a hop typically takes longer, a microbatch may be on its way whenever one of those who have it for a moment reports,
-so that it is taken for lost, whoever leaves; or its job is on its way to a worker that has just said that it is idle and
-goes. It is done once more then, and counted once."""
-
 
 class LeaveChecks:
     """See the module."""
 
     def __init__(self, schedule: Schedule, nodes: list[Node]) -> None:
         self._nodes = nodes
-        weather = schedule.weather
-        is_quick = weather.latency_high_s * weather.payload_factor <= QUICK_S
-        is_fair = weather.is_fair and is_quick and not schedule.poisons
+        is_fair = schedule.weather.is_fair and not schedule.poisons
         self._is_free = is_fair and all(strike.fault in ON_PURPOSE for strike in schedule.strikes)
         """Nobody has left so far but without a loss, and nothing else goes wrong."""
 
