@@ -180,6 +180,10 @@ class Worker:
     leaves: bool = False
     """It takes no more jobs, whatever it has kept."""
 
+    def offer(self, slots: int) -> None:
+        """It holds up to so many leases; one that leaves none, whatever a late word of it says."""
+        self.slots = 0 if self.leaves else slots
+
     @property
     def free_slots(self) -> int:
         """Jobs that it would take now."""

@@ -133,6 +133,7 @@ class BrokerMachine:
         self._report += 1
         self._told = self._leaving(queue)
         branch, step = queue.version
+        active, ahead = queue.active((branch, step)), queue.active((branch, Step(step + 1)))
         message = BrokerHeartbeat(
             **me.header(),
             branch=branch,
@@ -140,8 +141,9 @@ class BrokerMachine:
             stage=me.stage,
             view=me.view,
             report=self._report,
-            active=ledger.to_bytes(queue.active((branch, step))),
-            ahead=ledger.to_bytes(queue.active((branch, Step(step + 1)))),
+            active=ledger.to_bytes(active),
+            passed=ledger.to_bytes(queue.custody.passed((branch, step), active)),
+            ahead=ledger.to_bytes(ahead | queue.custody.passed((branch, Step(step + 1)), ahead)),
             voided=queue.voids.newest,
             accused=queue.accused(now),
             leaving=self._told,

@@ -7,7 +7,8 @@ worker with the fewest leases first, in the order of `brokers.backlog`. A lease 
 when the worker leaves the view: then it is leased again, and what the leaver had counted is done again
 (`brokers.retention`). A worker without a job is given one that another has not begun, if that one says
 so (Revoke). What the coordinator has voided is dropped (`brokers.voids`). What is repeated until true: Job
-when Ready lacks its lease, Revoke while somebody is idle, Credit at every Attach. Payloads are opaque.
+when Ready lacks its lease, Revoke while somebody is idle, Credit at every Attach, Drained at every Ready of a worker
+that leaves and has no lease. Payloads are opaque.
 
 Ignored on purpose: results of unknown leases (their entry has been settled otherwise), messages of
 older (branch, step), Attach of sessions that the view does not know yet (their link is kept).
@@ -28,6 +29,7 @@ from brokers.leasing import Leasing
 from brokers.retention import Retention
 from brokers.voids import Voids
 from zswarm import limits
+from zswarm.custody import Custody
 from zswarm.ids import (
     TRAINER,
     Direction,
@@ -49,6 +51,7 @@ from zswarm.messages import (
     Attach,
     Backward,
     Credit,
+    Drained,
     Forward,
     Key,
     Load,
@@ -80,6 +83,8 @@ class Queue:
         """What was taken and needs nothing from its senders any more: it is done, or dropped, or both were long ago and
         it is done again from what was kept."""
         self.voids = Voids()
+        self.custody = Custody()
+        """Of what has a job to do."""
         self.leasing = Leasing(membership)
         self.workers = self.leasing.workers
         self._links: dict[Session, Link] = {}
@@ -170,6 +175,7 @@ class Queue:
             entry.emit, entry.done_by, entry.arrived_at_s = False, None, now
             self.entries[entry.key] = entry
             self.leasing.backlog.add(entry, again=True)
+            self.custody.take(entry.version, entry.microbatch)
 
     def attach(self, message: Attach, link: Link, now: float) -> list[Send]:
         """Keep the work link of a producer or worker; tell a producer its credit."""
@@ -254,6 +260,8 @@ class Queue:
         entry = make_entry(key, message, frames, stage=me.stage, is_last=self._is_last, now=now)
         self.entries[key] = entry
         self.leasing.backlog.add(entry)
+        if entry.trains:
+            self.custody.take(entry.version, entry.microbatch)
         granted = self._grant()
         sends = self.leasing.dispatch(now)
         sends.append(self._acknowledge(message, peer))
@@ -276,6 +284,7 @@ class Queue:
         entry.state = EntryState.BACKWARD_QUEUED
         entry.arrived_at_s = now
         self.leasing.backlog.add(entry)
+        self.custody.take(entry.version, entry.microbatch)
         sends = self.leasing.dispatch(now)
         sends.append(self._acknowledge(message, peer))
         return sends
@@ -317,12 +326,12 @@ class Queue:
         worker = self._hear(message.session, now)
         if worker is None or not self._advance(worker, (message.branch, message.step)):
             return []
-        worker.slots = message.slots
         if message.leaves and not worker.leaves:
             worker.leaves = True
             self.leasing.backlog.forget_worker(worker.session)
+        worker.offer(message.slots)
         again = self.leasing.repeat(worker, message.held, now)
-        return self._announce(self._grant()) + again + self.leasing.dispatch(now)
+        return self._announce(self._grant()) + again + self.leasing.dispatch(now) + self._drained(worker)
 
     def _hear(self, session: Session, now: float) -> Worker | None:
         worker = self.workers.get(session)
@@ -330,12 +339,19 @@ class Queue:
             worker.heard_at_s = now
         return worker
 
+    def _drained(self, worker: Worker) -> list[Send]:
+        """Let a worker go that leaves, as far as this broker is concerned, once it has nothing to do any more."""
+        if not worker.leaves or worker.leases or worker.work is None:
+            return []
+        return [make_send(peer=worker.work, message=Drained(**self._me.header(), worker=worker.session))]
+
     def result(self, message: Result, now: float) -> list[Send]:
         """Settle a lease."""
         worker = self._hear(message.session, now)
-        if worker is None:
-            return []
-        worker.slots = message.slots
+        return self._settle(worker, message, now) + self._drained(worker) if worker is not None else []
+
+    def _settle(self, worker: Worker, message: Result, now: float) -> list[Send]:
+        worker.offer(message.slots)
         record = worker.leases.get(message.lease)
         if record is None:
             return self.leasing.dispatch(now)
@@ -395,6 +411,7 @@ class Queue:
         self.retention.drop(lambda entry: entry.version < version)
         self._settled = {key for key in self._settled if (key[0], key[1]) >= before}
         self.voids.drop_before(version)
+        self.custody.drop_before(version)
         self.leasing.backlog.drop_before(version)
 
     def _forget(self, entry: Entry) -> None:

@@ -5,7 +5,8 @@
                        +--- nothing that anybody needs ---+--- DRAIN_S have passed, or asked again -----+--> Stop, out
 
 One that drains takes no jobs any more, hands back those that it has not begun, ends the others, and sends its outputs
-until they are acknowledged; then it has nothing in hand, for good. What it has counted goes into the step by the commit,
+until they are acknowledged. When each broker of its stage has said that it has no lease here (Drained), no job is on its
+way either: then it has nothing in hand, for good. What it has counted goes into the step by the commit,
 like everything that is counted: the coordinator, which alone knows when that is certain and whether somebody else has the
 stage's state, takes an idle worker out of the swarm. One that is alone in its stage goes on as it is, since nobody
 could do its jobs: until another comes, who gets the state from it.
@@ -16,7 +17,7 @@ from __future__ import annotations
 from math import inf
 
 from zswarm import limits
-from zswarm.ids import Leaving
+from zswarm.ids import Leaving, Session
 from zswarm.membership import Membership
 
 
@@ -29,6 +30,8 @@ class Departure:
         """When the worker goes in any case, once it has been asked to."""
         self.drains = False
         """It takes no jobs any more; for as long as it lives."""
+        self._let_go: set[Session] = set()
+        """Brokers that know of it and have no job of theirs here."""
 
     @property
     def is_asked(self) -> bool:
@@ -46,11 +49,16 @@ class Departure:
         self.drains = True
         return True
 
+    def drained(self, broker: Session) -> None:
+        """A broker has let it go."""
+        self._let_go.add(broker)
+
     def phase(self, *, is_idle: bool) -> Leaving:
         """Return what the coordinator is told; `is_idle`: there is nothing in hand."""
         if not self.is_asked:
             return Leaving.NO
-        return Leaving.IDLE if self.drains and is_idle else Leaving.DRAINING
+        is_free = self._let_go.issuperset(self._me.brokers(self._me.stage))
+        return Leaving.IDLE if self.drains and is_idle and is_free else Leaving.DRAINING
 
     def is_over(self, now: float, *, is_needless: bool) -> bool:
         """Shall it go now, whatever that costs? `is_needless`: there is nothing in hand, counted, or to be given."""

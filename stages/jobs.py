@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from zswarm.custody import Custody
 from zswarm.ids import JobKind, Lease, Purpose, Session, Version
 from zswarm.messages import Job, Load, Result
 
@@ -42,10 +43,14 @@ class Jobs:
 
     held: dict[JobId, HeldJob] = field(default_factory=dict)
     results: dict[JobId, tuple[Version, Result]] = field(default_factory=dict)
+    custody: Custody = field(default_factory=Custody)
 
-    def take(self, job: HeldJob) -> None:
+    def take(self, held: HeldJob) -> None:
         """Hold a job that is neither finished nor refused."""
-        self.held.setdefault(job.id, job)
+        job = held.job
+        self.held.setdefault(held.id, held)
+        if job.purpose is Purpose.TRAIN:
+            self.custody.take((job.branch, job.step), job.microbatch)
 
     def holds(self, job: Job) -> bool:
         """Is it held?"""
@@ -97,6 +102,7 @@ class Jobs:
         """Forget jobs and results of older steps; what is running stays until it ends."""
         self.held = {k: h for k, h in self.held.items() if h.begun or (h.job.branch, h.job.step) >= version}
         self.results = {k: r for k, r in self.results.items() if r[0] >= version}
+        self.custody.drop_before(version)
 
     def of(self, broker: Session) -> tuple[Lease, ...]:
         """Return the unfinished leases of one broker."""

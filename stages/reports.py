@@ -49,6 +49,8 @@ class Reports:
         self.num_losses = 0
         """Views that lacked somebody who was in the one before."""
         self.next_at_s = float("-inf")
+        self._is_overdue = False
+        """The newest report says that the device is at one task for too long."""
         self._told: Hashable = None
         self._fair_from_s = float("-inf")
         self._fatal: tuple[str, str] | None = None
@@ -67,13 +69,21 @@ class Reports:
         self.next_at_s = now + self._me.heartbeat_s
         return True
 
+    def overdue_at_s(self) -> float | None:
+        """Return when the device has been at one task for so long that this is news; None if there is none, or it is told."""
+        if self._is_overdue or self._fatal is not None or not self._me.view:
+            return None
+        return self._work.device.overdue_at_s(self._me.heartbeat_s, is_ready=self._parameters.is_ready)
+
     def due(self, outbox: Outbox, now: float, *, is_beat: bool) -> list[Send]:
         """Say what is to be said now."""
         if self._fatal is not None:
             return [Send(peer=self._me.coordinator, message=self.failure())] if is_beat else []
         if is_beat:
             return [self.report(outbox, now), *self._participant.send_prepared()]
-        has_news = self._me.view > 0 and self._news(outbox) != self._told
+        overdue_at_s = self.overdue_at_s()
+        is_late = overdue_at_s is not None and now >= overdue_at_s
+        has_news = is_late or (self._me.view > 0 and self._news(outbox) != self._told)
         return [self.report(outbox, now)] if has_news else []
 
     def _leaving(self, outbox: Outbox) -> Leaving:
@@ -92,7 +102,10 @@ class Reports:
         """Tell everything that the coordinator decides from."""
         me, state, work, participant = self._me, self._state, self._work, self._participant
         self._told = self._news(outbox)
+        overdue_at_s = work.device.overdue_at_s(me.heartbeat_s, is_ready=self._parameters.is_ready)
+        self._is_overdue = overdue_at_s is not None and now >= overdue_at_s
         self.number += 1
+        pending = work.pending() | outbox.pending_ledger(*state.version)
         message = make_heartbeat(
             **me.header(),
             branch=state.branch,
@@ -102,7 +115,8 @@ class Reports:
             report=self.number,
             ready=self._parameters.is_ready,
             ledger=ledger.to_bytes(state.ledger),
-            pending=ledger.to_bytes(work.pending() | outbox.pending_ledger(*state.version)),
+            pending=ledger.to_bytes(pending),
+            passed=ledger.to_bytes(work.jobs.custody.passed(state.version, pending)),
             voided=work.voided,
             prepared=participant.prepared_round,
             accused=self._accused(outbox, now),

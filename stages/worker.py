@@ -70,6 +70,7 @@ from zswarm.messages import (
     ChunkAck,
     Commit,
     Credit,
+    Drained,
     Fence,
     HeartbeatAck,
     Job,
@@ -158,6 +159,8 @@ class WorkerMachine:
         if (at_s := participant.next_deadline_s()) is not None and at_s < deadline_s:
             deadline_s = at_s
         if (at_s := parameters.next_deadline_s()) is not None and at_s < deadline_s:
+            deadline_s = at_s
+        if outbox is not None and (at_s := self._reports.overdue_at_s()) is not None and at_s < deadline_s:
             deadline_s = at_s
         if device.is_resetting:
             at_s = device.stuck_at_s(self.membership.heartbeat_s)
@@ -283,6 +286,10 @@ class WorkerMachine:
                 return []
             case Revoke() as message:
                 return [*self.work.revoke(message)]
+            case Drained() as message:
+                if message.worker == self.membership.session and self.departure.drains:
+                    self.departure.drained(message.session)
+                return []
             case Prepare() as message:
                 return self.participant.prepare(message, now) if self._is_able else []
             case Abort() as message:

@@ -42,6 +42,7 @@ from zswarm.messages import (
     Commit,
     ContactReport,
     Credit,
+    Drained,
     Evaluated,
     Failure,
     Fence,
@@ -204,6 +205,7 @@ def heartbeat(
 ) -> WorkerHeartbeat:
     """`counted` and `pending` are bitmaps; any other field is given by its name."""
     quiet: dict[str, Any] = {"stage": 0, "view": 99, "ready": True, "voided": 0, "prepared": 0, "accused": ()}
+    quiet["passed"] = b""
     idle = {"busy_s": 0.0, "job_s": 0.0, "parameter_digest": 0}
     return WorkerHeartbeat(
         **about(session, step=step, branch=branch, generation=generation),
@@ -226,7 +228,7 @@ def broker_heartbeat(
     **fields: Any,
 ) -> BrokerHeartbeat:
     """`active` and `ahead` are bitmaps; any other field is given by its name."""
-    quiet: dict[str, Any] = {"stage": 0, "view": 99, "voided": 0, "accused": ()}
+    quiet: dict[str, Any] = {"stage": 0, "view": 99, "voided": 0, "accused": (), "passed": b""}
     return BrokerHeartbeat(
         **about(session, step=step, branch=branch, generation=generation),
         report=report,
@@ -351,6 +353,10 @@ def job(
         x=None if back else parcel(),
         dy=parcel() if back else None,
     )
+
+
+def drained(broker: int, *, worker: int = WORKER, **of: Any) -> Drained:
+    return Drained(**header(broker, **of), worker=Session(worker))
 
 
 def revoke(broker: int, lease: int, *, worker: int = WORKER, **of: Any) -> Revoke:

@@ -77,7 +77,7 @@ MAX_ASKED = 8
 """Times that one range of a checkpoint is asked for, ever more rarely, before there is none of that step."""
 STUCK_HEARTBEATS = 3.5
 """The least time that a worker may be busy with one task ..."""
-STUCK_JOBS = 20.0
+STUCK_JOBS = 10.0
 """... and the same in jobs of average length; the longer of the two counts."""
 STUCK_FIRST_S = 300.0
 """While no worker of the stage has ever finished a job, or its parameters are being made: compiling or a cold device

@@ -22,10 +22,10 @@ from tests.letters import (
     view,
     worker_at,
 )
-from zswarm.ids import JobKind, Leaving, Link, Session
+from zswarm.ids import JobKind, JobStatus, Leaving, Link, Session
 from zswarm.limits import DRAIN_S
 from zswarm.machine import Exit, Leave, Tick
-from zswarm.messages import Ack, BrokerHeartbeat, Credit, Job, Stop
+from zswarm.messages import Ack, BrokerHeartbeat, Credit, Drained, Job, Stop
 
 PRODUCER, OTHER_PRODUCER, WORKER = 11, 12, 21
 ALONE = (worker_at(PRODUCER, 0), worker_at(OTHER_PRODUCER, 0), worker_at(WORKER, 1), broker_at(MINE, 1))
@@ -181,6 +181,20 @@ def test_a_worker_that_leaves_gets_no_job_and_its_backwards_go_to_others():
     get(broker, attach(22), peer=Link(b"22"))
     (job,) = of_type(get(broker, ready(22)), Job)
     assert (job.worker, job.kind, job.x is not None) == (22, JobKind.BACKWARD, True)
+
+
+def test_a_worker_that_leaves_is_let_go_once_it_has_no_job_however_often_it_asks():
+    broker = with_members((*MEMBERS, worker_at(22, 1)))
+    take(broker, 0)
+    asks = ready(WORKER, slots=0, leaves=True)
+    assert of_type(get(broker, asks), Drained) == [], "it has a job"
+    commands = get(broker, result(WORKER, first_lease(MINE), status=JobStatus.REVOKED, slots=2))
+    (word,) = [command for command in commands if isinstance(command.message, Drained)]
+    assert (word.peer, word.message.worker) == (Link(b"21"), WORKER)
+    assert of_type(commands, Job) == [], "a late word of room is not believed"
+    assert of_type(get(broker, ready(WORKER, slots=2)), Job) == [], "nor an older one that comes late"
+    assert len(of_type(get(broker, asks), Drained)) == 1
+    assert of_type(get(broker, ready(22, slots=0)), Drained) == []
 
 
 def test_a_backward_that_waited_for_its_worker_waits_no_longer_when_that_leaves():

@@ -273,6 +273,22 @@ def _frozen_while_it_loads(seed: int) -> Schedule:
     )
 
 
+def _between_reports(seed: int) -> Schedule:
+    """Nothing goes wrong, and jobs are short; but what is sent takes long, so that it is seldom in anybody's queue."""
+    return replace(
+        CALM,
+        seed=seed,
+        num_stages=4,
+        brokers_per_stage=1,
+        workers_per_stage=1,
+        num_microbatches=4,
+        capacity_bytes=2000,
+        layers_per_stage=(),
+        weather=Weather(latency_high_s=0.15, payload_factor=5.0, in_order=False),
+        pace=Pace(forward_s=0.02, jitter=1.0),
+    )
+
+
 AIMED: dict[str, Callable[[int], Schedule]] = {
     "forward-sent-on-again": _forwards_sent_on,
     "leave-not-durable": _leave_forgotten,
@@ -282,6 +298,9 @@ AIMED: dict[str, Callable[[int], Schedule]] = {
     "void-answered-in-a-job": _voided_on_the_way,
     "replay-unvoided": _voided_on_the_way,
     "leaver-takes-jobs": _leave_on_purpose,
+    "idle-too-early": _leave_on_purpose,
+    "reports-a-moment": _between_reports,
+    "hasty": _between_reports,
     "leaver-goes-before-its-commit": _leave_on_purpose,
     "last-of-its-stage-goes": _all_of_a_stage_leave,
     "leaves-with-homes": _leave_on_purpose,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stages.tasks import Emitted, Run
-from tests.letters import ack, commit, credit, fence, job, load, of_type, prepare, view, worker_at
+from tests.letters import ack, broker_at, commit, credit, drained, fence, job, load, of_type, prepare, view, worker_at
 from tests.stages.one_worker import (
     AFTER,
     BEFORE,
@@ -37,20 +37,52 @@ def worker() -> Fixture:
     return worker
 
 
+def let_go(worker: Fixture, *brokers: int) -> list:
+    """Have its brokers say that they have no job for it any more; returns what follows from the last word."""
+    return [worker.get(drained(broker, worker=ME)) for broker in brokers or (OWN, OTHER)][-1]
+
+
 def told(commands: list) -> Leaving:
     """Return what the newest report among the commands says of leaving."""
     return of_type(commands, WorkerHeartbeat)[-1].leaving
 
 
-def test_whoever_has_nothing_in_hand_says_so_at_once_and_goes_when_it_is_fenced(worker):
+def test_whoever_has_nothing_in_hand_asks_its_brokers_and_goes_when_it_is_fenced(worker):
     commands = worker.do(Leave())
-    assert told(commands) is Leaving.IDLE
+    assert told(commands) is Leaving.DRAINING
     assert {(ready.slots, ready.leaves) for ready in of_type(commands, Ready)} == {(0, True)}
     assert len(of_type(commands, Ready)) == 2, "both of its brokers hear it"
+    assert told(let_go(worker)) is Leaving.IDLE
     commands = worker.get(fence(ME))
     (end,) = of_type(commands, Exit)
     assert (end.code, end.text) == (0, "asked to leave")
     assert commands[-1] is end
+
+
+def test_until_every_broker_has_let_it_go_a_job_may_be_on_its_way(worker):
+    worker.do(Leave())
+    assert of_type(let_go(worker, OWN, OWN, AFTER), WorkerHeartbeat) == []
+    (late,) = of_type(worker.get_job(1, F, 0, broker=OTHER), Result)
+    assert late.status is JobStatus.REVOKED
+    assert told(worker.tick(1.0)) is Leaving.DRAINING
+    assert told(let_go(worker, OTHER)) is Leaving.IDLE
+    commands = worker.get(view(2), frames=(*WITH_PEER, broker_at(77, 1)))
+    assert told(commands) is Leaving.DRAINING, "there is a broker that knows nothing of it"
+    assert told(let_go(worker, 77)) is Leaving.IDLE
+
+
+@pytest.mark.parametrize("of", [{"worker": PEER}, {"run": 77}, {"worker": ME, "generation": 0}])
+def test_a_word_for_somebody_else_lets_nobody_go(worker, of):
+    worker.do(Leave())
+    let_go(worker, OWN)
+    worker.get(drained(OTHER, **of))
+    assert told(worker.tick(1.0)) is Leaving.DRAINING
+
+
+def test_who_has_not_asked_is_not_let_go(worker):
+    """A copy from another life of this session would be a lie: but sessions live once, and this one stays."""
+    let_go(worker)
+    assert told(worker.do(Leave())) is Leaving.DRAINING
 
 
 def test_jobs_that_have_not_begun_are_handed_back_and_what_comes_is_not_taken(worker):
@@ -70,6 +102,7 @@ def test_jobs_that_have_not_begun_are_handed_back_and_what_comes_is_not_taken(wo
 def test_what_has_begun_is_ended_and_its_output_acknowledged_first(worker):
     (run,) = of_type(worker.get_job(1, F, 0), Run)
     worker.do(Leave())
+    let_go(worker)
     commands = worker.ran(run)
     assert [result.status for result in of_type(commands, Result)] == [JobStatus.DONE]
     assert told(worker.tick(1.0)) is Leaving.DRAINING, "the output is on its way"
@@ -79,6 +112,7 @@ def test_what_has_begun_is_ended_and_its_output_acknowledged_first(worker):
 def test_a_job_of_which_only_the_gradient_of_its_input_is_out_is_not_ended(worker):
     (run,) = of_type(worker.get_job(1, B, 0), Run)
     worker.do(Leave())
+    let_go(worker)
     worker.do(Emitted(lease=run.lease, dx=load("dx0")))
     assert told(worker.get(ack(BEFORE, 0, Direction.BACKWARD)) or worker.tick(1.0)) is Leaving.DRAINING
     commands = worker.ran(run)
@@ -88,7 +122,8 @@ def test_a_job_of_which_only_the_gradient_of_its_input_is_out_is_not_ended(worke
 def test_what_it_has_counted_stays_reported_and_takes_part_in_the_commit(worker):
     worker.work(1, B, 0)
     worker.get(ack(BEFORE, 0, Direction.BACKWARD))
-    (heartbeat,) = of_type(worker.do(Leave()), WorkerHeartbeat)
+    worker.do(Leave())
+    (heartbeat,) = of_type(let_go(worker), WorkerHeartbeat)
     assert (heartbeat.ledger, heartbeat.leaving) == (b"\x01", Leaving.IDLE)
     commands = worker.step()
     (heartbeat,) = of_type(commands, WorkerHeartbeat)
@@ -98,6 +133,7 @@ def test_what_it_has_counted_stays_reported_and_takes_part_in_the_commit(worker)
 
 def test_it_says_that_it_leaves_with_each_heartbeat(worker):
     worker.do(Leave())
+    let_go(worker)
     for now_s in (1.0, 2.0, 3.0):
         commands = worker.tick(now_s)
         assert told(commands) is Leaving.IDLE
@@ -155,6 +191,7 @@ def test_alone_in_its_stage_it_goes_on_until_somebody_comes():
 def test_once_it_drains_it_takes_no_job_even_if_it_is_alone_again(worker):
     """An idle worker is let go at any moment: it must not have taken something meanwhile."""
     worker.do(Leave())
+    let_go(worker)
     worker.get(view(2), frames=MEMBERS)
     assert of_type(worker.get_job(1, F, 0), Run) == []
     assert told(worker.tick(1.0)) is Leaving.IDLE

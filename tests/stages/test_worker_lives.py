@@ -345,6 +345,22 @@ def test_a_reset_that_does_not_end_ends_the_process(worker, num_done):
     assert (end.code, HANGS) == (70, 70)
 
 
+@pytest.mark.parametrize("num_done", [0, 1])
+def test_a_worker_reports_at_once_and_once_that_its_device_is_at_one_task_for_too_long(worker, num_done):
+    """Not with its next heartbeat: whoever gives it up for that has four heartbeats in all."""
+    for lease in range(1, num_done + 1):
+        worker.work(lease, F, lease)
+    limit_s = max(STUCK_HEARTBEATS, STUCK_JOBS * 0.5) if num_done else STUCK_FIRST_S
+    worker.get_job(9, B, 9)
+    be_patient(worker, limit_s - 1.0 - limit_s % 1.0)
+    worker.tick(limit_s - 0.25)
+    assert worker.machine.next_deadline_s() == limit_s
+    (heartbeat,) = of_type(worker.tick(limit_s), WorkerHeartbeat)
+    assert heartbeat.busy_s == limit_s
+    assert worker.machine.next_deadline_s() > limit_s
+    assert of_type(worker.tick(limit_s + 0.1), WorkerHeartbeat) == []
+
+
 def test_a_process_that_was_frozen_gives_its_device_time(worker):
     worker.work(1, F, 0)
     worker.get_job(2, B, 1)

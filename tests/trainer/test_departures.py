@@ -53,6 +53,13 @@ def test_whoever_still_has_something_in_hand_stays(trainer):
     assert left(trainer.live(2.0)) == []
 
 
+def test_who_does_not_know_of_everybody_stays(trainer):
+    """A broker that it has not heard of may have given it a job, and has not let it go."""
+    view = trainer.machine.roster.view
+    assert left(trainer.report(5, leaving=IDLE, view=view - 1)) == []
+    assert left(trainer.report(5, leaving=IDLE, view=view)) == [(5, "drained", 0)]
+
+
 def test_what_it_has_counted_is_committed_first(trainer):
     """It takes part in the round, and is let go with the very commit, before it has applied it."""
     assert left(trainer.report(5, 0b0011, leaving=IDLE)) == []

@@ -95,9 +95,9 @@ def test_a_worker_that_is_stuck(swarm, others_s, most_s):
     """Measured against the slowest of its stage; other stages have other jobs."""
     swarm.report(3, job_s=others_s)
     swarm.report(2, job_s=1000.0)
-    swarm.report(1, busy_s=most_s, job_s=others_s / 2)
+    swarm.report(1, busy_s=most_s - 0.01, job_s=others_s / 2)
     assert swarm.verdicts(0.0) == {}
-    swarm.report(1, busy_s=most_s + 0.01, job_s=others_s / 2)
+    swarm.report(1, busy_s=most_s - 1e-9, job_s=others_s / 2)
     assert list(swarm.verdicts(0.0)) == [1]
     assert swarm.verdicts(0.0)[1].startswith(f"stuck: busy with one task for {most_s:.1f} s")
 
@@ -105,9 +105,9 @@ def test_a_worker_that_is_stuck(swarm, others_s, most_s):
 def test_who_builds_or_loads_has_longer(swarm):
     """How long that takes says nothing of how long a job takes."""
     swarm.report(3, job_s=0.1)
-    swarm.report(1, busy_s=limits.STUCK_FIRST_S, ready=False)
+    swarm.report(1, busy_s=limits.STUCK_FIRST_S - 1.0, ready=False)
     assert swarm.verdicts(0.0) == {}
-    swarm.report(1, busy_s=limits.STUCK_FIRST_S + 1.0, ready=False)
+    swarm.report(1, busy_s=limits.STUCK_FIRST_S, ready=False)
     assert list(swarm.verdicts(0.0)) == [1]
 
 

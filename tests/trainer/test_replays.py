@@ -179,6 +179,75 @@ def test_nothing_is_lost_before_everybody_has_reported(swarm, owing):
     assert swarm.look(100.0) != []
 
 
+@pytest.mark.parametrize("session", EVERYBODY)
+def test_what_comes_and_goes_between_two_reports_is_seen_in_the_second(swarm, session):
+    swarm.report_all(0.0)
+    swarm.look(0.0)
+    swarm.report_all(3.0)
+    swarm.report(session, 3.0, passed=b"\x02")
+    swarm.look(3.0)
+    swarm.report_all(3.0 + UNSEEN_S - TINY_S)
+    swarm.look(3.0 + UNSEEN_S - TINY_S)
+    assert lost(swarm) == FULL & ~0b0010
+
+
+def test_what_has_passed_was_seen_once(swarm):
+    """Unlike what is held, which is seen until the next report."""
+    swarm.look(0.0)
+    swarm.report_all(2.0, passed=b"\x0f")
+    swarm.look(2.0)
+    swarm.look(3.9)
+    swarm.report_all(2.0 + UNSEEN_S)
+    swarm.look(2.0 + UNSEEN_S)
+    assert lost(swarm) == FULL
+
+
+def test_what_has_passed_in_several_reports_is_seen_when_somebody_looks(swarm):
+    swarm.look(0.0)
+    swarm.report(B0, 1.0, passed=b"\x01")
+    swarm.report(B0, 2.0, passed=b"\x02")
+    swarm.report(B1, 2.0, passed=b"\x04")
+    swarm.report(B1, 2.0, step=4)
+    swarm.report_all(3.0)
+    swarm.look(3.0)
+    swarm.report_all(UNSEEN_S)
+    swarm.look(UNSEEN_S)
+    assert lost(swarm) == FULL & ~0b0011
+
+
+def test_after_a_loss_what_passed_before_it_is_not_seen(swarm):
+    """It may have gone to whoever was lost."""
+    swarm.report_all(1.0)
+    swarm.look(1.0)
+    swarm.roster.remove(B1, 2.0)
+    for session in (W0, W1):
+        swarm.report(session, 2.5)
+    swarm.report(B0, 2.5, passed=b"\x03")
+    swarm.look(2.5)
+    swarm.look(2.0 + AFTER_LOSS_S)
+    assert lost(swarm) == FULL
+
+
+def test_after_a_loss_what_passed_since_is_seen(swarm):
+    swarm.report_all(1.0)
+    swarm.look(1.0)
+    swarm.roster.remove(B1, 2.0)
+    swarm.report_all(2.2)
+    swarm.report(B0, 2.8, passed=b"\x03")
+    swarm.look(2.8)
+    swarm.look(2.0 + AFTER_LOSS_S)
+    assert lost(swarm) == FULL & ~0b0011
+
+
+def test_who_leaves_without_a_loss_hurries_nobody(swarm):
+    swarm.look(0.0)
+    swarm.report_all(1.0)
+    swarm.roster.remove(B1, 2.0, is_loss=False)
+    swarm.report_all(2.5)
+    assert swarm.look(UNSEEN_S - TINY_S) == []
+    assert swarm.look(UNSEEN_S) != []
+
+
 def test_after_a_loss_half_a_heartbeat_is_enough(swarm):
     swarm.look(0.0)
     swarm.report_all(1.0)
@@ -309,6 +378,19 @@ def test_nothing_is_lost_while_a_wave_is_open(swarm):
     swarm.report_all(1000.0)
     assert swarm.look(1000.0) == []
     assert swarm.replays.wave is wave
+
+
+def test_what_is_seen_while_a_wave_is_open_has_its_two_heartbeats_from_there(swarm):
+    swarm.look(0.0)
+    swarm.report_all(0.0)
+    swarm.replays.demand(0b0001)
+    swarm.look(0.0)
+    swarm.report(B0, 100.0, active=0b0010)
+    swarm.look(100.0)
+    swarm.report_all(101.0, voided=swarm.replays.wave.attempt)
+    swarm.replays.take()
+    swarm.look(101.0)
+    assert lost(swarm) == 0b1100
 
 
 def test_after_the_wave_the_others_have_their_turn_with_a_higher_attempt(swarm):

@@ -134,6 +134,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "Ready": {"slots": limits.MAX_LEASES_PER_WORKER, "held": (1, 2**64 - 1), "leaves": True},
     "Attach": {"is_done": True},
     "Job": {"kind": JobKind.BACKWARD, "lease": 77, "emit": False, "x": PARCEL, "dy": LABELLED},
+    "Drained": {"worker": 2**64 - 1},
     "Revoke": {"worker": 2**64 - 1, "lease": 77},
     "Result": {"status": JobStatus.NEEDS_INPUT, "lease": 77, "compute_s": 0.01, "slots": 0},
     "Chunk": {"phase": ReducePhase.GATHER, "shard": 255, "chunk": 2, "num_chunks": 3},

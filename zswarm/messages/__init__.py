@@ -58,7 +58,20 @@ from zswarm.messages.membership import (
     WorkerHeartbeat,
 )
 from zswarm.messages.peer import Chunk, ChunkAck, Pull, State
-from zswarm.messages.work import Ack, Attach, Backward, Credit, Forward, Job, Nack, Ready, Result, Revoke, Room
+from zswarm.messages.work import (
+    Ack,
+    Attach,
+    Backward,
+    Credit,
+    Drained,
+    Forward,
+    Job,
+    Nack,
+    Ready,
+    Result,
+    Revoke,
+    Room,
+)
 
 __all__ = [
     "Abort",
@@ -71,6 +84,7 @@ __all__ = [
     "Commit",
     "ContactReport",
     "Credit",
+    "Drained",
     "Evaluated",
     "Failure",
     "Fence",

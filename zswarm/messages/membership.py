@@ -83,6 +83,8 @@ class WorkerHeartbeat(StepMessage):
     pending: Ledger
     """Microbatches to train on of `step` that this worker will do something about by itself: jobs that it holds,
     outputs that nobody has acknowledged."""
+    passed: Ledger
+    """What else was among them at any moment since the report before, and is not any more."""
     voided: Annotated[Attempt, U64]
     """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
     prepared: Annotated[Round, U64]
@@ -111,7 +113,10 @@ class BrokerHeartbeat(StepMessage):
     view: Annotated[int, U64]
     report: Annotated[int, U64]
     active: Ledger
+    passed: Ledger
+    """What else was `active` at any moment since the report before, and is not any more."""
     ahead: Ledger
+    """At any moment since the report before."""
     voided: Annotated[Attempt, U64]
     """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
     accused: Accused

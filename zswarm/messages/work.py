@@ -116,7 +116,7 @@ class Ready(StepMessage):
     held: Annotated[tuple[Annotated[Lease, U64], ...], Length(limits.MAX_LEASES_PER_WORKER)]
     """Leases of this broker that it has and has not finished."""
     leaves: bool = False
-    """It takes no more jobs in this session: what it has kept is of no use."""
+    """It takes no more jobs in this session: what it has kept is of no use. Answered by Drained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +145,13 @@ class Revoke(Message):
 
     worker: SessionField
     lease: Annotated[Lease, U64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained(Message):
+    """Broker -> worker (work): I know that you leave; you have no lease of mine, and get none any more."""
+
+    worker: SessionField
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from zswarm.messages import (
     Backward,
     Chunk,
     Commit,
+    Drained,
     Evaluated,
     Fence,
     Forward,
@@ -109,6 +110,7 @@ _IDENTITY: dict[type[Message], Callable[[Any], tuple[object, ...]]] = {
     Restore: lambda message: (message.branch, message.step, message.donor),
     Void: lambda message: (message.attempt,),
     Revoke: lambda message: (message.lease,),
+    Drained: lambda message: (message.worker,),
     Pull: lambda message: (message.branch, message.step, message.part, message.layer, message.offset_bytes),
 }
 """What is equal when a message is sent again to the same peer."""

@@ -1,6 +1,6 @@
 """What must hold when processes leave because they were asked to, or are moved.
 
-    L1  whoever is called drained has nothing in hand, and what it has counted is certain
+    L1  whoever is called drained has nothing in hand, nothing is on its way to it, and what it has counted is certain
     L2  where nothing else goes wrong, whoever drains costs nothing: no microbatch of the step in work is voided, and
         nothing is done again for a count that was lost
     L3  whoever is moved between two steps has counted nothing of the step in work, and is not the last to hold the
@@ -63,14 +63,30 @@ class LeaveChecks:
             return
         session = Session(record["session"])
         for node in self._nodes:
-            if node.is_up and isinstance(node.machine, WorkerMachine):
-                if node.machine.membership.session == session:
-                    _check_worker(node.name, node.machine, coordinator)
-            elif node.is_up and isinstance(node.machine, BrokerMachine):
-                queue = node.machine.queue
-                is_it = node.machine.membership.session == session
-                still = queue.entries if is_it and queue is not None else {}
+            if not node.is_up:
+                continue
+            if isinstance(node.machine, WorkerMachine) and node.machine.membership.session == session:
+                _check_worker(node.name, node.machine, coordinator)
+                self._check_leases(node.machine)
+            elif isinstance(node.machine, BrokerMachine) and node.machine.membership.session == session:
+                still = node.machine.queue.entries if node.machine.queue is not None else {}
                 require(not still, "L1", f"{node.name} has drained and is home to {list(still)}")
+
+    def _check_leases(self, drained: WorkerMachine) -> None:
+        """L1: check that no broker that the worker knows of has something on its way to it."""
+        me = drained.membership
+        known = me.brokers(me.stage)
+        for node in self._nodes:
+            machine = node.machine
+            if (
+                node.is_up
+                and isinstance(machine, BrokerMachine)
+                and machine.queue
+                and machine.membership.session in known
+            ):
+                worker = machine.queue.workers.get(me.session)
+                leases = list(worker.leases) if worker is not None else []
+                require(not leases, "L1", f"{me.node} has drained, and {node.name} has the leases {leases} there")
 
     def _check_moved(self, record: dict[str, Any], coordinator: Coordinator) -> None:
         committer, name = coordinator.committer, record["node"]

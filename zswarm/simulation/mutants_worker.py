@@ -20,10 +20,12 @@ from stages.tasks import Adopt, Export
 from stages.voids import Voids
 from stages.work import Work
 from stages.worker import WorkerMachine
+from zswarm.custody import Custody
 from zswarm.ids import Branch, Leaving, StatePart, Step
 from zswarm.membership import Membership
 from zswarm.messages import Job, Load, View
 from zswarm.outbox import Outbox
+from zswarm.simulation.mutants_trainer import hasty
 from zswarm.simulation.surgery import Method, Mutant, Patches, never, no, nothing
 
 
@@ -98,7 +100,7 @@ def _job_of_an_old_life() -> Patches:
 
 
 def _void_forgotten() -> Patches:
-    return {(Voids, "covers"): no}
+    return {(Voids, "covers"): no} | hasty()
 
 
 def _void_answered_in_a_job() -> Patches:
@@ -107,7 +109,7 @@ def _void_answered_in_a_job() -> Patches:
     def settle(self: Voids, _: Any) -> None:
         original(self, ())
 
-    return {(Voids, "settle"): settle}
+    return {(Voids, "settle"): settle} | hasty()
 
 
 def _copy_is_the_present() -> Patches:
@@ -213,6 +215,21 @@ def _leaver_takes_jobs() -> Patches:
     return {(Departure, "begins"): no, (Departure, "phase"): phase}
 
 
+def _idle_too_early() -> Patches:
+    original: Method = Departure.ask
+
+    def ask(self: Departure, now: float) -> None:
+        original(self, now)
+        for broker in self._me.brokers(self._me.stage):
+            self.drained(broker)
+
+    return {(Departure, "ask"): ask}
+
+
+def _reports_a_moment() -> Patches:
+    return {(Custody, "passed"): lambda *_: 0}
+
+
 MUTANTS: dict[str, Mutant] = {
     "outputs-once": Mutant("a worker's output is sent once", _outputs_once),
     "worker-counts-twice": Mutant("a worker knows neither finished jobs nor its ledger (R1)", _counts_twice),
@@ -236,6 +253,8 @@ MUTANTS: dict[str, Mutant] = {
     "adopts-too-early": Mutant("a worker takes over a state of which half has come", _adopts_too_early),
     "pulls-once": Mutant("a Pull is sent once", _pulls_once),
     "leaver-takes-jobs": Mutant("who leaves goes on taking jobs, and is let go between two", _leaver_takes_jobs),
+    "idle-too-early": Mutant("who leaves is let go while a job is on its way to it", _idle_too_early),
+    "reports-a-moment": Mutant("a report names what is held at its moment, and nothing else", _reports_a_moment),
     "does-not-clean-up": Mutant("a new life sends on what the last one owed", _does_not_clean_up),
     "views-of-a-dead-trainer": Mutant(
         "a view of the next generation is old if its number is", _generation_without_view

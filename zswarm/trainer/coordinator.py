@@ -413,7 +413,7 @@ class Coordinator:
 
     def _give_up(self, session: Session, reason: str | None, now: float, *, to: Stage | None = None) -> list[Command]:
         """Take a process out of the swarm: whatever it has counted and not prepared is void. No reason: it goes itself."""
-        record = self.roster.remove(session, now)
+        record = self.roster.remove(session, now, is_loss=reason != DRAINED)
         if record.role is Role.WORKER:
             self.rebalancer.left(record, now, to=to)
         aborts = self.committer.given_up(record)

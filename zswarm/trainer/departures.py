@@ -3,7 +3,7 @@
     a worker   DRAINING --no job, no output--> IDLE --its count is certain, its state is not needed--> out: "drained"
     a broker   DRAINING --home to nothing, and nothing on its way--> IDLE --> out: "drained"
 
-What an idle worker has counted is certain when it has counted nothing, or the step is committed. Its state is not
+A worker is idle as far as the brokers of its view know, so that has to be the newest. What it has counted is certain when it has counted nothing, or the step is committed. Its state is not
 needed when another worker of the stage holds it, or will, and nobody is getting it from this one. Until then it waits,
 within the time that it gives itself; then it says Stop, and what it had counted is done again. Where everybody of a stage and role leaves, a process of a stage with several is sent there at once: no step
 can be completed before, so that to wait for the end of one would be in vain. What it had counted is done again.
@@ -59,6 +59,9 @@ class Departures:
     def _may_go(self, record: Record) -> bool:
         if record.leaving is not Leaving.IDLE or record.role is Role.BROKER:
             return record.leaving is Leaving.IDLE
+        if record.reported_view < self._roster.view:
+            # A broker that it does not know of may have given it a job.
+            return False
         if self._restorer.gives(record.session) or self._archive.needs(record.session):
             return False
         return self._committer.is_certain(record) and self._is_spare(record)

@@ -21,6 +21,9 @@ from zswarm import limits
 from zswarm.ids import Role, Session, Stage
 from zswarm.trainer.roster import Record, Roster
 
+ROUNDING_S = 1e-6
+"""A worker reports as soon as its device is stuck, and its clock may be a little off when it says for how long."""
+
 
 class Judge:
     """See the module. `verdicts` names each session once."""
@@ -29,8 +32,8 @@ class Judge:
         self._roster = roster
         self._num_stages = num_stages
         self._heartbeat_s = heartbeat_s
-        self._never_stuck_s = min(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_FIRST_S)
-        """Whoever has been busy for no longer is not stuck, however long jobs take."""
+        self._never_stuck_s = min(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_FIRST_S) - ROUNDING_S
+        """Whoever has been busy for less is not stuck, however long jobs take."""
         self._places = [(role, Stage(index)) for role in Role for index in range(num_stages)]
         self._accusations_after_s = float("-inf")
         """Reports that are older than this blame somebody for whom another has been given up."""
@@ -50,7 +53,7 @@ class Judge:
                 yield record.session, f"silent for {silent_s:.1f} s"
             elif record.gone_at_s is not None and now >= record.gone_at_s + limits.GONE_HEARTBEATS * self._heartbeat_s:
                 yield record.session, "its connection was lost"
-            elif record.busy_s > self._never_stuck_s and (reason := self._stuck(record)):
+            elif record.busy_s >= self._never_stuck_s and (reason := self._stuck(record)):
                 yield record.session, reason
         if (cut_off := self._cut_off(now)) is not None:
             yield cut_off
@@ -66,7 +69,7 @@ class Judge:
             return ""
         job_s = max(w.job_s for w in self._roster.of(Role.WORKER, record.stage))
         most_s = max(limits.STUCK_HEARTBEATS * self._heartbeat_s, limits.STUCK_JOBS * job_s)
-        if record.busy_s <= (most_s if job_s and record.is_ready else limits.STUCK_FIRST_S):
+        if record.busy_s < (most_s if job_s and record.is_ready else limits.STUCK_FIRST_S) - ROUNDING_S:
             return ""
         return f"stuck: busy with one task for {record.busy_s:.1f} s, where a job takes " + (
             f"{job_s:.2g} s" if job_s else "nobody knows how long"

@@ -13,8 +13,10 @@ have come to this one meanwhile, and a job of an earlier attempt with it.
 The first microbatches of the next step wait at stage 0 while this one is finished. If what has to be admitted again
 finds no room there because of them, they are recalled: voided and admitted again in the same way.
 
-A microbatch is seen while it is in a report of the present step (a worker's jobs and outputs, a broker's
-queue), or in the trainer's own outbox, and whenever a stage has newly counted it.
+A microbatch is seen while it is in the newest report of somebody of the present step (a worker's jobs and outputs, a
+broker's queue), or in the trainer's own outbox, and whenever a stage has newly counted it or a report names it among those
+that have passed: so one that is alive is seen at least once per interval, however quickly it moves. After a loss reports
+that reach back to before it do not tell whether what has passed is alive.
 """
 
 from __future__ import annotations
@@ -100,10 +102,8 @@ class Replays:
 
         `admitted` are the microbatches of the step that have ever been let in, `own` those in the outbox.
         """
-        if self.wave is not None:
-            return []
         lost = self._demanded | self._lost(admitted, self._seen() | own, now)
-        if not lost:
+        if self.wave is not None or not lost:
             return []
         self._demanded = 0
         return self._void(self._version[1], lost)
@@ -125,6 +125,9 @@ class Replays:
         for record in self._roster.records.values():
             if record.version == version:
                 seen |= record.pending
+                if record.passed_from_s >= self._roster.lost_at_s:
+                    seen |= record.passed
+                record.passed = 0
             elif record.version == before:
                 seen |= record.ahead
         return seen

@@ -44,8 +44,11 @@ class Record:
     ledger: int = 0
     pending: int = 0
     """Bitmap of microbatches of `version` that it will do something about; a broker's queued and leased ones."""
+    passed: int = 0
+    """What was `pending` at some moment since `passed_from_s`, and is not any more."""
+    passed_from_s: float = float("-inf")
     ahead: int = 0
-    """A broker's, of the step after it."""
+    """A broker's, of the step after it, at some moment since the report before."""
     voided: Attempt = Attempt(0)
     prepared: Round = Round(0)
     accused: tuple[Session, ...] = ()
@@ -69,9 +72,14 @@ class Record:
         self.sent_bytes = max(self.sent_bytes, message.sent_bytes)
         if message.report <= self.report:
             return False
+        version, passed = (message.branch, message.step), ledger.from_bytes(message.passed)
+        if version == self.version and self.passed:
+            self.passed |= passed
+        else:
+            self.passed, self.passed_from_s = passed, self.reported_at_s
+        self.version = version
         self.report, self.reported_at_s = message.report, now
         self.reported_view = message.view
-        self.version = (message.branch, message.step)
         self.voided, self.accused = message.voided, message.accused
         self.leaving = message.leaving
         if isinstance(message, BrokerHeartbeat):
@@ -181,8 +189,8 @@ class Roster:
         before = (message.boot_nonce - 1) % 2**64
         return live is not None and live.boot_nonce != before and before in self._ended.get(message.node, ())
 
-    def remove(self, session: Session, now: float) -> Record:
-        """Take a process out of the swarm for good."""
+    def remove(self, session: Session, now: float, *, is_loss: bool = True) -> Record:
+        """Take a process out of the swarm for good; `is_loss`: with something in hand, perhaps."""
         record = self.records.pop(session)
         del self._by_node[record.node]
         others = tuple(other for other in self.of(record.role, record.stage) if other is not record)
@@ -190,7 +198,8 @@ class Roster:
         self._note_end(record)
         self._departed_bytes += record.sent_bytes
         self.view += 1
-        self.note_loss(now)
+        if is_loss:
+            self.note_loss(now)
         return record
 
     def _note_end(self, record: Record) -> None:
