@@ -24,6 +24,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from zswarm.ids import JobKind, Lease, Link, Microbatch, NodeId, Purpose, Session, Stage, Version
@@ -177,6 +178,8 @@ class Worker:
     leases: dict[Lease, LeaseRecord] = field(default_factory=dict)
     job_s: float = 0.0
     """Moving average of the compute time of a job."""
+    answered_at_s: float = -inf
+    """When it was last told that it was heard."""
     leaves: bool = False
     """It takes no more jobs, whatever it has kept."""
 

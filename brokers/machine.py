@@ -130,6 +130,7 @@ class BrokerMachine:
             return me.register()
         if late_s > me.heartbeat_s:
             queue.excuse(now, late_s)
+            me.excuse(now, late_s)
         self._report += 1
         self._told = self._leaving(queue)
         branch, step = queue.version
@@ -145,7 +146,7 @@ class BrokerMachine:
             passed=ledger.to_bytes(queue.custody.passed((branch, step), active)),
             ahead=ledger.to_bytes(ahead | queue.custody.passed((branch, Step(step + 1)), ahead)),
             voided=queue.voids.newest,
-            accused=queue.accused(now),
+            accused=(*((TRAINER,) if me.is_deaf(now) else ()), *queue.accused(now))[: limits.MAX_ACCUSED],
             leaving=self._told,
         )
         return Send(peer=me.coordinator, message=message)
@@ -186,7 +187,7 @@ class BrokerMachine:
             case Backward() as message:
                 return queue.backward(message, event.frames, event.peer, now)
             case Ready() as message:
-                return queue.ready(message, now)
+                return queue.ready(message, event.peer, now)
             case Attach() as message if isinstance(event.peer, bytes):
                 return queue.attach(message, Link(event.peer), now)
             case View() as message:

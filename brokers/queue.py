@@ -53,6 +53,7 @@ from zswarm.messages import (
     Credit,
     Drained,
     Forward,
+    HeartbeatAck,
     Key,
     Load,
     Member,
@@ -321,7 +322,7 @@ class Queue:
 
     # -- workers -------------------------------------------------------------------------------------
 
-    def ready(self, message: Ready, now: float) -> list[Send]:
+    def ready(self, message: Ready, peer: Peer, now: float) -> list[Send]:
         """Note what a worker holds; repeat jobs that it should have got by now."""
         worker = self._hear(message.session, now)
         if worker is None or not self._advance(worker, (message.branch, message.step)):
@@ -331,7 +332,11 @@ class Queue:
             self.leasing.backlog.forget_worker(worker.session)
         worker.offer(message.slots)
         again = self.leasing.repeat(worker, message.held, now)
-        return self._announce(self._grant()) + again + self.leasing.dispatch(now) + self._drained(worker)
+        sends = self._announce(self._grant()) + again + self.leasing.dispatch(now) + self._drained(worker)
+        if now - worker.answered_at_s >= limits.ANSWER_HEARTBEATS * self._me.heartbeat_s:
+            worker.answered_at_s = now
+            sends.append(make_send(peer=peer, message=HeartbeatAck(**self._me.header(), view=self._me.view)))
+        return sends
 
     def _hear(self, session: Session, now: float) -> Worker | None:
         worker = self.workers.get(session)

@@ -45,20 +45,34 @@ class Greetings:
         self._told_slots: dict[Session, int] = {}
         self._told_version: Version | None = None
         self._told_done: set[Session] = set()
+        self._heard_at_s: dict[Session, float] = {}
+        """When an own broker last answered, or was first greeted."""
 
     def see(self) -> None:
         """Learn from the view who the brokers of both stages are."""
         self._own, self._next = self._me.brokers(self._me.stage), self._me.brokers(self._me.stage + 1)
         self._told_slots = {broker: slots for broker, slots in self._told_slots.items() if broker in self._own}
         self._told_done.intersection_update(self._next)
+        self._heard_at_s = {broker: at_s for broker, at_s in self._heard_at_s.items() if broker in self._own}
+
+    def heard(self, broker: Session, now: float) -> None:
+        """A broker has answered."""
+        if broker in self._own:
+            self._heard_at_s[broker] = now
+
+    def silent(self, now: float, after_s: float) -> list[Session]:
+        """Return the own brokers that were greeted, and have not answered for so long."""
+        return [broker for broker, at_s in self._heard_at_s.items() if now - at_s > after_s]
 
     def slots(self, broker: Session) -> int:
         """Return how many leases a broker may have, which it is told with this message."""
         slots = self._told_slots[broker] = self._slots(broker)
         return slots
 
-    def greet(self, outbox: Outbox) -> list[Send]:
+    def greet(self, outbox: Outbox, now: float) -> list[Send]:
         """Tell everybody concerned who we are, and those that close that nothing comes any more."""
+        for broker in self._own:
+            self._heard_at_s.setdefault(broker, now)
         attach = make_attach(**self._me.header())
         done = {broker: work for broker, (_, work) in self._next.items() if outbox.is_done_with(broker)}
         others = [*self._own.values(), *(both for broker, both in self._next.items() if broker not in done)]

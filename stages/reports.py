@@ -15,7 +15,7 @@ from stages.parameters import Parameters
 from stages.participant import Participant, StepState
 from stages.work import Work
 from zswarm import ledger, limits
-from zswarm.ids import Leaving, Microbatch, Session
+from zswarm.ids import TRAINER, Leaving, Microbatch, Session
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Failure, WorkerHeartbeat
@@ -132,9 +132,15 @@ class Reports:
         if now < self._fair_from_s:
             return ()
         limit_s = limits.SILENCE_HEARTBEATS * self._me.heartbeat_s
-        silent = (*outbox.silent(now, limit_s), *self._participant.silent(now, limit_s))
-        members = {member.member for member in self._me.members}
-        return tuple(sorted(members.intersection(silent))[: limits.MAX_ACCUSED])
+        silent = {
+            *outbox.silent(now, limit_s),
+            *self._participant.silent(now, limit_s),
+            *self._work.greetings.silent(now, limit_s),
+        }
+        silent.intersection_update(member.member for member in self._me.members)
+        if self._me.is_deaf(now):
+            silent.add(TRAINER)
+        return tuple(sorted(silent)[: limits.MAX_ACCUSED])
 
     @property
     def is_fatal(self) -> bool:

@@ -48,7 +48,7 @@ class Work:
         self._me = membership
         self._state = state
         self._departure = departure
-        self._greetings = greetings
+        self.greetings = greetings
         self._outputs = outputs
         self.jobs = jobs
         self.device = Device()
@@ -92,23 +92,23 @@ class Work:
         id_ = (message.session, message.lease)
         held = self.jobs.held.get(id_)
         if held is not None and not held.begun:
-            self.jobs.finish(held, self._greetings.refusal(held.job, JobStatus.REVOKED))
+            self.jobs.finish(held, self.greetings.refusal(held.job, JobStatus.REVOKED))
         known = self.jobs.results.get(id_)
         return self._tell_again(message.session, known[1]) if known is not None else []
 
     def refuse(self, job: Job, status: JobStatus) -> list[Send]:
         """Tell the broker of a job that it is not done here; nor is a late copy, which others may be doing by then."""
-        result = self._greetings.refusal(job, status)
+        result = self.greetings.refusal(job, status)
         self.jobs.remember(job, result)
-        return self._greetings.tell(job.session, result)
+        return self.greetings.tell(job.session, result)
 
     def hand_back(self) -> list[Send]:
         """Leave every job that has not begun to others: this worker takes no more."""
         sends: list[Send] = []
         for held in [held for held in self.jobs.held.values() if not held.begun]:
-            result = self._greetings.refusal(held.job, JobStatus.REVOKED)
+            result = self.greetings.refusal(held.job, JobStatus.REVOKED)
             self.jobs.finish(held, result)
-            sends += self._greetings.tell(held.job.session, result)
+            sends += self.greetings.tell(held.job.session, result)
         return sends
 
     @property
@@ -117,7 +117,7 @@ class Work:
         return not self.jobs.held and self.device.is_idle
 
     def _tell_again(self, broker: Session, result: Result) -> list[Send]:
-        return self._greetings.tell(broker, replace(result, slots=self._greetings.slots(broker)))
+        return self.greetings.tell(broker, replace(result, slots=self.greetings.slots(broker)))
 
     # -- what becomes void ---------------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Work:
             status=outcome.status,
             kept=outcome.kept,
             compute_s=outcome.compute_s,
-            slots=self._greetings.slots(job.session),
+            slots=self.greetings.slots(job.session),
         )
         self.jobs.finish(held, result)
-        return [*sends, *self._greetings.tell(job.session, result)]
+        return [*sends, *self.greetings.tell(job.session, result)]

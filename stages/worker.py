@@ -262,7 +262,8 @@ class WorkerMachine:
     def _take_part(self, outbox: Outbox, event: Received, now: float) -> list[Command]:
         """Do what a message of the run asks for; those that come most often are looked for first."""
         match event.message:
-            case HeartbeatAck():
+            case HeartbeatAck() as message:
+                self._greetings.heard(message.session, now)
                 return []
             case Job() as message:
                 return [*self.work.take(message, event.frames, is_able=self._is_able)] if self.is_built else []
@@ -333,7 +334,7 @@ class WorkerMachine:
         return [
             *outbox.introduce(homes, now),
             *outbox.flush(now),
-            *(self._greetings.greet(outbox) if self.is_built else []),
+            *(self._greetings.greet(outbox, now) if self.is_built else []),
             *self.participant.view_changed(now),
         ]
 
@@ -384,7 +385,7 @@ class WorkerMachine:
         """Hand over what can be, as soon as there is somebody to."""
         if self.outbox is None or not self.departure.begins():
             return []
-        return [*self.work.hand_back(), *(self._greetings.greet(self.outbox) if self.is_built else [])]
+        return [*self.work.hand_back(), *(self._greetings.greet(self.outbox, self._now) if self.is_built else [])]
 
     @property
     def _is_needless(self) -> bool:
@@ -479,7 +480,7 @@ class WorkerMachine:
             return []
         begins = is_able and not was_able
         if is_beat or begins:
-            return [*self._greetings.greet(self.outbox)]
+            return [*self._greetings.greet(self.outbox, self._now)]
         return [*self._greetings.news(), *(self._greetings.farewells(self.outbox) if self.outbox.closing else [])]
 
     def _report(self) -> list[Command]:

@@ -238,8 +238,8 @@ def broker_heartbeat(
     )
 
 
-def heartbeat_ack(view: int) -> HeartbeatAck:
-    return HeartbeatAck(**header(), view=view)
+def heartbeat_ack(view: int, *, of: int = TRAINER) -> HeartbeatAck:
+    return HeartbeatAck(**header(of), view=view)
 
 
 def fence(fenced: int, **of: Any) -> Fence:
@@ -518,6 +518,7 @@ def one_of_each(session: int, *, step: int, round_: int = 1, microbatch: int = 0
         nack(session, microbatch, NackCode.STALE, step=step),
         ready(session, step=step),
         job(session, 1, JobKind.FORWARD, microbatch, step=step, route=(1, 1, 1)),
+        drained(session),
         revoke(session, 1),
         result(session, 1, step=step),
         chunk(session, round_, scatter, 0, step=step),

@@ -65,6 +65,15 @@ class Membership:
             self.heard_at_s = now
         return now - self.heard_at_s
 
+    def is_deaf(self, now: float) -> bool:
+        """Has the trainer not been heard for so long that something is in the way?"""
+        return self.silent_s(now) > limits.SILENCE_HEARTBEATS * self.heartbeat_s
+
+    def excuse(self, now: float, stall_s: float) -> None:
+        """This process itself was not running for so long."""
+        if self.heard_at_s is not None:
+            self.heard_at_s = min(now, self.heard_at_s + stall_s)
+
     def header(self) -> Header:
         """Return the fields that start every message of this process."""
         return {"run": self.run, "generation": self.generation, "session": self.session}

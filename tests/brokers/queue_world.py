@@ -121,7 +121,7 @@ class QueueWorld(RuleBasedStateMachine):
             case Backward():
                 self.outbound += queue.backward(message, frames, PEER, now_s)
             case Ready():
-                self.outbound += queue.ready(message, now_s)
+                self.outbound += queue.ready(message, Link(b"%d" % message.session), now_s)
             case Result():
                 self.outbound += queue.result(message, now_s)
             case Void():

@@ -36,7 +36,7 @@ from zswarm.ids import (
 )
 from zswarm.machine import Send
 from zswarm.membership import Membership
-from zswarm.messages import Ack, Attach, Credit, Job, Nack
+from zswarm.messages import Ack, Attach, Credit, HeartbeatAck, Job, Nack
 
 BROKER = 50
 FIRST = first_lease(BROKER)
@@ -89,7 +89,7 @@ class Broker:
         return self.queue.backward(backward(99, microbatch, **of), (f"dy{microbatch}",), PEER, self.now_s)
 
     def ready(self, worker: int, **of: Any) -> list[Send]:
-        return self.queue.ready(ready(worker, **of), self.now_s)
+        return self.queue.ready(ready(worker, **of), Link(b"%d" % worker), self.now_s)
 
     def result(self, worker: int, lease: int, *of: Any, **more: Any) -> list[Send]:
         """`lease` counts from 1."""
@@ -425,15 +425,23 @@ def test_a_job_is_repeated_when_ready_lacks_it_for_long(broker):
     broker.ready(21)
     (job,) = of_type(broker.forward(0), Job)
     broker.now_s = 2.0
-    assert broker.ready(21) == []
+    assert of_type(broker.ready(21), Job) == []
     broker.now_s = 2.1
-    assert broker.ready(21, held=(job.lease,)) == []
-    (again,) = broker.ready(21)
+    assert of_type(broker.ready(21, held=(job.lease,)), Job) == []
+    (again,) = [send for send in broker.ready(21) if isinstance(send.message, Job)]
     assert (again.message, again.frames, int(again.peer)) == (job, ("x0",), 21)
     broker.now_s = 6.0
-    assert broker.ready(21) == [], "each wait is twice the one before"
+    assert of_type(broker.ready(21), Job) == [], "each wait is twice the one before"
     broker.now_s = 6.2
-    assert len(broker.ready(21)) == 1
+    assert len(of_type(broker.ready(21), Job)) == 1
+
+
+def test_a_worker_hears_that_it_was_heard_twice_per_interval_at_most(broker):
+    """Whoever hears nothing knows that something is in the way, though nobody has a job for it."""
+    for now_s, is_answered in ((0.0, True), (0.4, False), (0.5, True), (0.9, False), (2.0, True)):
+        broker.now_s = now_s
+        answers = [send for send in broker.ready(21) if isinstance(send.message, HeartbeatAck)]
+        assert [(answer.peer, answer.message.session) for answer in answers] == [(Link(b"21"), BROKER)] * is_answered
 
 
 def test_jobs_of_the_next_step_wait(broker):

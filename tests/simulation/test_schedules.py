@@ -18,8 +18,8 @@ from zswarm.simulation.faults import LASTS_S, Fault
 from zswarm.simulation.schedule import Schedule, make_schedule
 from zswarm.simulation.simulate import Report, run, run_seed, story_of
 
-NUM_GROUPS = 20
-GROUP_LENGTH = 50
+NUM_GROUPS = 10
+GROUP_LENGTH = 100
 SEEDS = sorted((Path(__file__).parents[1] / "seeds").glob("*.json"))
 OFTEN = (
     *("Forward sent again", "Job sent again", "Commit sent again", "Fence sent again"),

@@ -11,6 +11,7 @@ from tests.letters import (
     broker_at,
     credit,
     fence,
+    heartbeat_ack,
     load,
     of_type,
     prepare,
@@ -35,7 +36,7 @@ from tests.stages.one_worker import (
     Fixture,
 )
 from zswarm import ledger
-from zswarm.ids import Direction, JobStatus, Purpose
+from zswarm.ids import TRAINER, Direction, JobStatus, Purpose
 from zswarm.limits import MAX_ACCUSED, SILENCE_HEARTBEATS
 from zswarm.messages import Backward, Chunk, Forward, Ready, Result, WorkerHeartbeat
 
@@ -274,6 +275,10 @@ def be_silent_for(worker: Fixture, from_s: float, to_s: float) -> WorkerHeartbea
     now_s = from_s
     while now_s < to_s:
         now_s += 1.0
+        worker.now_s = now_s - 0.5
+        worker.get(heartbeat_ack(1))
+        for broker in (OWN, OTHER):
+            worker.get(heartbeat_ack(1, of=broker))
         commands = worker.tick(now_s)
     return reported(commands)
 
@@ -294,6 +299,27 @@ def test_a_participant_that_owes_an_answer_and_is_silent_is_accused(worker):
     assert of_type(worker.do(Snapshotted(round=1, shards=((load("g"),), (load("g"),)))), Chunk)
     assert be_silent_for(worker, 0.0, SILENCE_HEARTBEATS - 1).accused == ()
     assert be_silent_for(worker, SILENCE_HEARTBEATS - 1, SILENCE_HEARTBEATS).accused == (peer,)
+
+
+@pytest.mark.parametrize("silent", [TRAINER, OWN])
+def test_the_trainer_and_the_own_brokers_answer_in_any_case(worker, silent):
+    for now_s in (1.0, 2.0, 3.0):
+        assert reported(worker.tick(now_s)).accused == ()
+        for speaker in {TRAINER, OWN, OTHER} - {silent}:
+            worker.get(heartbeat_ack(1, of=speaker))
+    assert reported(worker.tick(4.0)).accused == (silent,)
+    worker.get(heartbeat_ack(1, of=silent))
+    for speaker in {TRAINER, OWN, OTHER} - {silent}:
+        worker.get(heartbeat_ack(1, of=speaker))
+    assert reported(worker.tick(5.0)).accused == ()
+
+
+def test_a_broker_that_was_never_greeted_owes_nothing():
+    """As long as the stage is not built."""
+    worker = Fixture(built=False)
+    for now_s in (1.0, 2.0, 3.0, 4.0):
+        worker.get(heartbeat_ack(1))
+        assert reported(worker.tick(now_s)).accused == ()
 
 
 def test_who_was_not_running_itself_accuses_nobody(worker):

@@ -38,7 +38,7 @@ from stages.tasks import (
     WasReset,
 )
 from stages.worker import WorkerMachine
-from tests.letters import ack, broker_heartbeat, credit, job, load
+from tests.letters import ack, broker_heartbeat, credit, heartbeat_ack, job, load
 from zswarm import ledger
 from zswarm.ids import Address, Direction, JobKind, JobStatus, NodeId, Role, StatePart
 from zswarm.machine import Send
@@ -223,6 +223,7 @@ class Broker:
             case Ready():
                 self.version = max(self.version, (message.branch, message.step))
                 self.rights = {place: right for place, right in self.rights.items() if place[:2] >= self.version}
+                return [Send(peer=peer, message=heartbeat_ack(me.view, of=me.session))]
             case Result():
                 self.result(message)
         return []

@@ -116,6 +116,8 @@ def test_a_process_that_is_fenced_again_and_again_is_no_feud(trainer):
     for nonce in range(100, 120):
         assert of_type(trainer.get(register(NODE, nonce=nonce), peer="sim://w0"), Welcome)
         session = trainer.machine.roster.life_of(NODE).session
+        trainer.report(session)
+        trainer.says.clear()
         fences = of_type(trainer.live(5.0), Fence)
         assert session in {fence.fenced for fence in fences}
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.letters import heartbeat, register
 from zswarm import limits
-from zswarm.ids import Address, Role
+from zswarm.ids import TRAINER, Address, Role
 from zswarm.trainer.judgement import Judge
 from zswarm.trainer.roster import Roster
 
@@ -64,6 +64,8 @@ def test_nobody_is_given_up_who_speaks(swarm):
 
 
 def test_silence(swarm):
+    for session in (1, 2, 3, 4, 5):
+        swarm.report(session)
     swarm.roster.records[1].heard_at_s = 1.0
     assert swarm.verdicts(SILENCE_S) == {}
     assert set(swarm.verdicts(SILENCE_S + TINY_S)) == {2, 3, 4, 5}
@@ -124,18 +126,20 @@ def test_a_session_is_named_once_however_many_reasons_there_are(swarm):
 @pytest.mark.parametrize(
     ("accusations", "verdict"),
     [
-        ({"w0": (4,)}, 4),
+        ({"w0": (4,)}, 1),
         ({"b0": (1,)}, 1),
+        ({"w1": (5,)}, 5),
         ({"w0": (4,), "w1": (4,)}, 4),
         ({"w0": (4, 5)}, 1),
         ({"b0": (1,), "b1": (1,), "w0": (4,)}, 1),
-        ({"w0": (4,), "w1": (5,)}, 5),
+        ({"b0": (1,), "b1": (3,)}, 3),
         ({"w0": (99,)}, None),
         ({"w0": ()}, None),
     ],
     ids=[
-        "of equals the accused",
-        "whichever role it has",
+        "of equals one of a stage with several",
+        "though it is the accused",
+        "else the accused",
         "whom two accuse",
         "who accuses two",
         "part of the most pairs",
@@ -156,15 +160,78 @@ def test_the_reason_names_the_other_end(swarm):
 
 def test_after_a_verdict_only_fresh_reports_accuse(swarm):
     """What was said before blames others for whom has just been given up; who waits for a new one waits as long."""
-    swarm.accuse(now=1.0, w0=(4,), w1=(5,))
-    assert list(swarm.verdicts(1.0)) == [5]
-    swarm.roster.remove(5, 1.0)
+    swarm.accuse(now=1.0, b0=(1,), b1=(3,))
+    assert list(swarm.verdicts(1.0)) == [3]
+    swarm.roster.remove(3, 1.0)
     swarm.hear_all(100.0)
     assert swarm.verdicts(1.0) == {}, "one at a time"
-    swarm.accuse(now=1.0 + SILENCE_S, w0=(4,))
+    swarm.accuse(now=1.0 + SILENCE_S, b0=(1,))
     assert swarm.verdicts(1.0 + SILENCE_S) == {}, "that much may be left over from before"
-    swarm.accuse(now=1.0 + SILENCE_S + TINY_S, w0=(4,))
-    assert list(swarm.verdicts(1.0 + SILENCE_S + TINY_S)) == [4]
+    swarm.accuse(now=1.0 + SILENCE_S + TINY_S, b0=(1,))
+    assert list(swarm.verdicts(1.0 + SILENCE_S + TINY_S)) == [1]
+
+
+def test_who_does_not_hear_the_trainer_is_cut_off_from_it(swarm):
+    swarm.verdicts(0.0)
+    swarm.hear_all(SILENCE_S)
+    swarm.accuse(now=SILENCE_S - TINY_S, b0=(TRAINER,))
+    assert swarm.verdicts(SILENCE_S) == {}, "the trainer has just begun, and was not there before"
+    swarm.accuse(now=SILENCE_S, b0=(TRAINER,), w1=(TRAINER,))
+    assert swarm.verdicts(SILENCE_S) == dict.fromkeys((2, 4), "cut off: it does not hear the trainer")
+
+
+def test_a_trainer_that_stood_still_gives_nobody_up_for_that(swarm):
+    swarm.verdicts(0.0)
+    swarm.judge.excuse(100.0)
+    swarm.hear_all(100.0)
+    for now in (100.0, 100.0 + SILENCE_S - TINY_S):
+        swarm.accuse(now=now, b0=(TRAINER,))
+        assert swarm.verdicts(now) == {}
+    swarm.accuse(now=100.0 + SILENCE_S, b0=(TRAINER,))
+    assert list(swarm.verdicts(100.0 + SILENCE_S)) == [4]
+
+
+def cut_off(swarm, now: float) -> str:
+    """Let worker 3 be given up for a broken link to broker 5; returns why."""
+    swarm.accuse(now=now, b1=(3,))
+    swarm.hear_all(now)
+    return swarm.verdicts(now)[3]
+
+
+def test_who_is_cut_off_again_and_again_is_let_in_ever_later(swarm):
+    again = register("w2", nonce=2, stage=0)
+    first, now = limits.FIRST_QUARANTINE_HEARTBEATS * HEARTBEAT_S, 10.0
+    assert cut_off(swarm, now) == "cut off: it and b1 (stage 1) do not reach each other"
+    assert not swarm.judge.keeps_out(again, now), "it may have been an accident"
+    for factor in (1, 2, 4):
+        now += 20.0
+        assert cut_off(swarm, now).endswith(f"do not reach each other, again: let in after {factor * first:.0f} s")
+        assert swarm.judge.keeps_out(again, now + factor * first - TINY_S)
+        assert not swarm.judge.keeps_out(again, now + factor * first)
+        now += factor * first
+    now += limits.FORGIVEN_HEARTBEATS * HEARTBEAT_S + 1.0
+    assert not cut_off(swarm, now).endswith(" s")
+
+
+def test_nobody_is_kept_out_whose_place_is_empty(swarm):
+    for now in (10.0, 20.0):
+        cut_off(swarm, now)
+    again = register("w2", nonce=2, stage=0)
+    assert swarm.judge.keeps_out(again, 20.0)
+    assert not swarm.judge.keeps_out(register("w2", stage=0), 20.0), "it is in, and asks what it has asked before"
+    assert not swarm.judge.keeps_out(register("w3", nonce=2, stage=0), 20.0)
+    swarm.roster.remove(1, 20.0)
+    swarm.roster.remove(3, 20.0)
+    assert not swarm.judge.keeps_out(again, 20.0)
+
+
+def test_who_never_says_a_word_after_it_was_let_in_is_cut_off_too(swarm):
+    """It reaches the trainer, and does not hear it: it would be let in and given up every few heartbeats."""
+    swarm.report(1)
+    for now in (SILENCE_S + TINY_S, SILENCE_S + 1.0):
+        found = swarm.verdicts(now)
+    assert not found[1].endswith("let in after 8 s")
+    assert found[3].endswith("let in after 8 s")
 
 
 def test_an_own_stall_is_excused(swarm):

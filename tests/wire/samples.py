@@ -96,6 +96,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "report": 2**32,
         "ledger": b"\x01\x00\xff",
         "pending": b"\x00\x02",
+        "passed": b"\x04",
         "voided": 2**64 - 1,
         "accused": (1, 2**64 - 1),
         "busy_s": 1.5,
@@ -106,6 +107,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "BrokerHeartbeat": {
         "active": b"\x80",
+        "passed": b"\x7f",
         "ahead": b"",
         "accused": (9,),
         "sent_bytes": 1,

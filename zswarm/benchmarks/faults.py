@@ -36,6 +36,7 @@ from zswarm.ids import Step
 from zswarm.simulation.faults import Fault, Strike
 from zswarm.simulation.network import Weather
 from zswarm.simulation.schedule import UNIT_BYTES, Schedule
+from zswarm.simulation.strikes import IMPATIENT_ONE_IN
 from zswarm.simulation.swarm import Swarm
 from zswarm.simulation.symbolic import Pace
 from zswarm.simulation.trace import Trace
@@ -49,8 +50,6 @@ START_S = 2.0
 """How long a trainer that was killed takes to be up again."""
 FROZEN_S = 5 * HEARTBEAT_S
 """Two heartbeats longer than it takes to be given up for silence."""
-PATIENT = 1
-"""Whoever is asked to leave with such a strike is not asked a second time, and nothing else depends on it."""
 STRUCK, NEXT = Step(1), Step(2)
 
 CALM = Schedule(
@@ -72,12 +71,16 @@ CALM = Schedule(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One sort of fault, the role that it hits, and the steps that it may cost besides `waits_s`."""
+    """One sort of fault, the role that it hits, and the steps that it may cost besides `waits_s`.
+
+    `noticed_below` is within how many heartbeats the process has to be out of the swarm; None for whom that is no aim.
+    """
 
     name: str
     fault: Fault
     role: str
     below: float
+    noticed_below: float | None = None
     lasts_s: float = NEVER_S
     waits_s: float = 0.0
     """What is whoever's affair who starts the process again: so much later a step may end for that alone."""
@@ -91,8 +94,8 @@ class Kind:
 
 
 KINDS = (
-    Kind(name="worker killed", fault=Fault.KILL_WORKER, role="worker", below=0.6),
-    Kind(name="broker killed", fault=Fault.KILL_BROKER, role="broker", below=0.7),
+    Kind(name="worker killed", fault=Fault.KILL_WORKER, role="worker", below=0.6, noticed_below=1.0),
+    Kind(name="broker killed", fault=Fault.KILL_BROKER, role="broker", below=0.7, noticed_below=1.0),
     Kind(
         name=f"trainer killed, back after {START_S:g} s",
         fault=Fault.KILL_TRAINER,
@@ -101,7 +104,17 @@ KINDS = (
         lasts_s=START_S,
         waits_s=START_S,
     ),
-    Kind(name=f"worker frozen for {FROZEN_S:g} s", fault=Fault.FREEZE, role="worker", below=0.5, lasts_s=FROZEN_S),
+    Kind(
+        name=f"worker frozen for {FROZEN_S:g} s",
+        fault=Fault.FREEZE,
+        role="worker",
+        below=0.5,
+        noticed_below=4.0,
+        lasts_s=FROZEN_S,
+    ),
+    Kind(name="worker's device hangs", fault=Fault.HANG, role="worker", below=0.6, noticed_below=4.0),
+    Kind(name="worker cut off", fault=Fault.PARTITION, role="worker", below=0.6, noticed_below=4.0),
+    Kind(name="broker cut off", fault=Fault.PARTITION, role="broker", below=0.7, noticed_below=4.0),
     Kind(name="worker leaves", fault=Fault.LEAVE_WORKER, role="worker", below=0.6),
     Kind(name="broker leaves", fault=Fault.LEAVE_BROKER, role="broker", below=0.3),
 )
@@ -172,10 +185,12 @@ def main(*, trials: int = 40, json_file: Path | None = None) -> None:
         console.print(line)
     tails = tails_of(found, step_s)
     console.print(table_of_tails(tails, f"steps of {step_s:.1f} s that one fault costs, {trials} trials each"))
+    noticed = noticed_of(found)
+    console.print(table_of_tails(noticed, f"heartbeats of {HEARTBEAT_S:g} s until the process is out of the swarm"))
     if json_file is not None:
         written = {
             "step_s": step_s,
-            "figures": [tail.as_json() for tail in tails],
+            "figures": [tail.as_json() for tail in (*tails, *noticed)],
             "trials": [asdict(trial) for trial in found],
         }
         json_file.write_text(json.dumps(written, indent=1) + "\n")
@@ -194,8 +209,9 @@ def strike_all(schedule: Schedule, kinds: Sequence[Kind] = KINDS) -> tuple[float
     trials = []
     for kind in kinds:
         node, at = random.choice(kind.nodes(schedule)), random.random()
-        strike = Strike(fault=kind.fault, at_s=begin_s + at * step_s, lasts_s=kind.lasts_s, salt=PATIENT, node=node)
-        trace = trace_of(replace(schedule, strikes=(strike,)))
+        salt = 1 + IMPATIENT_ONE_IN * random.getrandbits(16)  # nobody asks a second time
+        strike = Strike(fault=kind.fault, at_s=begin_s + at * step_s, lasts_s=kind.lasts_s, salt=salt, node=node)
+        trace = trace_of(replace(schedule, faults=frozenset({kind.fault}), strikes=(strike,)))
         struck, left_at_s = trace.ends_s, trace.left_at_s.get(node)
         late = {step: (struck[step] - without[step]) / step_s for step in (STRUCK, NEXT)}
         trials.append(
@@ -258,6 +274,17 @@ def _was_noticed(strike: Strike, records: Sequence[dict[str, Any]]) -> bool:
     if strike.fault is Fault.KILL_TRAINER:
         return len([record for record in records if record["event"] == "start"]) > 1
     return any(record["event"] == "leave" and record["node"] == strike.node for record in records)
+
+
+def noticed_of(trials: Sequence[Trial]) -> list[Tail]:
+    """Return within how many heartbeats each kind that has to be noticed was."""
+    tails = []
+    for kind in KINDS:
+        after_s = [trial.left_after_s for trial in trials if trial.kind == kind.name]
+        if kind.noticed_below is not None:
+            values = [each / HEARTBEAT_S for each in after_s if each is not None]
+            tails.append(Tail(name=f"{kind.name}: noticed", values=values, below=kind.noticed_below))
+    return tails
 
 
 def tails_of(trials: Sequence[Trial], step_s: float) -> list[Tail]:

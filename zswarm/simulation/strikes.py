@@ -153,7 +153,10 @@ class Strikes:
                 for node in _one(random, up):
                     self._freeze(node, self._ends_at_s(strike, now_s))
             case Fault.PARTITION:
-                self._part(random, self._ends_at_s(strike, now_s))
+                if strike.node:
+                    self._cut_off(random, up, self._ends_at_s(strike, now_s))
+                else:
+                    self._part(random, self._ends_at_s(strike, now_s))
             case Fault.HANG:
                 self._hang(_one(random, [node for node in workers if _has_worked(node)]))
             case Fault.SLOW_WORKER:
@@ -232,10 +235,18 @@ class Strikes:
         some = {random.choice(numbers)} if random.random() < 0.5 else {n for n in numbers if random.random() < 0.4}
         others = [n for n in numbers if n not in some and (len(some) == 1 or random.random() < 0.8)]
         way = random.choice(("there", "back", "both", "both"))
-        pairs = {(a, b) for a in some for b in others} if way != "back" else set()
-        pairs |= {(b, a) for a in some for b in others} if way != "there" else set()
-        cut = (pairs, until_s if random.random() < 0.5 else inf)
-        resets = random.random() < 0.3
+        arrives_s = until_s if random.random() < 0.5 else inf
+        self._cut(_pairs(some, others, way), arrives_s, until_s, resets=random.random() < 0.3)
+
+    def _cut_off(self, random: Random, nodes: list[Node], until_s: float) -> None:
+        """Cut these off from everybody else, one way or both; what is sent is lost, and no connection is seen to break."""
+        some = {node.number for node in nodes}
+        others = [node.number for node in self._lives.nodes if node.number not in some]
+        pairs = _pairs(some, others, random.choice(("there", "back", "both", "both")))
+        self._cut(pairs, inf, until_s, resets=False)
+
+    def _cut(self, pairs: set[tuple[int, int]], arrives_s: float, until_s: float, *, resets: bool) -> None:
+        cut = (pairs, arrives_s)
         self.counters[Fault.PARTITION.value] += 1
         self._cuts.append(cut)
         self._block()
@@ -258,6 +269,12 @@ class Strikes:
 def _one(random: Random, nodes: list[Node]) -> list[Node]:
     """Return one of them, none of none."""
     return [random.choice(nodes)] if nodes else []
+
+
+def _pairs(some: set[int], others: list[int], way: str) -> set[tuple[int, int]]:
+    """Return who does not reach whom: some the others ("there"), the others some ("back"), or both."""
+    pairs = {(a, b) for a in some for b in others} if way != "back" else set()
+    return pairs | {(b, a) for a in some for b in others} if way != "there" else pairs
 
 
 def _stage(node: Node) -> int:

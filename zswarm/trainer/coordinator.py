@@ -287,7 +287,7 @@ class Coordinator:
         reject = self.reception.refusal(message, now, is_over=self._exit is not None)
         if reject is not None:
             return [Send(peer=event.peer, message=reject)]
-        if self.roster.is_late_copy(message):
+        if self.roster.is_late_copy(message) or self.judge.keeps_out(message, now):
             return []
         commands: list[Command] = []
         before = self.roster.life_of(message.node)

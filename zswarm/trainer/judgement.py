@@ -3,7 +3,7 @@
     silent       not heard of for SILENCE_HEARTBEATS
     gone         its connection was lost, and it has not spoken over another one for GONE_HEARTBEATS
     stuck        busy with one task for far longer than jobs of its stage take
-    cut off      what others wait for: both ends of such a pair live, and one of them goes
+    cut off      what others wait for: both ends of such a pair live, and one of them goes; or it does not hear the trainer
     needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, and its own has several: whoever
                  begins a new life goes to the stage with the fewest
 
@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from math import inf
 
 from zswarm import limits
-from zswarm.ids import Role, Session, Stage
+from zswarm.ids import TRAINER, Role, Session, Stage
+from zswarm.messages import Register
+from zswarm.trainer.quarantine import Quarantine
 from zswarm.trainer.roster import Record, Roster
 
 ROUNDING_S = 1e-6
@@ -37,6 +39,11 @@ class Judge:
         self._places = [(role, Stage(index)) for role in Role for index in range(num_stages)]
         self._accusations_after_s = float("-inf")
         """Reports that are older than this blame somebody for whom another has been given up."""
+        self._quarantine = Quarantine(heartbeat_s=heartbeat_s)
+        self._has_stalled = True
+        """The trainer was not running, or has just begun: who has not heard it meanwhile is not to blame."""
+        self._believes_from_s = inf
+        """From when on it believes whoever says that he does not hear the trainer."""
         self._lacking_since_s: dict[tuple[Role, Stage], float] = {}
 
     def next_deadline_s(self) -> float:
@@ -50,11 +57,14 @@ class Judge:
         for record in list(self._roster.records.values()):
             silent_s = now - record.heard_at_s
             if silent_s > silence_s:
-                yield record.session, f"silent for {silent_s:.1f} s"
+                text = f"silent for {silent_s:.1f} s"
+                # Whoever never says a word has not heard that it was let in.
+                yield record.session, text if record.report else self._keep_out(record, text, now)
             elif record.gone_at_s is not None and now >= record.gone_at_s + limits.GONE_HEARTBEATS * self._heartbeat_s:
                 yield record.session, "its connection was lost"
             elif record.busy_s >= self._never_stuck_s and (reason := self._stuck(record)):
                 yield record.session, reason
+        yield from self._deaf(now)
         if (cut_off := self._cut_off(now)) is not None:
             yield cut_off
         roster, lacking = self._roster, self._lacking_since_s
@@ -75,8 +85,17 @@ class Judge:
             f"{job_s:.2g} s" if job_s else "nobody knows how long"
         )
 
+    def _deaf(self, now: float) -> Iterator[tuple[Session, str]]:
+        """Those that say that they do not hear the trainer, which hears them."""
+        if self._has_stalled:
+            self._has_stalled, self._believes_from_s = False, now + limits.SILENCE_HEARTBEATS * self._heartbeat_s
+        for record in list(self._roster.records.values()):
+            if TRAINER in record.accused and record.reported_at_s >= self._believes_from_s:
+                yield record.session, self._keep_out(record, "cut off: it does not hear the trainer", now)
+
     def _cut_off(self, now: float) -> tuple[Session, str] | None:
-        """Of all pairs, the process that is part of the most; of equals the accused, of those the youngest."""
+        """Of all pairs, the process that is part of the most; of equals one that its stage can do without, of those the
+        accused, of those the youngest."""
         records = self._roster.records
         pairs = [
             (accuser, records[accused])
@@ -89,10 +108,27 @@ class Judge:
             return None
         parts = Counter(record.session for pair in pairs for record in pair)
         accused = {record.session for _, record in pairs}
-        most = max(parts, key=lambda session: (parts[session], session in accused, session))
+
+        def guilt(session: Session) -> tuple[int, bool, bool, Session]:
+            record = records[session]
+            return parts[session], len(self._roster.of(record.role, record.stage)) > 1, session in accused, session
+
+        most = max(parts, key=guilt)
         self._accusations_after_s = now + limits.SILENCE_HEARTBEATS * self._heartbeat_s
         partner = next(a if b.session == most else b for a, b in pairs if most in (a.session, b.session))
-        return most, f"cut off: it and {partner.place} do not reach each other"
+        text = f"cut off: it and {partner.place} do not reach each other"
+        return most, self._keep_out(records[most], text, now)
+
+    def _keep_out(self, record: Record, text: str, now: float) -> str:
+        """Note why a process is given up that may come back at once; returns what the log says."""
+        wait_s = self._quarantine.note(record.node, now)
+        return f"{text}, again: let in after {wait_s:.0f} s" if wait_s else text
+
+    def keeps_out(self, message: Register, now: float) -> bool:
+        """Is it too early for a process to come back? Never where its place would be empty without it."""
+        is_held = self._quarantine.holds(message.node, now) and self._roster.known(message) is None
+        is_spare = message.stage is None or bool(self._roster.of(message.role, message.stage))
+        return is_held and is_spare
 
     def _needed_elsewhere(self, role: Role, now: float) -> tuple[Session, str] | None:
         """The youngest of the stage that has the most, if some stage has had nobody for long."""
@@ -110,5 +146,7 @@ class Judge:
 
     def excuse(self, stall_s: float) -> None:
         """The trainer itself was not running."""
+        self._has_stalled = True
+        self._quarantine.excuse(stall_s)
         for place in self._lacking_since_s:
             self._lacking_since_s[place] += stall_s
