@@ -25,6 +25,7 @@ from stages.tasks import Discard, Emitted, Import, Outcome, Ran, Reset, Run, Tas
 from zswarm import limits
 from zswarm.ids import Lease, Session, Stage
 from zswarm.messages import Key
+from zswarm.patience import most_busy_s
 
 HANGS = 70
 """Exit code of a worker whose device does not answer, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
@@ -136,6 +137,11 @@ class Device:
         """Return how long the task in work has taken; 0 if there is none."""
         return now - self._since_s if self._num_unanswered else 0.0
 
+    @property
+    def is_at_job(self) -> bool:
+        """Are all tasks in work jobs?"""
+        return 0 < self._num_unanswered == len(self._running)
+
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one."""
         return self.overdue_at_s(heartbeat_s, is_ready=True) if self.is_resetting else None
@@ -149,7 +155,7 @@ class Device:
             return None
         if not self.num_jobs or not is_ready:
             return self._since_s + limits.STUCK_FIRST_S
-        return self._since_s + max(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_JOBS * self.job_s)
+        return self._since_s + most_busy_s(self.job_s, heartbeat_s, is_at_job=self.is_at_job)
 
     def excuse(self, now: float) -> None:
         """This process was not running: the device may not have been, either."""

@@ -1,4 +1,4 @@
-"""How long to wait for an answer before a payload is sent again.
+"""How long to wait for what takes its time: before a payload is sent again, and before a device counts as hanging.
 
 A repetition that is sent while the first copy still waits for a slow link makes the link slower, and the
 next one earlier still relative to it: at a constant interval, links that need longer than that for what
@@ -13,3 +13,10 @@ from zswarm import limits
 def patience(first: float, num_sent: int) -> float:
     """Return how long to wait after having sent for the `num_sent`-th time, in the unit of `first`, the first wait."""
     return first * (1 << min(num_sent - 1, limits.MOST_DOUBLINGS))
+
+
+def most_busy_s(job_s: float, heartbeat_s: float, *, is_at_job: bool) -> float:
+    """Return for how long a worker may be busy with one task, if a job takes `job_s` on average."""
+    if is_at_job:
+        return max(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_JOBS * job_s)
+    return max(limits.STUCK_TASK_HEARTBEATS * heartbeat_s, limits.STUCK_TASK_JOBS * job_s)

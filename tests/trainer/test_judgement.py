@@ -94,14 +94,29 @@ def test_a_lost_connection(swarm):
     ids=["no job has ever ended", "short jobs", "long jobs"],
 )
 def test_a_worker_that_is_stuck(swarm, others_s, most_s):
-    """Measured against the slowest of its stage; other stages have other jobs."""
+    """Before its first job it is measured against the slowest of its stage; other stages have other jobs."""
     swarm.report(3, job_s=others_s)
     swarm.report(2, job_s=1000.0)
-    swarm.report(1, busy_s=most_s - 0.01, job_s=others_s / 2)
+    swarm.report(1, busy_s=most_s - 0.01)
     assert swarm.verdicts(0.0) == {}
-    swarm.report(1, busy_s=most_s - 1e-9, job_s=others_s / 2)
+    swarm.report(1, busy_s=most_s - 1e-9)
     assert list(swarm.verdicts(0.0)) == [1]
     assert swarm.verdicts(0.0)[1].startswith(f"stuck: busy with one task for {most_s:.1f} s")
+
+
+def test_whoever_has_done_a_job_is_measured_against_itself(swarm):
+    """It has told that it is stuck with its own measure, and with another would have to tell again."""
+    swarm.report(3, job_s=1000.0)
+    swarm.report(1, busy_s=limits.STUCK_JOBS * 10.0, job_s=10.0)
+    assert list(swarm.verdicts(0.0)) == [1]
+
+
+def test_a_task_that_is_no_job_has_longer(swarm):
+    """An optimizer's step of a large stage may take many times as long as a job."""
+    swarm.report(1, busy_s=limits.STUCK_TASK_JOBS * 10.0 - 0.1, job_s=10.0, at_job=False)
+    assert swarm.verdicts(0.0) == {}
+    swarm.report(1, busy_s=limits.STUCK_TASK_JOBS * 10.0, job_s=10.0, at_job=False)
+    assert list(swarm.verdicts(0.0)) == [1]
 
 
 def test_who_builds_or_loads_has_longer(swarm):

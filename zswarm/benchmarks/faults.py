@@ -30,6 +30,7 @@ from typing import Any
 
 from rich.console import Console
 
+from stages.tasks import Run
 from zswarm.benchmarks.figures import Tail, claim, table_of_tails
 from zswarm.errors import RunFailed
 from zswarm.ids import Step
@@ -146,6 +147,8 @@ class StepEnds(Trace):
         self.is_kept = True
         self.ends_s: dict[Step, float] = {}
         self.left_at_s: dict[str, float] = {}
+        self.jobs_at_s: dict[str, float] = {}
+        """When each worker last began a job, as long as it was in."""
         self.num_redone = 0
         """Microbatches that somebody who left had counted, at his stage, or that were admitted again."""
 
@@ -155,6 +158,8 @@ class StepEnds(Trace):
         match command:
             case StepDone():
                 self.ends_s[command.step] = time_s
+            case Run() if node not in self.left_at_s:
+                self.jobs_at_s[node] = time_s
             case Append(record={"event": "leave", "node": name, "lost": num_lost}):
                 self.left_at_s.setdefault(name, time_s)
                 self.num_redone += num_lost
@@ -213,6 +218,8 @@ def strike_all(schedule: Schedule, kinds: Sequence[Kind] = KINDS) -> tuple[float
         strike = Strike(fault=kind.fault, at_s=begin_s + at * step_s, lasts_s=kind.lasts_s, salt=salt, node=node)
         trace = trace_of(replace(schedule, faults=frozenset({kind.fault}), strikes=(strike,)))
         struck, left_at_s = trace.ends_s, trace.left_at_s.get(node)
+        # A device hangs once it has something to do.
+        begun_at_s = trace.jobs_at_s.get(node, 0.0) if kind.fault is Fault.HANG else 0.0
         late = {step: (struck[step] - without[step]) / step_s for step in (STRUCK, NEXT)}
         trials.append(
             Trial(
@@ -222,7 +229,7 @@ def strike_all(schedule: Schedule, kinds: Sequence[Kind] = KINDS) -> tuple[float
                 at=at,
                 struck=late[STRUCK],
                 in_all=late[NEXT],
-                left_after_s=None if left_at_s is None else left_at_s - strike.at_s,
+                left_after_s=None if left_at_s is None else left_at_s - max(strike.at_s, begun_at_s),
                 num_redone=trace.num_redone,
             )
         )

@@ -20,6 +20,7 @@ from math import inf
 from zswarm import limits
 from zswarm.ids import TRAINER, Role, Session, Stage
 from zswarm.messages import Register
+from zswarm.patience import most_busy_s
 from zswarm.trainer.quarantine import Quarantine
 from zswarm.trainer.roster import Record, Roster
 
@@ -77,8 +78,8 @@ class Judge:
     def _stuck(self, record: Record) -> str:
         if record.role is not Role.WORKER:
             return ""
-        job_s = max(w.job_s for w in self._roster.of(Role.WORKER, record.stage))
-        most_s = max(limits.STUCK_HEARTBEATS * self._heartbeat_s, limits.STUCK_JOBS * job_s)
+        job_s = record.job_s or max(w.job_s for w in self._roster.of(Role.WORKER, record.stage))
+        most_s = most_busy_s(job_s, self._heartbeat_s, is_at_job=record.at_job)
         if record.busy_s < (most_s if job_s and record.is_ready else limits.STUCK_FIRST_S) - ROUNDING_S:
             return ""
         return f"stuck: busy with one task for {record.busy_s:.1f} s, where a job takes " + (
