@@ -19,6 +19,7 @@ from zswarm.benchmarks.faults import (
     ends_s,
     leaves_of,
     main,
+    noticed_of,
     strike_all,
     tails_of,
 )
@@ -48,25 +49,51 @@ def test_one_bad_case_in_ten_misses_the_target_and_one_in_a_hundred_does_not() -
 def test_both_steps_are_held_against_the_target_and_the_trainers_start_is_allowed_for() -> None:
     trials = [trial(kind, struck=0.65, in_all=0.55) for kind in KINDS]
     tails = tails_of(trials, step_s=4.0)
-    assert [tail.below for tail in tails] == pytest.approx([0.6, 0.6, 0.7, 0.7, 0.8, 0.8, 0.5, 0.5, 0.6, 0.6, 0.3, 0.3])
-    assert [tail.is_met for tail in tails] == [
-        *(True, False, True, True, True, True, False, False),
-        *(True, False, False, False),
+    below = {tail.name.removesuffix(", in all"): tail.below for tail in tails[::2]}
+    assert [tail.below for tail in tails[1::2]] == list(below.values())
+    assert below == pytest.approx({kind.name: kind.below + kind.waits_s / 4.0 for kind in KINDS})
+    assert below[TRAINER.name] == pytest.approx(0.8)
+    assert [tail.is_met for tail in tails[::2]] == [kind.below + kind.waits_s / 4.0 > 0.55 for kind in KINDS]
+    assert [tail.is_met for tail in tails[1::2]] == [kind.below + kind.waits_s / 4.0 > 0.65 for kind in KINDS]
+
+
+def test_how_soon_each_is_noticed_is_held_against_its_target_in_heartbeats() -> None:
+    trials = [trial(kind, struck=0.0, in_all=0.0) for kind in KINDS]
+    noticed = noticed_of([*trials, replace(trials[0], left_after_s=None)])
+    assert [tail.name for tail in noticed] == [
+        f"{kind.name}: noticed" for kind in KINDS if kind.noticed_below is not None
     ]
+    assert all(tail.values == [1.5 / HEARTBEAT_S] for tail in noticed)
+    assert [tail.is_met for tail in noticed] == [kind.noticed_below > 3.0 for kind in KINDS if kind.noticed_below]
+
+
+def test_a_hang_is_noticed_from_the_job_on_that_hangs() -> None:
+    (hangs,) = (kind for kind in KINDS if kind.fault is Fault.HANG)
+    for seed in range(3):
+        _, (found,) = strike_all(replace(SMALL, seed=seed), [hangs])
+        assert found.left_after_s is not None
+        assert hangs.noticed_below is not None
+        assert found.left_after_s < hangs.noticed_below * HEARTBEAT_S
+
+
+def test_whoever_is_cut_off_is_noticed_as_soon_as_whoever_freezes() -> None:
+    for kind in KINDS:
+        if kind.fault is Fault.PARTITION:
+            _, (found,) = strike_all(SMALL, [kind])
+            assert found.left_after_s is not None
+            assert 1.9 * HEARTBEAT_S < found.left_after_s < 4.0 * HEARTBEAT_S
 
 
 def test_every_kind_strikes_a_process_of_its_role() -> None:
     step_s, trials = strike_all(SMALL)
     assert [each.kind for each in trials] == [kind.name for kind in KINDS]
-    assert [each.node.partition("-")[0] for each in trials] == [
-        *("worker", "broker", "trainer", "worker", "worker", "broker"),
-    ]
+    assert [each.node.partition("-")[0] for each in trials] == [kind.role for kind in KINDS]
     assert 2.0 < step_s < 5.0
     assert all(0.0 <= each.at < 1.0 for each in trials)
 
 
 def test_whoever_leaves_takes_until_the_commit_and_nothing_is_done_again() -> None:
-    killed, leaves = KINDS[0], KINDS[4]
+    killed, leaves = KINDS[0], next(kind for kind in KINDS if kind.fault is Fault.LEAVE_WORKER)
     step_s, (worker,) = strike_all(SMALL, [leaves])
     assert worker.num_redone == 0
     assert worker.left_after_s is not None

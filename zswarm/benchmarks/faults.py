@@ -31,6 +31,7 @@ from typing import Any
 from rich.console import Console
 
 from stages.tasks import Run
+from zswarm import limits
 from zswarm.benchmarks.figures import Tail, claim, table_of_tails
 from zswarm.errors import RunFailed
 from zswarm.ids import Step
@@ -113,7 +114,14 @@ KINDS = (
         noticed_below=4.0,
         lasts_s=FROZEN_S,
     ),
-    Kind(name="worker's device hangs", fault=Fault.HANG, role="worker", below=0.6, noticed_below=4.0),
+    Kind(
+        name="worker's device hangs",
+        fault=Fault.HANG,
+        role="worker",
+        below=0.6,
+        # Five jobs, which are longer than 3.5 heartbeats here: four of the default heartbeat of 1 s.
+        noticed_below=4.0 * limits.HEARTBEAT_S / HEARTBEAT_S,
+    ),
     Kind(name="worker cut off", fault=Fault.PARTITION, role="worker", below=0.6, noticed_below=4.0),
     Kind(name="broker cut off", fault=Fault.PARTITION, role="broker", below=0.7, noticed_below=4.0),
     Kind(name="worker leaves", fault=Fault.LEAVE_WORKER, role="worker", below=0.6),
