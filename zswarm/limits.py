@@ -62,8 +62,8 @@ HEARTBEAT_S = 1.0
 """Default heartbeat interval; every deadline follows from it."""
 SILENCE_HEARTBEATS = 3.0
 """A process that is silent for so long is given up: two heartbeats may get lost."""
-ANSWER_HEARTBEATS = 0.5
-"""A broker answers a worker no more often."""
+ANSWER_HEARTBEATS = 0.9
+"""A broker answers a worker no more often: about once per interval."""
 GONE_HEARTBEATS = 0.4
 """A process whose connection is gone is given up after this, unless it speaks over another one."""
 FIRST_QUARANTINE_HEARTBEATS = 4.0

@@ -436,9 +436,9 @@ def test_a_job_is_repeated_when_ready_lacks_it_for_long(broker):
     assert len(of_type(broker.ready(21), Job)) == 1
 
 
-def test_a_worker_hears_that_it_was_heard_twice_per_interval_at_most(broker):
+def test_a_worker_hears_about_once_per_interval_that_it_was_heard(broker):
     """Whoever hears nothing knows that something is in the way, though nobody has a job for it."""
-    for now_s, is_answered in ((0.0, True), (0.4, False), (0.5, True), (0.9, False), (2.0, True)):
+    for now_s, is_answered in ((0.0, True), (0.4, False), (0.9, True), (1.7, False), (2.0, True)):
         broker.now_s = now_s
         answers = [send for send in broker.ready(21) if isinstance(send.message, HeartbeatAck)]
         assert [(answer.peer, answer.message.session) for answer in answers] == [(Link(b"21"), BROKER)] * is_answered

@@ -57,7 +57,8 @@ def test_whoever_cannot_end_in_time_goes_all_the_same_and_is_redone() -> None:
     alone = replace(
         BUSY, workers_per_stage=1, num_microbatches=8, pace=Pace(forward_s=4.0), steps=1, checkpoint_every=0
     )
-    reasons, counters = run_with(leave("worker-0", 20.0), schedule=replace(alone, calm_from_s=40.0))
+    leaves = replace(leave("worker-0", 20.0), lasts_s=12.0)  # before it is started again its last word has come
+    reasons, counters = run_with(leaves, schedule=replace(alone, calm_from_s=40.0))
     assert reasons["worker-0"].startswith("asked to leave, ")
     assert counters["commit records"] == 1
 

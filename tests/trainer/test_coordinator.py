@@ -103,8 +103,7 @@ def test_an_old_view_is_answered_by_the_newest(trainer):
     trainer.join("w0")
     (old,) = of_type(trainer.report(1, view=1), View)
     assert old.view == 2
-    (new,) = of_type(trainer.report(1, view=2), HeartbeatAck)
-    assert new.view == 2
+    assert of_type(trainer.report(1, view=2), View) == []
 
 
 def test_the_run_begins_when_everybody_is_ready(trainer):

@@ -71,7 +71,7 @@ def test_whoever_is_in_the_log_is_told_at_once_and_heard_from_then_on(trainer):
     assert sorted(to(told, View)) == ["sim://b0/a", "sim://b1/a", "sim://w0/a", "sim://w1/a"]
     commands = after.tick(0.5) + after.tick(1.0)
     assert to(commands, HeartbeatAck) == []
-    assert to(after.report(1) + after.tick(1.5), HeartbeatAck) == ["sim://1", "sim://1"]
+    assert to(after.report(1) + after.tick(1.5), HeartbeatAck) == ["sim://1"]
 
 
 def test_sessions_go_on_with_their_heartbeats(trainer):
@@ -93,7 +93,7 @@ def test_a_view_of_an_older_generation_counts_as_none(trainer):
     (view,) = of_type(after.report(1, step=1, generation=1, view=1000), View)
     assert (view.generation, view.view) == (2, after.machine.roster.view)
     assert after.machine.roster.records[1].reported_view == 0
-    assert of_type(after.report(1, step=1, generation=2, view=view.view), HeartbeatAck)
+    assert of_type(after.report(1, step=1, generation=2, view=view.view), View) == []
     assert after.machine.roster.records[1].reported_view == view.view
 
 

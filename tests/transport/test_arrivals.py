@@ -253,3 +253,20 @@ def test_looking_takes_a_bounded_share_of_the_time(monkeypatch: pytest.MonkeyPat
     now += watch.wait_s
     watch.look_if_due()
     assert watch.wait_s == pytest.approx(cutoff.LOOK_S)
+
+
+def test_a_process_that_does_not_grow_looks_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, memory, looks = [0.0], [100 << 20], []
+    monkeypatch.setattr(cutoff, "resident_bytes", lambda: memory[0])
+    monkeypatch.setattr(Streams, "between", lambda *_: looks.append(now_s[0]) or [])
+    watch = Cutoff(clock=lambda: now_s[0])
+    for turn in range(17):
+        now_s[0] = turn * cutoff.LOOK_S
+        watch.look_if_due()
+        assert watch.wait_s <= cutoff.LOOK_S
+    assert looks == [0.0, cutoff.CALM_LOOK_S, 2 * cutoff.CALM_LOOK_S]
+    for turn in range(17, 20):
+        now_s[0] = turn * cutoff.LOOK_S
+        memory[0] += cutoff.GROWN_BYTES
+        watch.look_if_due()
+    assert looks[3:] == [17 * cutoff.LOOK_S, 18 * cutoff.LOOK_S, 19 * cutoff.LOOK_S]

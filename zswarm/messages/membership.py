@@ -128,8 +128,8 @@ class BrokerHeartbeat(StepMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatAck(Message):
-    """Coordinator -> process, in answer to its heartbeat, and broker -> worker of its stage, in answer to Ready, at most
-    twice per interval: heard you; `view` is the number of the newest view that the sender knows."""
+    """Coordinator -> process, twice per interval, and broker -> worker of its stage, in answer to Ready, about once: I am
+    here; `view` is the number of the newest view that the sender knows."""
 
     view: Annotated[int, U64]
 

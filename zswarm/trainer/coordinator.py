@@ -330,7 +330,7 @@ class Coordinator:
     def _answer(self, record: Record, view: int) -> list[Command]:
         if self._exit is not None:
             return [Send(peer=record.peer, message=Stop(**self._header))]
-        return [self.reception.answer(record, view)]
+        return [*self.reception.answer(record, view)]
 
     def _view_changed(self, now: float) -> list[Command]:
         """Tell everybody; adopt the brokers of stage 0."""

@@ -95,9 +95,9 @@ class Reception:
         )
         return Send(peer=peer, message=welcome, frames=(settings.configuration,))
 
-    def answer(self, record: Record, view: int) -> Send:
-        """Answer a heartbeat of somebody who knows the view of that number."""
-        return self.view(record) if view < self._roster.view else self.ping(record)
+    def answer(self, record: Record, view: int) -> list[Send]:
+        """Answer a heartbeat of somebody who knows the view of that number: the newest one needs no answer but the pings."""
+        return [self.view(record)] if view < self._roster.view else []
 
     def ping(self, record: Record) -> Send:
         """Say that we are there; if the connection is lost, this is how it shows."""

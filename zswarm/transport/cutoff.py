@@ -1,4 +1,8 @@
-"""Looks at what arrives at a switchboard's sockets, and cuts off who sends messages without end (see arrivals.py)."""
+"""Looks at what arrives at a switchboard's sockets, and cuts off who sends messages without end (see arrivals.py).
+
+To look at all connections costs as much as a dozen messages. What never becomes a message stays in memory: so as long as the
+process does not grow, its connections are looked at only now and then.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,15 @@ import zmq
 
 from zswarm.ids import Address, Peer
 from zswarm.transport.addresses import Endpoint, endpoint_of
-from zswarm.transport.arrivals import Arrivals, Stream, Streams, shut_down
+from zswarm.transport.arrivals import Arrivals, Stream, Streams, resident_bytes, shut_down
 
 LOOK_S = 0.25
-"""Between two looks: what a peer sends meanwhile comes on top of what a connection may have unfinished."""
+"""Between two looks while the process grows: what a peer sends meanwhile comes on top of what a connection may have
+unfinished."""
+CALM_LOOK_S = 2.0
+"""Between two looks while it does not."""
+GROWN_BYTES = 8 << 20
+"""More memory than at the last look by so much is growth."""
 MOST_SHARE = 0.05
 """Of the time that may go into looking, however many connections there are."""
 
@@ -27,7 +36,9 @@ class Cutoff:
         self._streams = Streams()
         self._listening: dict[Endpoint, zmq.Socket[bytes]] = {}
         self._dialled: dict[Endpoint, zmq.Socket[bytes]] = {}
-        self._look_at_s = float("-inf")
+        self._look_at_s = self._calm_until_s = float("-inf")
+        self._resident_bytes = 0
+        """At the last look."""
         self.heard: dict[Peer, zmq.Frame] = {}
         """The first frame of the last message of each peer since the last look; whoever takes messages notes it here."""
 
@@ -56,13 +67,18 @@ class Cutoff:
         now = self._clock()
         if now < self._look_at_s:
             return []
+        if now < self._calm_until_s and resident_bytes() < self._resident_bytes + GROWN_BYTES:
+            self._look_at_s = now + LOOK_S
+            return []
         cut_off = []
         with suppress(OSError):  # strangers have taken all files: those that are heard until the next look stay noted
             streams = self._streams.between(self._listening, self._dialled)
             found = self._arrivals.look(streams, set(self._spoken()))
             self.heard.clear()
             cut_off = [stream for stream in found if self._is_drained(stream) and shut_down(stream)]
+        self._resident_bytes = resident_bytes()
         after = self._clock()
+        self._calm_until_s = after + CALM_LOOK_S
         self._look_at_s = after + max(LOOK_S, (after - now) / MOST_SHARE)
         return cut_off
 
