@@ -85,7 +85,7 @@ class Queue:
         it is done again from what was kept."""
         self.voids = Voids()
         self.custody = Custody()
-        """Of what has a job to do."""
+        """Of the microbatches to train on that have a job to do here."""
         self.leasing = Leasing(membership)
         self.workers = self.leasing.workers
         self._links: dict[Session, Link] = {}

@@ -71,8 +71,10 @@ class Reports:
 
     def overdue_at_s(self) -> float | None:
         """Return when the device has been at one task for so long that this is news; None if there is none, or it is told."""
-        if self._is_overdue or self._fatal is not None or not self._me.view:
-            return None
+        is_told = self._is_overdue or self._fatal is not None or not self._me.view
+        return None if is_told else self._overdue_at_s()
+
+    def _overdue_at_s(self) -> float | None:
         return self._work.device.overdue_at_s(self._me.heartbeat_s, is_ready=self._parameters.is_ready)
 
     def due(self, outbox: Outbox, now: float, *, is_beat: bool) -> list[Send]:
@@ -102,7 +104,7 @@ class Reports:
         """Tell everything that the coordinator decides from."""
         me, state, work, participant = self._me, self._state, self._work, self._participant
         self._told = self._news(outbox)
-        overdue_at_s = work.device.overdue_at_s(me.heartbeat_s, is_ready=self._parameters.is_ready)
+        overdue_at_s = self._overdue_at_s()
         self._is_overdue = overdue_at_s is not None and now >= overdue_at_s
         self.number += 1
         pending = work.pending() | outbox.pending_ledger(*state.version)

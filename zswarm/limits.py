@@ -67,11 +67,10 @@ ANSWER_HEARTBEATS = 0.9
 GONE_HEARTBEATS = 0.4
 """A process whose connection is gone is given up after this, unless it speaks over another one."""
 FIRST_QUARANTINE_HEARTBEATS = 4.0
-"""Who was cut off a second time is let in again after so long, and after twice as long each further time, ..."""
-MOST_QUARANTINES = 16.0
-"""... at most so many times as long. ..."""
+"""Who was cut off a second time is let in again after so long, and after twice as long each further time
+(MOST_DOUBLINGS times)."""
 FORGIVEN_HEARTBEATS = 120.0
-"""... Who has not been cut off for so long since it was let in begins anew."""
+"""Who has not been cut off for so long since it was let in begins anew."""
 EMPTY_STAGE_HEARTBEATS = 5.0
 """How long a stage may be without a worker that holds its parameters before the swarm goes back to a checkpoint:
 one that was frozen or cut off may still return with them."""

@@ -59,11 +59,13 @@ def test_both_steps_are_held_against_the_target_and_the_trainers_start_is_allowe
 
 def test_how_soon_each_is_noticed_is_held_against_its_target_in_heartbeats() -> None:
     trials = [trial(kind, struck=0.0, in_all=0.0) for kind in KINDS]
-    noticed = noticed_of([*trials, replace(trials[0], left_after_s=None)])
+    noticed = noticed_of(trials)
     assert [tail.name for tail in noticed] == [
         f"{kind.name}: noticed" for kind in KINDS if kind.noticed_below is not None
     ]
     assert all(tail.values == [1.5 / HEARTBEAT_S] for tail in noticed)
+    (never, *_) = noticed_of([replace(trials[0], left_after_s=None)])
+    assert never.is_met is False
     assert [tail.is_met for tail in noticed] == [kind.noticed_below > 3.0 for kind in KINDS if kind.noticed_below]
 
 

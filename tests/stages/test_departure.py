@@ -80,7 +80,7 @@ def test_a_word_for_somebody_else_lets_nobody_go(worker, of):
 
 
 def test_who_has_not_asked_is_not_let_go(worker):
-    """A copy from another life of this session would be a lie: but sessions live once, and this one stays."""
+    """Drained answers a Ready that says that it leaves; before that it means nothing."""
     let_go(worker)
     assert told(worker.do(Leave())) is Leaving.DRAINING
 

@@ -51,7 +51,7 @@ from tests.stages.one_worker import (
 )
 from zswarm import ledger
 from zswarm.ids import JobStatus, Link, StatePart
-from zswarm.limits import PREFETCH, STUCK_FIRST_S, STUCK_HEARTBEATS, STUCK_JOBS, STUCK_TASK_JOBS
+from zswarm.limits import PREFETCH, STUCK_FIRST_S, STUCK_HEARTBEATS, STUCK_JOBS, STUCK_TASK_HEARTBEATS, STUCK_TASK_JOBS
 from zswarm.machine import Exit, Health, Received, Send
 from zswarm.messages import (
     Attach,
@@ -333,7 +333,7 @@ def test_tasks_that_are_not_answered_take_no_time(worker):
 def test_a_reset_that_does_not_end_ends_the_process(worker, num_done):
     for lease in range(1, num_done + 1):
         worker.work(lease, F, lease)
-    limit_s = max(STUCK_HEARTBEATS, STUCK_TASK_JOBS * 0.5) if num_done else STUCK_FIRST_S
+    limit_s = max(STUCK_TASK_HEARTBEATS, STUCK_TASK_JOBS * 0.5) if num_done else STUCK_FIRST_S
     worker.get_job(9, B, 9)
     worker.get(fence(ME))
     at_s = 0.0

@@ -15,7 +15,9 @@ seem to cost less than nothing.
 
 The time is the simulator's, so that every machine finds the same figures. Its promises are checked meanwhile, as in
 `zswarm simulate`. A process that is killed takes its connections with it, as the kernel sees to it, and others learn of
-that at once; one that is frozen is given up for its silence, goes on after that, is fenced, and begins a new life.
+that at once; one that is frozen is given up for its silence, goes on after that, is fenced, and begins a new life. Who is cut
+off stays so, one way or both, and his connections are not seen to break; a device that hangs never ends what it is at. How
+soon each is out of the swarm is held against a target of its own, in heartbeats.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -295,9 +298,9 @@ def noticed_of(trials: Sequence[Trial]) -> list[Tail]:
     """Return within how many heartbeats each kind that has to be noticed was."""
     tails = []
     for kind in KINDS:
-        after_s = [trial.left_after_s for trial in trials if trial.kind == kind.name]
+        after_s = [inf if t.left_after_s is None else t.left_after_s for t in trials if t.kind == kind.name]
         if kind.noticed_below is not None:
-            values = [each / HEARTBEAT_S for each in after_s if each is not None]
+            values = [each / HEARTBEAT_S for each in after_s]
             tails.append(Tail(name=f"{kind.name}: noticed", values=values, below=kind.noticed_below))
     return tails
 

@@ -64,7 +64,7 @@ def training(**options: Any) -> None:
 @click.option("--trials", type=COUNT, default=40, show_default=True, metavar="N", help="How often each fault strikes.")
 @json_file_option
 def faults(**options: Any) -> None:
-    """Steps that one fault costs, by the simulator's clock; takes two minutes."""
+    """Steps that one fault costs, and how soon it is noticed, by the simulator's clock; takes five minutes."""
     from zswarm.benchmarks.faults import main
 
     main(**options)

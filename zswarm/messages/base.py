@@ -43,7 +43,8 @@ Route = Annotated[tuple[SessionField, ...], Length(limits.MAX_STAGES)]
 Mask = Annotated[bytes, Length(limits.MAX_STAGES // 8)]
 """Set of stages as a little-endian bitmap: the stages that count an attempt's gradient; set by the coordinator."""
 Accused = Annotated[tuple[SessionField, ...], Length(limits.MAX_ACCUSED)]
-"""Sessions that owe the sender an answer and have been silent towards it for too long."""
+"""Sessions that owe the sender an answer and have been silent towards it for too long; TRAINER: it does not hear the
+trainer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

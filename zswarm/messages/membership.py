@@ -70,7 +70,7 @@ class Reject(Message):
 class WorkerHeartbeat(StepMessage):
     """Worker -> coordinator: everything that the coordinator decides from, all of it each time.
 
-    Sent once per interval and whenever `ledger` or `step` changes. `report` grows with each one, so
+    Sent once per interval and at news. `report` grows with each one, so
     that a late one is told from a new one.
     """
 
@@ -95,7 +95,7 @@ class WorkerHeartbeat(StepMessage):
     job_s: Seconds
     """Moving average of the time that a job takes; 0 before the first."""
     at_job: bool
-    """The present task is a job."""
+    """Every task in work is a job."""
     parameter_digest: Annotated[int, U64]
     sent_bytes: Bytes = 0
     """Everything this process has put on the wire; filled in by its transport."""
@@ -118,7 +118,7 @@ class BrokerHeartbeat(StepMessage):
     passed: Ledger
     """What else was `active` at any moment since the report before, and is not any more."""
     ahead: Ledger
-    """At any moment since the report before."""
+    """Held now, or at any moment since the report before."""
     voided: Annotated[Attempt, U64]
     """The newest Void that it has carried out, of whichever step; 0 for none in this life."""
     accused: Accused

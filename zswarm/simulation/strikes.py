@@ -246,6 +246,7 @@ class Strikes:
         self._cut(pairs, inf, until_s, resets=False)
 
     def _cut(self, pairs: set[tuple[int, int]], arrives_s: float, until_s: float, *, resets: bool) -> None:
+        """Cut these ways until a time; what is sent meanwhile arrives at another, or never if that is infinity."""
         cut = (pairs, arrives_s)
         self.counters[Fault.PARTITION.value] += 1
         self._cuts.append(cut)

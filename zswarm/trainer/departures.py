@@ -1,12 +1,15 @@
 """Who has asked to leave, when it may go without a loss, and who takes over from the last of a stage.
 
-    a worker   DRAINING --no job, no output--> IDLE --its count is certain, its state is not needed--> out: "drained"
+    a worker   DRAINING --no job, no output, let go by its brokers--> IDLE --its count is certain, its state is not
+               needed--> out: "drained"
     a broker   DRAINING --home to nothing, and nothing on its way--> IDLE --> out: "drained"
 
-A worker is idle as far as the brokers of its view know, so that has to be the newest. What it has counted is certain when it has counted nothing, or the step is committed. Its state is not
-needed when another worker of the stage holds it, or will, and nobody is getting it from this one. Until then it waits,
-within the time that it gives itself; then it says Stop, and what it had counted is done again. Where everybody of a stage and role leaves, a process of a stage with several is sent there at once: no step
-can be completed before, so that to wait for the end of one would be in vain. What it had counted is done again.
+A worker is idle as far as the brokers of its view know, so that has to be the newest. What it has counted is certain when
+it has counted nothing, or the step is committed. Its state is not needed when another worker of the stage holds it, or
+will, and nobody is getting it from this one. Until then it waits, within the time that it gives itself; then it says Stop,
+and what it had counted is done again. Where everybody of a stage and role leaves, a process of a stage with several is
+sent there at once: no step can be completed before, so that to wait for the end of one would be in vain. What it had
+counted is done again.
 """
 
 from __future__ import annotations

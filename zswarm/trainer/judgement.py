@@ -2,7 +2,7 @@
 
     silent       not heard of for SILENCE_HEARTBEATS
     gone         its connection was lost, and it has not spoken over another one for GONE_HEARTBEATS
-    stuck        busy with one task for far longer than jobs of its stage take
+    stuck        busy with one task for far longer than its jobs take (before its first: those of its stage)
     cut off      what others wait for: both ends of such a pair live, and one of them goes; or it does not hear the trainer
     needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, and its own has several: whoever
                  begins a new life goes to the stage with the fewest
@@ -123,10 +123,11 @@ class Judge:
     def _keep_out(self, record: Record, text: str, now: float) -> str:
         """Note why a process is given up that may come back at once; returns what the log says."""
         wait_s = self._quarantine.note(record.node, now)
-        return f"{text}, again: let in after {wait_s:.0f} s" if wait_s else text
+        return f"{text}, again: let in after {wait_s:.0f} s, or where nobody else is" if wait_s else text
 
     def keeps_out(self, message: Register, now: float) -> bool:
-        """Is it too early for a process to come back? Never where its place would be empty without it."""
+        """Is it too early for a process to come back? Never where its place would be empty without it; who has had no
+        stage has no place."""
         is_held = self._quarantine.holds(message.node, now) and self._roster.known(message) is None
         is_spare = message.stage is None or bool(self._roster.of(message.role, message.stage))
         return is_held and is_spare

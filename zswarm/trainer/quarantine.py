@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from zswarm import limits
 from zswarm.ids import NodeId
+from zswarm.patience import patience
 
 
 @dataclass(slots=True)
@@ -32,8 +33,8 @@ class Quarantine:
         before = self._cases.pop(node, None)
         forgiven_s = limits.FORGIVEN_HEARTBEATS * self._heartbeat_s
         num_times = before.num_times + 1 if before is not None and now - before.until_s <= forgiven_s else 1
-        factor = 0.0 if num_times == 1 else min(2.0 ** (num_times - 2), limits.MOST_QUARANTINES)
-        wait_s = factor * limits.FIRST_QUARANTINE_HEARTBEATS * self._heartbeat_s
+        first_s = limits.FIRST_QUARANTINE_HEARTBEATS * self._heartbeat_s
+        wait_s = patience(first_s, num_times - 1) if num_times > 1 else 0.0
         self._cases[node] = _Case(num_times, now + wait_s)
         if len(self._cases) > limits.MAX_ENDED_NODES:
             del self._cases[next(iter(self._cases))]
