@@ -95,6 +95,10 @@ class Device:
             self._num_unanswered = self._num_since_reset
         elif self._num_unanswered and not isinstance(outcome, Emitted):
             self._num_unanswered -= 1
+        if isinstance(outcome, Ran) and outcome.lease not in self._running:
+            # Of a life that was given up, perhaps for this very job: whoever is slower than anybody thought learns so.
+            self.num_jobs += 1
+            self.job_s = max(self.job_s, outcome.compute_s)
 
     def begin(self, held: HeldJob, *, accumulate: bool) -> Run:
         """Do this job; the device is free. `accumulate`: it is counted here."""

@@ -141,7 +141,7 @@ class Reports:
             *self._work.greetings.silent(now, limit_s),
         }
         silent.intersection_update(member.member for member in self._me.members)
-        if self._me.is_deaf(now):
+        if self._me.is_deaf(now, is_loading=not self._parameters.is_ready):
             silent.add(TRAINER)
         return tuple(sorted(silent)[: limits.MAX_ACCUSED])
 

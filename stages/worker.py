@@ -314,6 +314,7 @@ class WorkerMachine:
         self.outbox = Outbox(
             wiring=wiring, resend_s=limits.RESEND_HEARTBEATS * me.heartbeat_s, me=me.session, trainer=Generation(0)
         )
+        self._reports.next_at_s = min(self._reports.next_at_s, self._now + me.heartbeat_s)
         # Another stage may be built now: no commit is in work, since the Register waited for the Reset behind it.
         tasks = self.parameters.welcomed(b"".join(bytes(frame) for frame in event.frames))
         if tasks:

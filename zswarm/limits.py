@@ -64,6 +64,12 @@ SILENCE_HEARTBEATS = 3.0
 """A process that is silent for so long is given up: two heartbeats may get lost."""
 ANSWER_HEARTBEATS = 0.9
 """A broker answers a worker no more often: about once per interval."""
+DEAF_HEARTBEATS = 2.0
+"""Who has not heard the trainer for so long says so: the trainer speaks twice per interval, ..."""
+DEAF_LOADING_HEARTBEATS = 30.0
+"""... but what it says waits behind a checkpoint's files. ..."""
+DEAF_AGAIN_HEARTBEATS = 0.9
+"""... Believed if it is still so after so long."""
 GONE_HEARTBEATS = 0.4
 """A process whose connection is gone is given up after this, unless it speaks over another one."""
 FIRST_QUARANTINE_HEARTBEATS = 4.0

@@ -65,9 +65,10 @@ class Membership:
             self.heard_at_s = now
         return now - self.heard_at_s
 
-    def is_deaf(self, now: float) -> bool:
+    def is_deaf(self, now: float, *, is_loading: bool = False) -> bool:
         """Has the trainer not been heard for so long that something is in the way?"""
-        return self.silent_s(now) > limits.SILENCE_HEARTBEATS * self.heartbeat_s
+        limit = limits.DEAF_LOADING_HEARTBEATS if is_loading else limits.DEAF_HEARTBEATS
+        return self.silent_s(now) > limit * self.heartbeat_s
 
     def excuse(self, now: float, stall_s: float) -> None:
         """This process itself was not running for so long."""

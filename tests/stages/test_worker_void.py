@@ -303,15 +303,15 @@ def test_a_participant_that_owes_an_answer_and_is_silent_is_accused(worker):
 
 @pytest.mark.parametrize("silent", [TRAINER, OWN])
 def test_the_trainer_and_the_own_brokers_answer_in_any_case(worker, silent):
-    for now_s in (1.0, 2.0, 3.0):
+    for now_s in (1.0, 2.0) if silent == TRAINER else (1.0, 2.0, 3.0):
         assert reported(worker.tick(now_s)).accused == ()
         for speaker in {TRAINER, OWN, OTHER} - {silent}:
             worker.get(heartbeat_ack(1, of=speaker))
-    assert reported(worker.tick(4.0)).accused == (silent,)
+    assert reported(worker.tick(now_s + 1.0)).accused == (silent,)
     worker.get(heartbeat_ack(1, of=silent))
     for speaker in {TRAINER, OWN, OTHER} - {silent}:
         worker.get(heartbeat_ack(1, of=speaker))
-    assert reported(worker.tick(5.0)).accused == ()
+    assert reported(worker.tick(now_s + 2.0)).accused == ()
 
 
 def test_a_broker_that_was_never_greeted_owes_nothing():

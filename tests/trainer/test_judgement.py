@@ -14,6 +14,7 @@ HEARTBEAT_S = 2.0
 SILENCE_S = limits.SILENCE_HEARTBEATS * HEARTBEAT_S
 GONE_S = limits.GONE_HEARTBEATS * HEARTBEAT_S
 LEAST_STUCK_S = limits.STUCK_HEARTBEATS * HEARTBEAT_S
+AGAIN_S = limits.DEAF_AGAIN_HEARTBEATS * HEARTBEAT_S
 EMPTY_S = limits.EMPTY_STAGE_HEARTBEATS * HEARTBEAT_S
 TINY_S = 1e-6
 
@@ -32,7 +33,9 @@ class Fixture:
         ):
             self.roster.register(register(node, role=role, stage=stage), Address(f"sim://{node}"), 0.0)
         self.judge = Judge(self.roster, num_stages=2, heartbeat_s=HEARTBEAT_S)
-        self.num_reports = 0
+        self.num_reports = 1
+        for record in self.roster.records.values():
+            record.report, record.is_ready = 1, record.role is Role.WORKER
 
     def report(self, session, now=0.0, **of):
         self.num_reports += 1
@@ -88,13 +91,13 @@ def test_a_lost_connection(swarm):
     ("others_s", "most_s"),
     [
         (0.0, limits.STUCK_FIRST_S),
-        (0.001, LEAST_STUCK_S),
-        (10.0, limits.STUCK_JOBS * 10.0),
+        (0.001, limits.STUCK_TASK_HEARTBEATS * HEARTBEAT_S),
+        (10.0, limits.STUCK_TASK_JOBS * 10.0),
     ],
     ids=["no job has ever ended", "short jobs", "long jobs"],
 )
 def test_a_worker_that_is_stuck(swarm, others_s, most_s):
-    """Before its first job it is measured against the slowest of its stage; other stages have other jobs."""
+    """Before its first job it has as long as for other tasks, by the slowest of its stage; other stages have other jobs."""
     swarm.report(3, job_s=others_s)
     swarm.report(2, job_s=1000.0)
     swarm.report(1, busy_s=most_s - 0.01)
@@ -107,8 +110,11 @@ def test_a_worker_that_is_stuck(swarm, others_s, most_s):
 def test_whoever_has_done_a_job_is_measured_against_itself(swarm):
     """It has told that it is stuck with its own measure, and with another would have to tell again."""
     swarm.report(3, job_s=1000.0)
-    swarm.report(1, busy_s=limits.STUCK_JOBS * 10.0, job_s=10.0)
-    assert list(swarm.verdicts(0.0)) == [1]
+    for job_s, most_s in ((0.001, LEAST_STUCK_S), (10.0, limits.STUCK_JOBS * 10.0)):
+        swarm.report(1, busy_s=most_s - 0.01, job_s=job_s)
+        assert swarm.verdicts(0.0) == {}
+        swarm.report(1, busy_s=most_s, job_s=job_s)
+        assert list(swarm.verdicts(0.0)) == [1]
 
 
 def test_a_task_that_is_no_job_has_longer(swarm):
@@ -191,8 +197,12 @@ def test_who_does_not_hear_the_trainer_is_cut_off_from_it(swarm):
     swarm.hear_all(SILENCE_S)
     swarm.accuse(now=SILENCE_S - TINY_S, b0=(TRAINER,))
     assert swarm.verdicts(SILENCE_S) == {}, "the trainer has just begun, and was not there before"
-    swarm.accuse(now=SILENCE_S, b0=(TRAINER,), w1=(TRAINER,))
-    assert swarm.verdicts(SILENCE_S) == dict.fromkeys((2, 4), "cut off: it does not hear the trainer")
+    swarm.accuse(now=SILENCE_S, b0=(TRAINER,), w1=(TRAINER,), w0=(TRAINER,))
+    assert swarm.verdicts(SILENCE_S) == {}, "it may have been late"
+    swarm.accuse(now=SILENCE_S + AGAIN_S - TINY_S, b0=(TRAINER,), w1=(TRAINER,), w0=())
+    assert swarm.verdicts(SILENCE_S + AGAIN_S) == {}
+    swarm.accuse(now=SILENCE_S + AGAIN_S, b0=(TRAINER,), w1=(TRAINER,), w0=(TRAINER,))
+    assert swarm.verdicts(SILENCE_S + AGAIN_S) == dict.fromkeys((2, 4), "cut off: it does not hear the trainer")
 
 
 def test_a_trainer_that_stood_still_gives_nobody_up_for_that(swarm):
@@ -202,8 +212,11 @@ def test_a_trainer_that_stood_still_gives_nobody_up_for_that(swarm):
     for now in (100.0, 100.0 + SILENCE_S - TINY_S):
         swarm.accuse(now=now, b0=(TRAINER,))
         assert swarm.verdicts(now) == {}
-    swarm.accuse(now=100.0 + SILENCE_S, b0=(TRAINER,))
-    assert list(swarm.verdicts(100.0 + SILENCE_S)) == [4]
+    for now in (100.0 + SILENCE_S, 100.0 + SILENCE_S + AGAIN_S):
+        swarm.hear_all(now)
+        swarm.accuse(now=now, b0=(TRAINER,))
+        found = swarm.verdicts(now)
+    assert list(found) == [4]
 
 
 def cut_off(swarm, now: float) -> str:
@@ -221,7 +234,7 @@ def test_who_is_cut_off_again_and_again_is_let_in_ever_later(swarm):
     for factor in (1, 2, 4):
         now += 20.0
         assert cut_off(swarm, now).endswith(
-            f"do not reach each other, again: let in after {factor * first:.0f} s, or where nobody else is"
+            f"do not reach each other, again: let in after {factor * first:.0f} s, or where it is needed"
         )
         assert swarm.judge.keeps_out(again, now + factor * first - TINY_S)
         assert not swarm.judge.keeps_out(again, now + factor * first)
@@ -237,6 +250,11 @@ def test_nobody_is_kept_out_whose_place_is_empty(swarm):
     assert swarm.judge.keeps_out(again, 20.0)
     assert not swarm.judge.keeps_out(register("w2", stage=0), 20.0), "it is in, and asks what it has asked before"
     assert not swarm.judge.keeps_out(register("w3", nonce=2, stage=0), 20.0)
+    fresh = register("w2", nonce=2)
+    assert swarm.judge.keeps_out(fresh, 20.0)
+    swarm.roster.records[2].is_ready = False
+    assert not swarm.judge.keeps_out(fresh, 20.0), "whoever is in stage 1 has no parameters"
+    swarm.roster.records[2].is_ready = True
     swarm.roster.remove(1, 20.0)
     swarm.roster.remove(3, 20.0)
     assert not swarm.judge.keeps_out(again, 20.0)
@@ -244,11 +262,11 @@ def test_nobody_is_kept_out_whose_place_is_empty(swarm):
 
 def test_who_never_says_a_word_after_it_was_let_in_is_cut_off_too(swarm):
     """It reaches the trainer, and does not hear it: it would be let in and given up every few heartbeats."""
-    swarm.report(1)
+    swarm.roster.records[3].report = 0
     for now in (SILENCE_S + TINY_S, SILENCE_S + 1.0):
         found = swarm.verdicts(now)
     assert "again" not in found[1]
-    assert found[3].endswith("let in after 8 s, or where nobody else is")
+    assert found[3].endswith("let in after 8 s, or where it is needed")
 
 
 def test_an_own_stall_is_excused(swarm):
@@ -285,7 +303,7 @@ def test_the_last_one_of_a_stage_stays(swarm):
 def test_a_stage_that_gets_somebody_in_time_needs_nobody(swarm):
     swarm.roster.remove(2, 0.0)
     swarm.verdicts(0.0)
-    swarm.roster.register(register("w9", stage=1), Address("sim://w9"), 1.0)
+    swarm.roster.register(register("w9", stage=1), Address("sim://w9"), 1.0)[0].report = 1
     swarm.verdicts(1.0)
     swarm.roster.remove(6, 2.0)
     swarm.verdicts(2.0)

@@ -29,7 +29,9 @@ def test_the_same_life_gets_the_same_session_however_often_it_asks(roster):
     again, is_new_again = join(roster, "a", now=5.0)
     assert (is_new, is_new_again) == (True, False)
     assert again is first
-    assert (first.session, first.heard_at_s, first.gone_at_s, roster.view) == (10, 5.0, None, 2)
+    assert (first.session, first.heard_at_s, first.gone_at_s, roster.view) == (10, 0.0, None, 2), (
+        "that it asks again is no word of a member"
+    )
 
 
 def test_another_nonce_of_a_node_is_not_the_life_that_is_known(roster):

@@ -45,6 +45,8 @@ class Judge:
         """The trainer was not running, or has just begun: who has not heard it meanwhile is not to blame."""
         self._believes_from_s = inf
         """From when on it believes whoever says that he does not hear the trainer."""
+        self._deaf_since_s: dict[Session, float] = {}
+        """Who says now that he does not hear the trainer, and since when."""
         self._lacking_since_s: dict[tuple[Role, Stage], float] = {}
 
     def next_deadline_s(self) -> float:
@@ -68,8 +70,8 @@ class Judge:
         yield from self._deaf(now)
         if (cut_off := self._cut_off(now)) is not None:
             yield cut_off
-        roster, lacking = self._roster, self._lacking_since_s
-        if not lacking and all(roster.of(role, stage) for role, stage in self._places):
+        of = self._roster.of
+        if not self._lacking_since_s and all(any(r.report for r in of(role, stage)) for role, stage in self._places):
             return
         for role in Role:
             if (needed := self._needed_elsewhere(role, now)) is not None:
@@ -79,7 +81,7 @@ class Judge:
         if record.role is not Role.WORKER:
             return ""
         job_s = record.job_s or max(w.job_s for w in self._roster.of(Role.WORKER, record.stage))
-        most_s = most_busy_s(job_s, self._heartbeat_s, is_at_job=record.at_job)
+        most_s = most_busy_s(job_s, self._heartbeat_s, is_at_job=record.at_job and record.job_s > 0.0)
         if record.busy_s < (most_s if job_s and record.is_ready else limits.STUCK_FIRST_S) - ROUNDING_S:
             return ""
         return f"stuck: busy with one task for {record.busy_s:.1f} s, where a job takes " + (
@@ -90,8 +92,12 @@ class Judge:
         """Those that say that they do not hear the trainer, which hears them."""
         if self._has_stalled:
             self._has_stalled, self._believes_from_s = False, now + limits.SILENCE_HEARTBEATS * self._heartbeat_s
+        before, self._deaf_since_s = self._deaf_since_s, {}
         for record in list(self._roster.records.values()):
-            if TRAINER in record.accused and record.reported_at_s >= self._believes_from_s:
+            if TRAINER not in record.accused or record.reported_at_s < self._believes_from_s:
+                continue
+            since_s = self._deaf_since_s[record.session] = before.get(record.session, record.reported_at_s)
+            if record.reported_at_s >= since_s + limits.DEAF_AGAIN_HEARTBEATS * self._heartbeat_s:
                 yield record.session, self._keep_out(record, "cut off: it does not hear the trainer", now)
 
     def _cut_off(self, now: float) -> tuple[Session, str] | None:
@@ -123,18 +129,18 @@ class Judge:
     def _keep_out(self, record: Record, text: str, now: float) -> str:
         """Note why a process is given up that may come back at once; returns what the log says."""
         wait_s = self._quarantine.note(record.node, now)
-        return f"{text}, again: let in after {wait_s:.0f} s, or where nobody else is" if wait_s else text
+        return f"{text}, again: let in after {wait_s:.0f} s, or where it is needed" if wait_s else text
 
     def keeps_out(self, message: Register, now: float) -> bool:
-        """Is it too early for a process to come back? Never where its place would be empty without it; who has had no
-        stage has no place."""
-        is_held = self._quarantine.holds(message.node, now) and self._roster.known(message) is None
-        is_spare = message.stage is None or bool(self._roster.of(message.role, message.stage))
-        return is_held and is_spare
+        """Is it too early for a process to come back? Never as long as some stage has nobody who could do its work."""
+        if not self._quarantine.holds(message.node, now) or self._roster.known(message) is not None:
+            return False
+        places = [stage for role, stage in self._places if role is message.role]
+        return all(any(map(_serves, self._roster.of(message.role, stage))) for stage in places)
 
     def _needed_elsewhere(self, role: Role, now: float) -> tuple[Session, str] | None:
         """The youngest of the stage that has the most, if some stage has had nobody for long."""
-        pools = {Stage(index): self._roster.of(role, Stage(index)) for index in range(self._num_stages)}
+        pools = {Stage(index): self._spoken(role, Stage(index)) for index in range(self._num_stages)}
         for stage, pool in pools.items():
             if pool:
                 self._lacking_since_s.pop((role, stage), None)
@@ -146,9 +152,18 @@ class Judge:
                 return richest[-1].session, f"stage {stage} has no {role.value} left: it is needed there"
         return None
 
+    def _spoken(self, role: Role, stage: Stage) -> list[Record]:
+        """Those who have said a word since they were let in: the others may never have heard of it."""
+        return [record for record in self._roster.of(role, stage) if record.report]
+
     def excuse(self, stall_s: float) -> None:
         """The trainer itself was not running."""
         self._has_stalled = True
         self._quarantine.excuse(stall_s)
         for place in self._lacking_since_s:
             self._lacking_since_s[place] += stall_s
+
+
+def _serves(record: Record) -> bool:
+    """Does it do its stage's work?"""
+    return record.report > 0 and (record.is_ready or record.role is Role.BROKER)

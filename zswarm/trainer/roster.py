@@ -143,7 +143,8 @@ class Roster:
         """
         known = self.known(message)
         if known is not None:
-            known.peer, known.heard_at_s, known.gone_at_s = peer, now, None
+            # That it asks again says that it has not heard the answer: it has not spoken as a member yet.
+            known.peer, known.gone_at_s = peer, None
             return known, False
         session = self._next_session
         self._next_session = Session(session + 1)
