@@ -495,3 +495,4 @@ class Coordinator:
             self.supply.excuse(stall_s)
             self.restorer.excuse(stall_s)
             self.judge.excuse(stall_s)
+            self._beat_at_s = now  # the same stall is not excused again by the next event
