@@ -18,7 +18,8 @@ BUDGET = 100
 KNOWN = {
     "job-of-an-old-life": ("aimed", 0),
     "needs-input-is-done": ("drawn", 22),
-    "forward-sent-on-again": ("aimed", 11),
+    "forward-sent-on-again": ("aimed", 145),
+    "failed-checkpoint-is-newest": ("drawn", 222),
     "round-outlives-its-member": ("storm", 24),
     "round-used-again": ("drawn", 21),
     "waiting-is-active": ("storm", 16),

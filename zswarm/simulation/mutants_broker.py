@@ -91,11 +91,11 @@ def _waiting_is_active() -> Patches:
 def _branch_unchecked() -> Patches:
     original: Method = Queue.ready
 
-    def ready(self: Queue, message: Ready, now: float) -> Any:
+    def ready(self: Queue, message: Ready, *args: Any) -> Any:
         worker = self.workers.get(message.session)
         if worker is not None and worker.version is not None:
             message = replace(message, branch=worker.version[0])
-        return original(self, message, now)
+        return original(self, message, *args)
 
     return {(Queue, "ready"): ready}
 
