@@ -18,10 +18,37 @@ The thread is busy while a task is not answered, since that was given or since t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 from stages.jobs import HeldJob
-from stages.tasks import Discard, Emitted, Import, Outcome, Ran, Reset, Run, Task, WasReset
+from stages.tasks import (
+    Adopt,
+    Adopted,
+    Applied,
+    Apply,
+    Assemble,
+    Assembled,
+    Build,
+    Built,
+    Discard,
+    Emitted,
+    Export,
+    Exported,
+    Failed,
+    Import,
+    Outcome,
+    Ran,
+    Reset,
+    Run,
+    Snapshot,
+    Snapshotted,
+    Sum,
+    Summed,
+    Task,
+    Unfit,
+    WasReset,
+)
 from zswarm import limits
 from zswarm.ids import Lease, Session, Stage
 from zswarm.messages import Key
@@ -31,6 +58,18 @@ HANGS = 70
 """Exit code of a worker whose device does not answer, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
 NEWEST_SHARE = 0.1
 """Weight of the newest job in the moving average of job times."""
+TASK_OF: dict[type[Outcome], type[Task]] = {
+    Built: Build,
+    Unfit: Build,
+    Ran: Run,
+    Snapshotted: Snapshot,
+    Summed: Sum,
+    Assembled: Assemble,
+    Applied: Apply,
+    Exported: Export,
+    Adopted: Adopt,
+}
+"""What an outcome ends; WasReset ends whatever came before its task, and Failed may be of any."""
 
 
 def most_unfinished(stage: Stage) -> int:
@@ -52,9 +91,10 @@ class Device:
         self.job_s = 0.0
         """Moving average of the time that a job takes; 0 before the first."""
         self._lease = Lease(0)
-        self._num_unanswered = 0
-        self._num_since_reset = 0
-        """Tasks that were given after the newest Reset."""
+        self._unanswered: deque[type[Task]] = deque()
+        """Kinds of the tasks that have not been answered, in their order."""
+        self._longest_s: dict[type[Task], float] = {}
+        """What tasks have taken at most, by kind."""
         self._since_s = 0.0
         """When what is in work began."""
 
@@ -65,7 +105,7 @@ class Device:
 
     def begin_stage(self) -> None:
         """Jobs of another stage are to come: nobody knows yet how long they take."""
-        self.num_jobs, self.job_s = 0, 0.0
+        self.num_jobs, self.job_s, self._longest_s = 0, 0.0, {}
 
     @property
     def is_idle(self) -> bool:
@@ -83,22 +123,32 @@ class Device:
     def submitted(self, task: Task, now: float) -> None:
         """A task goes to the thread; some are answered by nothing."""
         if not isinstance(task, (Discard, Import)):
-            if not self._num_unanswered:
+            if not self._unanswered:
                 self._since_s = now
-            self._num_unanswered += 1
-            self._num_since_reset = 0 if isinstance(task, Reset) else self._num_since_reset + 1
+            self._unanswered.append(type(task))
 
     def answered(self, outcome: Outcome, now: float) -> None:
         """An outcome has come; all but Emitted end their task, and WasReset those that were unfinished."""
-        self._since_s = now
+        taken_s, self._since_s = now - self._since_s, now
         if isinstance(outcome, WasReset):
-            self._num_unanswered = self._num_since_reset
-        elif self._num_unanswered and not isinstance(outcome, Emitted):
-            self._num_unanswered -= 1
+            while self._unanswered and self._unanswered.popleft() is not Reset:
+                pass
+        elif not isinstance(outcome, Emitted):
+            self._ended(outcome, taken_s)
         if isinstance(outcome, Ran) and outcome.lease not in self._running:
             # Of a life that was given up, perhaps for this very job: whoever is slower than anybody thought learns so.
             self.num_jobs += 1
             self.job_s = max(self.job_s, outcome.compute_s)
+
+    def _ended(self, outcome: Outcome, taken_s: float) -> None:
+        """A task has ended: the first of its kind, or whichever was in work if something has failed that is no job."""
+        if isinstance(outcome, Failed):
+            task = self._unanswered[0] if outcome.lease is None and self._unanswered else Run
+        else:
+            task = TASK_OF[type(outcome)]
+            self._longest_s[task] = max(self._longest_s.get(task, 0.0), taken_s)
+        if task in self._unanswered:
+            self._unanswered.remove(task)
 
     def begin(self, held: HeldJob, *, accumulate: bool) -> Run:
         """Do this job; the device is free. `accumulate`: it is counted here."""
@@ -139,12 +189,16 @@ class Device:
 
     def busy_s(self, now: float) -> float:
         """Return how long the task in work has taken; 0 if there is none."""
-        return now - self._since_s if self._num_unanswered else 0.0
+        return now - self._since_s if self._unanswered else 0.0
 
     @property
-    def is_at_job(self) -> bool:
-        """Are all tasks in work jobs?"""
-        return 0 < self._num_unanswered == len(self._running)
+    def usual_s(self) -> float:
+        """Return how long the tasks in work usually take, the longest of them; 0 without one, if of one nobody knows, and
+        during a reset: who was too slow for a job finds out how slow."""
+        if self.is_resetting:
+            return 0.0
+        usual_s = [self.job_s if task is Run else self._longest_s.get(task, 0.0) for task in set(self._unanswered)]
+        return max(usual_s) if usual_s and min(usual_s) > 0.0 else 0.0
 
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one."""
@@ -155,11 +209,11 @@ class Device:
 
         `is_ready`: the parameters are there, and not being made.
         """
-        if not self._num_unanswered:
+        if not self._unanswered:
             return None
         if not self.num_jobs or not is_ready:
             return self._since_s + limits.STUCK_FIRST_S
-        return self._since_s + most_busy_s(self.job_s, heartbeat_s, is_at_job=self.is_at_job)
+        return self._since_s + most_busy_s(self.usual_s, self.job_s, heartbeat_s)
 
     def excuse(self, now: float) -> None:
         """This process was not running: the device may not have been, either."""

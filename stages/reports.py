@@ -124,7 +124,7 @@ class Reports:
             accused=self._accused(outbox, now),
             busy_s=work.device.busy_s(now),
             job_s=work.device.job_s,
-            at_job=work.device.is_at_job,
+            usual_s=work.device.usual_s,
             parameter_digest=self._parameters.digest,
             leaving=self._leaving(outbox),
         )

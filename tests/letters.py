@@ -206,7 +206,7 @@ def heartbeat(
     """`counted` and `pending` are bitmaps; any other field is given by its name."""
     quiet: dict[str, Any] = {"stage": 0, "view": 99, "ready": True, "voided": 0, "prepared": 0, "accused": ()}
     quiet["passed"] = b""
-    idle = {"busy_s": 0.0, "job_s": 0.0, "at_job": True, "parameter_digest": 0}
+    idle = {"busy_s": 0.0, "job_s": 0.0, "usual_s": 0.0, "parameter_digest": 0}
     return WorkerHeartbeat(
         **about(session, step=step, branch=branch, generation=generation),
         report=report,

@@ -89,12 +89,13 @@ EVALUATION_HEARTBEATS = 5.0
 MAX_ASKED = 8
 """Times that one range of a checkpoint is asked for, ever more rarely, before there is none of that step."""
 STUCK_HEARTBEATS = 3.5
-"""The least time that a worker may be busy with one job ..."""
-STUCK_JOBS = 5.0
-"""... and the same in jobs of average length; the longer of the two counts."""
-STUCK_TASK_HEARTBEATS = 10.0
-"""The same for any other task, an optimizer's step or a file of parameters, of which nobody knows how long it takes ..."""
-STUCK_TASK_JOBS = 20.0
+"""The least time that a worker may be busy with one task ..."""
+STUCK_TIMES = 5.0
+"""... and the same in multiples of what such a task usually takes: a job on average, an optimizer's step or a file of
+parameters at most. The longer of the two counts."""
+STUCK_UNKNOWN_HEARTBEATS = 10.0
+"""The same for a task of which nobody knows what it takes, the first of its kind or a reset ..."""
+STUCK_UNKNOWN_JOBS = 20.0
 """... and in jobs of average length."""
 STUCK_FIRST_S = 300.0
 """While no worker of the stage has ever finished a job, or its parameters are being made: compiling or a cold device

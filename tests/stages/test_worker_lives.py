@@ -51,7 +51,14 @@ from tests.stages.one_worker import (
 )
 from zswarm import ledger
 from zswarm.ids import JobStatus, Link, StatePart
-from zswarm.limits import PREFETCH, STUCK_FIRST_S, STUCK_HEARTBEATS, STUCK_JOBS, STUCK_TASK_HEARTBEATS, STUCK_TASK_JOBS
+from zswarm.limits import (
+    PREFETCH,
+    STUCK_FIRST_S,
+    STUCK_HEARTBEATS,
+    STUCK_TIMES,
+    STUCK_UNKNOWN_HEARTBEATS,
+    STUCK_UNKNOWN_JOBS,
+)
 from zswarm.machine import Exit, Health, Received, Send
 from zswarm.messages import (
     Attach,
@@ -333,7 +340,7 @@ def test_tasks_that_are_not_answered_take_no_time(worker):
 def test_a_reset_that_does_not_end_ends_the_process(worker, num_done):
     for lease in range(1, num_done + 1):
         worker.work(lease, F, lease)
-    limit_s = max(STUCK_TASK_HEARTBEATS, STUCK_TASK_JOBS * 0.5) if num_done else STUCK_FIRST_S
+    limit_s = max(STUCK_UNKNOWN_HEARTBEATS, STUCK_UNKNOWN_JOBS * 0.5) if num_done else STUCK_FIRST_S
     worker.get_job(9, B, 9)
     worker.get(fence(ME))
     at_s = 0.0
@@ -350,7 +357,7 @@ def test_a_worker_reports_at_once_and_once_that_its_device_is_at_one_task_for_to
     """Not with its next heartbeat: whoever gives it up for that has four heartbeats in all."""
     for lease in range(1, num_done + 1):
         worker.work(lease, F, lease)
-    limit_s = max(STUCK_HEARTBEATS, STUCK_JOBS * 0.5) if num_done else STUCK_FIRST_S
+    limit_s = max(STUCK_HEARTBEATS, STUCK_TIMES * 0.5) if num_done else STUCK_FIRST_S
     worker.get_job(9, B, 9)
     be_patient(worker, limit_s - 1.0 - limit_s % 1.0)
     worker.tick(limit_s - 0.25)
@@ -388,13 +395,25 @@ def test_a_device_hangs_only_if_one_task_takes_too_long(worker):
     (first,) = of_type(worker.get(pull(4), peer=Link(b"asker")), Export)
     (second,) = of_type(worker.get(pull(5), peer=Link(b"asker")), Export)
     worker.get(restore(22, step=3))
-    limit_s = STUCK_TASK_JOBS * 0.5
+    limit_s = STUCK_UNKNOWN_JOBS * 0.5
     for task in (first, second):
         be_patient(worker, limit_s - 1.0)
         worker.do(Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=9, load=load("file")))
     be_patient(worker, limit_s - 1.0)
     assert worker.machine.next_deadline_s() == worker.now_s + 1.0
     assert [end.code for end in of_type(worker.tick(worker.now_s + 1.0), Exit)] == [HANGS]
+
+
+def test_a_task_has_as_long_as_the_longest_of_its_kind_several_times(worker):
+    """An optimizer's step that hung was given as long as if it were the first: ten heartbeats, where four are promised."""
+    worker.work(1, F, 0)
+    first_s = max(STUCK_UNKNOWN_HEARTBEATS, STUCK_UNKNOWN_JOBS * 0.5)
+    for layer, taken_s, limit_s in ((4, 2.0, first_s), (5, 1.0, 10.0), (4, 4.0, 10.0), (5, 1.0, 20.0)):
+        (task,) = of_type(worker.get(pull(layer), peer=Link(b"asker")), Export)
+        overdue_at_s = worker.machine.work.device.overdue_at_s(1.0, is_ready=True)
+        assert overdue_at_s == pytest.approx(worker.now_s + limit_s)
+        be_patient(worker, taken_s)
+        worker.do(Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=9, load=load("file")))
 
 
 def be_patient(worker: Fixture, for_s: float) -> None:
@@ -458,7 +477,7 @@ def test_a_device_that_does_not_answer_is_not_well(worker, num_done):
     """Though nobody has fenced this worker: a trainer that is gone does not."""
     for lease in range(1, num_done + 1):
         worker.work(lease, F, lease)
-    limit_s = max(STUCK_HEARTBEATS, STUCK_JOBS * 0.5) if num_done else STUCK_FIRST_S
+    limit_s = max(STUCK_HEARTBEATS, STUCK_TIMES * 0.5) if num_done else STUCK_FIRST_S
     (run,) = of_type(worker.get_job(9, B, 9), Run)
     assert worker.machine.health(limit_s - 0.1).is_well
     assert worker.machine.health(limit_s) == Health(

@@ -128,7 +128,7 @@ def test_a_stage_without_anybody_gets_somebody_of_another_stage(trainer):
 
 def test_a_worker_that_is_stuck_is_given_up(trainer):
     trainer.report(5, job_s=0.01)
-    (leave,) = written(trainer.report(1, busy_s=limits.STUCK_HEARTBEATS + 0.1, job_s=0.01))
+    (leave,) = written(trainer.report(1, busy_s=limits.STUCK_HEARTBEATS + 0.1, job_s=0.01, usual_s=0.01))
     assert leave["session"] == 1
     assert leave["reason"].startswith("stuck")
 

@@ -91,8 +91,8 @@ def test_a_lost_connection(swarm):
     ("others_s", "most_s"),
     [
         (0.0, limits.STUCK_FIRST_S),
-        (0.001, limits.STUCK_TASK_HEARTBEATS * HEARTBEAT_S),
-        (10.0, limits.STUCK_TASK_JOBS * 10.0),
+        (0.001, limits.STUCK_UNKNOWN_HEARTBEATS * HEARTBEAT_S),
+        (10.0, limits.STUCK_UNKNOWN_JOBS * 10.0),
     ],
     ids=["no job has ever ended", "short jobs", "long jobs"],
 )
@@ -110,18 +110,18 @@ def test_a_worker_that_is_stuck(swarm, others_s, most_s):
 def test_whoever_has_done_a_job_is_measured_against_itself(swarm):
     """It has told that it is stuck with its own measure, and with another would have to tell again."""
     swarm.report(3, job_s=1000.0)
-    for job_s, most_s in ((0.001, LEAST_STUCK_S), (10.0, limits.STUCK_JOBS * 10.0)):
-        swarm.report(1, busy_s=most_s - 0.01, job_s=job_s)
+    for job_s, most_s in ((0.001, LEAST_STUCK_S), (10.0, limits.STUCK_TIMES * 10.0)):
+        swarm.report(1, busy_s=most_s - 0.01, job_s=job_s, usual_s=job_s)
         assert swarm.verdicts(0.0) == {}
-        swarm.report(1, busy_s=most_s, job_s=job_s)
+        swarm.report(1, busy_s=most_s, job_s=job_s, usual_s=job_s)
         assert list(swarm.verdicts(0.0)) == [1]
 
 
-def test_a_task_that_is_no_job_has_longer(swarm):
-    """An optimizer's step of a large stage may take many times as long as a job."""
-    swarm.report(1, busy_s=limits.STUCK_TASK_JOBS * 10.0 - 0.1, job_s=10.0, at_job=False)
+def test_a_task_of_which_nobody_knows_what_it_takes_has_longer(swarm):
+    """The first optimizer's step of a large stage may take many times as long as a job."""
+    swarm.report(1, busy_s=limits.STUCK_UNKNOWN_JOBS * 10.0 - 0.1, job_s=10.0)
     assert swarm.verdicts(0.0) == {}
-    swarm.report(1, busy_s=limits.STUCK_TASK_JOBS * 10.0, job_s=10.0, at_job=False)
+    swarm.report(1, busy_s=limits.STUCK_UNKNOWN_JOBS * 10.0, job_s=10.0)
     assert list(swarm.verdicts(0.0)) == [1]
 
 

@@ -101,7 +101,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "accused": (1, 2**64 - 1),
         "busy_s": 1.5,
         "job_s": 1e9,
-        "at_job": False,
+        "usual_s": 0.75,
         "parameter_digest": 2**64 - 1,
         "sent_bytes": 2**53,
         "leaving": Leaving.IDLE,

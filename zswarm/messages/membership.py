@@ -94,8 +94,8 @@ class WorkerHeartbeat(StepMessage):
     """How long the compute thread has been at its present task; 0 if it is idle."""
     job_s: Seconds
     """Moving average of the time that a job takes; 0 before the first."""
-    at_job: bool
-    """Every task in work is a job."""
+    usual_s: Seconds
+    """How long what it is at usually takes; 0 if nobody knows, or if it is idle."""
     parameter_digest: Annotated[int, U64]
     sent_bytes: Bytes = 0
     """Everything this process has put on the wire; filled in by its transport."""

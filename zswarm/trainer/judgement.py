@@ -2,7 +2,7 @@
 
     silent       not heard of for SILENCE_HEARTBEATS
     gone         its connection was lost, and it has not spoken over another one for GONE_HEARTBEATS
-    stuck        busy with one task for far longer than its jobs take (before its first: those of its stage)
+    stuck        busy with one task for far longer than such a one takes, or far longer than jobs where nobody knows
     cut off      what others wait for: both ends of such a pair live, and one of them goes; or it does not hear the trainer
     needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, and its own has several: whoever
                  begins a new life goes to the stage with the fewest
@@ -81,12 +81,13 @@ class Judge:
         if record.role is not Role.WORKER:
             return ""
         job_s = record.job_s or max(w.job_s for w in self._roster.of(Role.WORKER, record.stage))
-        most_s = most_busy_s(job_s, self._heartbeat_s, is_at_job=record.at_job and record.job_s > 0.0)
+        most_s = most_busy_s(record.usual_s, job_s, self._heartbeat_s)
         if record.busy_s < (most_s if job_s and record.is_ready else limits.STUCK_FIRST_S) - ROUNDING_S:
             return ""
-        return f"stuck: busy with one task for {record.busy_s:.1f} s, where a job takes " + (
-            f"{job_s:.2g} s" if job_s else "nobody knows how long"
-        )
+        text = f"stuck: busy with one task for {record.busy_s:.1f} s, "
+        if record.usual_s:
+            return f"{text}which usually takes {record.usual_s:.2g} s"
+        return text + (f"where a job takes {job_s:.2g} s" if job_s else "where nobody knows how long a job takes")
 
     def _deaf(self, now: float) -> Iterator[tuple[Session, str]]:
         """Those that say that they do not hear the trainer, which hears them."""

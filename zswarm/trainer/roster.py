@@ -54,7 +54,7 @@ class Record:
     accused: tuple[Session, ...] = ()
     busy_s: float = 0.0
     job_s: float = 0.0
-    at_job: bool = False
+    usual_s: float = 0.0
     parameter_digest: int = 0
     leaving: Leaving = Leaving.NO
     sent_bytes: int = 0
@@ -89,7 +89,7 @@ class Record:
         self.is_ready = message.ready
         self.ledger, self.pending = ledger.from_bytes(message.ledger), ledger.from_bytes(message.pending)
         self.prepared, self.parameter_digest = message.prepared, message.parameter_digest
-        self.busy_s, self.job_s, self.at_job = message.busy_s, message.job_s, message.at_job
+        self.busy_s, self.job_s, self.usual_s = message.busy_s, message.job_s, message.usual_s
         return True
 
 
