@@ -9,7 +9,7 @@
 
 Whatever a job has left unfinished is done when nothing else is to be done, and before any other kind of task.
 Whatever goes wrong here, in a layer, in a peer's contribution to a sum or in a file, becomes Failed; a model that
-this machine cannot find, or may not run, Unfit.
+this machine cannot find, may not run, or has not the memory for, Unfit.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from stages.model import build_layer, load_model
 from stages.optimizer import FlatOptimizer
 from stages.partition import layers_of_stage
 from stages.passes import Passes
+from stages.precision import Arithmetic
 from stages.state import StageState
 from stages.tasks import (
     Adopt,
@@ -81,7 +82,10 @@ class _Built:
 
 
 class Compute:
-    """Carries out one task after the other on one device; `gauge` measures its memory, `allowed` says whose models."""
+    """Carries out one task after the other on one device; `gauge` measures its memory, `allowed` says whose models.
+
+    All of it in one thread, whose device it is.
+    """
 
     def __init__(
         self,
@@ -91,6 +95,8 @@ class Compute:
         allowed: Allowed = EVERYTHING,
     ) -> None:
         self._device = device or torch.device("cpu")
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
         self._gauge = gauge or gauge_of(self._device)
         self._allowed = allowed
         self._built: _Built | None = None
@@ -161,13 +167,15 @@ class Compute:
         config = RunConfig.from_json_untrusted(task.configuration)
         model = load_model(config.model.factory, config.model.arguments, self._allowed)
         own = layers_of_stage(config, model, task.stage)
+        arithmetic = Arithmetic(self._device, config.pipeline.precision)
+        arithmetic.set_up(is_exact=config.batch.accumulation == "exact")
         engine = StageEngine(
             [build_layer(model, index, config.run.seed) for index in own],
             first_layer=own.start,
             loss=model.loss if task.stage == task.num_stages - 1 else None,
             step_targets=config.batch.global_batch * config.sequence_length,
             seed=config.run.seed,
-            device=self._device,
+            arithmetic=arithmetic,
         )
         kept = Kept(config.pipeline.recompute, self._gauge)
         accumulator = accumulator_named(config.batch.accumulation, engine.parameters, config.num_microbatches)
@@ -273,10 +281,22 @@ def _guarded(outcomes: Iterator[Outcome], name: str, lease: Lease | None) -> Ite
     try:
         yield from outcomes
     except LayerFailed as error:
-        yield Failed(layer=error.layer, text=str(error), lease=lease)
+        if isinstance(error.__cause__, torch.OutOfMemoryError):
+            yield _too_large(error.__cause__)
+        else:
+            yield Failed(layer=error.layer, text=str(error), lease=lease)
     except NotHere as error:
         yield Unfit(text=str(error))
+    except torch.OutOfMemoryError as error:
+        yield _too_large(error)
     except ZswarmError as error:
         yield Failed(layer="", text=str(error)[: limits.MAX_TEXT_CHARS], lease=lease)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread
         yield Failed(layer=name, text=one_line(error), lease=lease)
+
+
+def _too_large(error: torch.OutOfMemoryError) -> Unfit:
+    return Unfit(
+        text="the stage does not fit into the device's memory; more stages, smaller microbatches or recompute = "
+        f'"always" need less: {one_line(error)}'
+    )

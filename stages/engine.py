@@ -27,6 +27,7 @@ from stages.flat import FlatParameters
 from stages.kernels import kernels_for
 from stages.linear import DeferredGradients, install
 from stages.model import Loss, layer_name
+from stages.precision import Arithmetic
 from zswarm.errors import ZswarmError
 
 MAX_ERROR_CHARS = 400
@@ -73,8 +74,9 @@ class StageEngine:
         loss: Loss | None,
         step_targets: int,
         seed: int,
-        device: torch.device,
+        arithmetic: Arithmetic,
     ) -> None:
+        device = arithmetic.device
         self.layers = [layer.to(device).train() for layer in layers]
         self.first_layer = first_layer
         self.device = device
@@ -82,6 +84,7 @@ class StageEngine:
         self._loss = loss
         self._scale = 1.0 / step_targets
         self._seed = seed
+        self._arithmetic = arithmetic
         self._is_training = True
         # Nobody waits for the gradient of tokens, so the first stage has nothing to hurry for.
         self._deferred = DeferredGradients(kernels_for(device), is_deferring=first_layer > 0)
@@ -158,9 +161,10 @@ class StageEngine:
             self._is_training = training
         for index, layer in enumerate(self.layers, self.first_layer):
             if training:
-                seed_noise(self._seed, place, index)
+                seed_noise(self._seed, place, index, self.device)
             try:
-                x = layer(x)
+                with self._arithmetic.context():
+                    x = layer(x)
             except (Exception, SystemExit) as error:
                 raise LayerFailed(layer_name(layer, index), one_line(error)) from error
         return x
@@ -169,7 +173,8 @@ class StageEngine:
         if self._loss is None:
             raise LayerFailed("loss", "this stage is not the last one and has no loss")
         try:
-            loss = self._loss(y, self._on_device(labels))
+            with self._arithmetic.context():
+                loss = self._loss(y, self._on_device(labels))
         except (Exception, SystemExit) as error:
             raise LayerFailed("loss", one_line(error)) from error
         if loss.dim() != 0:
@@ -216,13 +221,13 @@ class _Seed(torch.autograd.Function):
         return ctx.dy, None
 
 
-def seed_noise(seed: int, place: Place, layer: int) -> None:
-    """Seed torch's generators for one layer's work on one microbatch."""
+def seed_noise(seed: int, place: Place, layer: int, device: torch.device) -> None:
+    """Seed torch's generators for one layer's work on one microbatch; `device` is this thread's."""
     text = f"noise {seed} {place.step} {place.microbatch} {layer}"
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
     torch.default_generator.manual_seed(number)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 def one_line(error: BaseException) -> str:

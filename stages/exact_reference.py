@@ -27,6 +27,7 @@ from torch import Tensor
 
 from stages.compute import Compute
 from stages.partition import plan
+from stages.precision import CPU
 from stages.reference import ReferenceResult, ReferenceStep, Samples
 from stages.tasks import (
     Applied,
@@ -57,8 +58,10 @@ from zswarm.schedule import learning_rate
 Found = TypeVar("Found", bound=Outcome)
 
 
-def exact_reference(config: RunConfig, source: Samples, on_step: Callable[[ReferenceStep], None]) -> ReferenceResult:
-    """Train; `on_step` is called after each step.
+def exact_reference(
+    config: RunConfig, source: Samples, on_step: Callable[[ReferenceStep], None], device: torch.device = CPU
+) -> ReferenceResult:
+    """Train on a device; `on_step` is called after each step.
 
     Raises:
         UserError: the model does not exist or does not chain.
@@ -66,7 +69,7 @@ def exact_reference(config: RunConfig, source: Samples, on_step: Callable[[Refer
 
     """
     counts = plan(config).layers_per_stage
-    stages = _Stages(config)
+    stages = _Stages(config, device)
     before = _held_out_loss(config, source, stages)
     losses = []
     for number in range(config.run.steps):
@@ -90,9 +93,9 @@ def exact_reference(config: RunConfig, source: Samples, on_step: Callable[[Refer
 class _Stages:
     """All stages of a run, called one after the other."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
         self._config = config
-        self._computes = [Compute() for _ in range(config.pipeline.stages)]
+        self._computes = [Compute(device=device) for _ in range(config.pipeline.stages)]
         self._last = self._computes[-1]
         for index, compute in enumerate(self._computes):
             build = Build(stage=Stage(index), num_stages=len(self._computes), configuration=config.canonical_json())

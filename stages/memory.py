@@ -63,4 +63,6 @@ def _host() -> Memory:
 
 def _cuda(device: torch.device) -> Memory:
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    return Memory(total_bytes=total_bytes, free_bytes=free_bytes)
+    # What torch has taken from the device and does not use now is free for whatever comes next.
+    idle_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return Memory(total_bytes=total_bytes, free_bytes=free_bytes + idle_bytes)

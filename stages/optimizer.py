@@ -1,25 +1,32 @@
-"""The optimizer step on a stage's flat parameters.
+"""The optimizer step on a stage's flat parameters: AdamW or SGD with momentum, with the same bits on every device.
 
-torch's own AdamW and SGD, as functions over one flat tensor each for values, gradient and state, layer by layer: one pass
-over memory where the fused version exists. Each layer counts its own steps, so that one that came late can take those that
-it lacks. (The classes of torch.optim do the same; making one imports
-torch's compiler, a second at the start of each worker.) The weight decay is on all parameters.
+All workers of a stage take the same step and end with the same parameters, to the bit, or the trainer says that they are not
+to be trusted. So what torch.optim does is not used: its kernels contract products and sums as each processor likes,
+and round differently on a GPU, on another GPU and on each kind of CPU. Here every operation is one that IEEE 754 rounds
+correctly (sum, difference, product, quotient, square root), each on its own, so that a stage may have cards and processors
+of any kind. It takes four times as long as torch's fused step, which shows nowhere: a step is one pass over parameters
+that many microbatches have been through.
+
+The formulas are those of torch.optim, and so are the names of the state. Each layer counts its own steps, so that one that
+came late can take those that it lacks. The weight decay is on all parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
 
 from zswarm.config import OptimizerSection
 
 EPSILON = 1e-8
 STEP = "step"
-FUSED_DEVICES = ("cpu", "cuda")
+CPU_BLOCK = 1 << 15
+"""Values that are worked on at once: all that belongs to them stays in the cache."""
+GPU_BLOCK = 1 << 24
 
 
 def num_states(section: OptimizerSection) -> int:
@@ -37,72 +44,77 @@ class FlatOptimizer:
         self._section = section
         self._values = values
         self._regions = tuple(regions)
-        self._is_fused = values.device.type in FUSED_DEVICES
+        most = max((region.stop - region.start for region in self._regions), default=0)
+        self._block = min(CPU_BLOCK if values.device.type == "cpu" else GPU_BLOCK, max(1, most))
+        self._scratch = torch.empty(self._block, device=values.device)
         self.state: dict[str, Tensor] = {}
-        """Named as in torch.optim, each flat like `values`, but for STEP: one number per layer. SGD may have none."""
+        """Named as in torch.optim, each flat like `values`, but for STEP: one number per layer, on the host. SGD may have
+        none."""
         if section.name == "adamw":
             self.state["exp_avg"] = torch.zeros_like(values)
             self.state["exp_avg_sq"] = torch.zeros_like(values)
-            self.state[STEP] = torch.zeros(len(regions), device=values.device if self._is_fused else None)
+            self.state[STEP] = torch.zeros(len(regions))
         elif section.momentum:
             self.state["momentum_buffer"] = torch.zeros_like(values)
 
-    @torch.no_grad()
     def step(self, gradient: Tensor, *, lr: float, scale: float) -> None:
         """Update the values by `gradient * scale`; `gradient` is changed where `scale` is not 1."""
         if scale != 1.0:
             gradient.mul_(scale)
-        self._step(range(len(self._regions)), [gradient[region] for region in self._regions], lr)
+        for index, region in enumerate(self._regions):
+            self.step_layer(index, gradient[region], lr=lr)
 
     @torch.no_grad()
     def step_layer(self, index: int, gradient: Tensor, *, lr: float) -> None:
         """Update one layer's values alone; `gradient` has the size of its region."""
-        self._step([index], [gradient], lr)
+        region, step = self._regions[index], 0
+        if STEP in self.state:
+            self.state[STEP][index] += 1.0
+            step = int(self.state[STEP][index])
+        flat = [self._values, *(tensor for name, tensor in self.state.items() if name != STEP)]
+        for block in self._blocks(len(gradient)):
+            values, *states = (tensor[region][block] for tensor in flat)
+            if self._section.name == "adamw":
+                self._adamw(values, gradient[block], states, step=step, lr=lr)
+            else:
+                self._sgd(values, gradient[block], states, lr=lr)
 
-    def _step(self, layers: Sequence[int], gradients: Sequence[Tensor], lr: float) -> None:
-        filled = [layer for layer, gradient in zip(layers, gradients, strict=True) if gradient.numel()]
-        gradients = [gradient for gradient in gradients if gradient.numel()]
-        if self._section.name == "adamw":
-            for layer in set(layers).difference(filled):
-                self.state[STEP][layer] += 1.0
-            self._adamw(filled, gradients, lr)
-        else:
-            self._sgd(filled, gradients, lr)
+    def _blocks(self, num_values: int) -> Iterator[slice]:
+        return (slice(begin, begin + self._block) for begin in range(0, num_values, self._block))
 
-    def _of(self, layers: Sequence[int], tensor: Tensor) -> list[Tensor]:
-        return [tensor[self._regions[layer]] for layer in layers]
-
-    def _adamw(self, layers: Sequence[int], gradients: Sequence[Tensor], lr: float) -> None:
+    def _adamw(self, values: Tensor, gradient: Tensor, states: Sequence[Tensor], *, step: int, lr: float) -> None:
+        (mean, square), scratch = states, self._scratch[: len(values)]
         beta1, beta2 = self._section.betas
-        adamw(
-            self._of(layers, self._values),
-            list(gradients),
-            self._of(layers, self.state["exp_avg"]),
-            self._of(layers, self.state["exp_avg_sq"]),
-            [],
-            [self.state[STEP][layer] for layer in layers],
-            fused=self._is_fused,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=self._section.weight_decay,
-            eps=EPSILON,
-            maximize=False,
-        )
+        values.mul_(1.0 - lr * self._section.weight_decay)
+        mean.mul_(beta1).add_(torch.mul(gradient, 1.0 - beta1, out=scratch))
+        square.mul_(beta2).add_(torch.mul(gradient, gradient, out=scratch).mul_(1.0 - beta2))
+        _square_root(square, out=scratch)
+        scratch.mul_(1.0 / math.sqrt(1.0 - power(beta2, step))).add_(EPSILON)
+        values.sub_(torch.div(mean, scratch, out=scratch).mul_(lr / (1.0 - power(beta1, step))))
 
-    def _sgd(self, layers: Sequence[int], gradients: Sequence[Tensor], lr: float) -> None:
-        buffer = self.state.get("momentum_buffer")
-        # A buffer of zeros is what torch starts from: without dampening, its first buffer is the gradient.
-        sgd(
-            self._of(layers, self._values),
-            list(gradients),
-            list(self._of(layers, buffer)) if buffer is not None else [None] * len(layers),
-            fused=self._is_fused,
-            weight_decay=self._section.weight_decay,
-            momentum=self._section.momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+    def _sgd(self, values: Tensor, gradient: Tensor, states: Sequence[Tensor], *, lr: float) -> None:
+        scratch = self._scratch[: len(values)]
+        torch.mul(values, self._section.weight_decay, out=scratch).add_(gradient)
+        if states:
+            # A buffer of zeros is what torch starts from: without dampening, its first buffer is the gradient.
+            states[0].mul_(self._section.momentum).add_(scratch)
+            scratch.copy_(states[0])
+        values.sub_(scratch.mul_(lr))
+
+
+def power(base: float, exponent: int) -> float:
+    """Return base ** exponent, by products alone: what C's pow returns depends on the library."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base, exponent = base * base, exponent >> 1
+    return result
+
+
+def _square_root(values: Tensor, *, out: Tensor) -> None:
+    """Write the correctly rounded roots into `out`: on a CPU torch's own are off by a bit now and then."""
+    if values.device.type == "cpu":
+        np.sqrt(values.numpy(), out=out.numpy())
+    else:
+        torch.sqrt(values, out=out)

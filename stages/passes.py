@@ -105,7 +105,7 @@ class Passes:
     def _backward(self, task: Run, begun_s: float) -> Iterator[Emitted | Ran]:
         if task.dy is None:
             raise LocalProtocolError("a backward without the gradient of its output")
-        dy = decode_untrusted(task.dy)[0]
+        dy = decode_untrusted(task.dy, self._engine.device)[0]
         graph, kept_x = self._kept.take(task.key)
         if graph is None:
             x = task.x or kept_x
@@ -171,7 +171,7 @@ class Passes:
     def _decode_input(self, load: Load | None) -> list[Tensor]:
         if load is None:
             raise LocalProtocolError("a job without the stage's input")
-        tensors = decode_untrusted(load)
+        tensors = decode_untrusted(load, self._engine.device)
         if not tensors:
             raise RemoteProtocolError("a stage input without a tensor")
         return tensors

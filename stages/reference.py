@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stages.engine import Place, seed_noise
 from stages.model import Loss, build_layer, load_model
+from stages.precision import CPU, Arithmetic
 from stages.trace import trace
 from zswarm.config import OptimizerSection, RunConfig
 from zswarm.schedule import learning_rate
@@ -56,8 +57,10 @@ class ReferenceResult:
     """Named `layers.<index>.<parameter>`."""
 
 
-def reference(config: RunConfig, source: Samples, on_step: Callable[[ReferenceStep], None]) -> ReferenceResult:
-    """Train; `on_step` is called after each step.
+def reference(
+    config: RunConfig, source: Samples, on_step: Callable[[ReferenceStep], None], device: torch.device = CPU
+) -> ReferenceResult:
+    """Train on a device; `on_step` is called after each step.
 
     Raises:
         UserError: the model does not exist or does not chain.
@@ -65,7 +68,9 @@ def reference(config: RunConfig, source: Samples, on_step: Callable[[ReferenceSt
     """
     model = load_model(config.model.factory, config.model.arguments)
     trace(model, batch_size=config.batch.microbatch, sequence_length=config.sequence_length, seed=config.run.seed)
+    Arithmetic(device, config.pipeline.precision).set_up(is_exact=False)
     layers = nn.ModuleList(build_layer(model, index, config.run.seed) for index in range(len(model.layers)))
+    layers.to(device)
     parameters = [parameter for parameter in layers.parameters() if parameter.requires_grad]
     optimizer = _optimizer(config.optimizer, parameters)
     before = held_out_loss(config, source, layers, model.loss)
@@ -87,7 +92,7 @@ def reference(config: RunConfig, source: Samples, on_step: Callable[[ReferenceSt
         loss=losses,
         held_out_loss_before=before,
         held_out_loss=held_out_loss(config, source, layers, model.loss),
-        state={f"layers.{name}": tensor.detach().clone() for name, tensor in layers.state_dict().items()},
+        state={f"layers.{name}": tensor.detach().to("cpu", copy=True) for name, tensor in layers.state_dict().items()},
     )
 
 
@@ -97,11 +102,11 @@ def held_out_loss(config: RunConfig, source: Samples, layers: nn.ModuleList, los
     total, num_targets = 0.0, 0
     layers.eval()
     for microbatch in range(config.data.held_out_microbatches):
-        tokens, labels = (torch.from_numpy(array).long() for array in source.held_out(microbatch))
-        x = tokens
-        for layer in layers:
-            x = layer(x)
-        total += float(loss(x, labels))
+        x, labels = _on_device(source.held_out(microbatch), layers)
+        with _arithmetic(config, layers).context():
+            for layer in layers:
+                x = layer(x)
+            total += float(loss(x, labels))
         num_targets += labels.numel()
     layers.train()
     return total / num_targets
@@ -112,15 +117,24 @@ def _accumulate(config: RunConfig, source: Samples, layers: nn.ModuleList, loss:
     num_targets = config.batch.global_batch * config.sequence_length
     total = 0.0
     for microbatch in range(config.num_microbatches):
-        tokens, labels = (torch.from_numpy(array).long() for array in source.samples(step, microbatch))
-        x = tokens
-        for index, layer in enumerate(layers):
-            seed_noise(config.run.seed, Place(step, microbatch), index)
-            x = layer(x)
-        loss_sum = loss(x, labels)
+        x, labels = _on_device(source.samples(step, microbatch), layers)
+        with _arithmetic(config, layers).context():
+            for index, layer in enumerate(layers):
+                seed_noise(config.run.seed, Place(step, microbatch), index, x.device)
+                x = layer(x)
+            loss_sum = loss(x, labels)
         (loss_sum / num_targets).backward()  # type: ignore[no-untyped-call]
         total += float(loss_sum.detach())
     return total / num_targets
+
+
+def _on_device(samples: tuple[NDArray[Any], NDArray[Any]], layers: nn.ModuleList) -> list[Tensor]:
+    device = next(layers.parameters()).device
+    return [torch.from_numpy(array).to(device, torch.int64) for array in samples]
+
+
+def _arithmetic(config: RunConfig, layers: nn.ModuleList) -> Arithmetic:
+    return Arithmetic(next(layers.parameters()).device, config.pipeline.precision)
 
 
 def _optimizer(section: OptimizerSection, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

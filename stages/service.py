@@ -11,6 +11,7 @@ from functools import partial
 from stages.allowed import Allowed
 from stages.compute import Compute
 from stages.compute_thread import ComputeThread
+from stages.devices import device_named
 from stages.tasks import Task
 from stages.worker import WorkerMachine
 from zswarm import limits
@@ -28,6 +29,8 @@ from zswarm.transport import Switchboard
 class Computing:
     """What a worker may do on its machine."""
 
+    device: str
+    """Its name, see stages/devices.py."""
     threads: int
     """Of torch, for one operation."""
     allowed: Allowed
@@ -46,10 +49,11 @@ def serve_worker(
     """Take part in the coordinator's run as a worker until it is over.
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
-    key. `UserError` if that is impossible or the coordinator has another key. A worker that its overseer does not end by
+    key. `UserError` if that is impossible or the coordinator has another key, or if the device does not work. A worker that its overseer does not end by
     itself leaves when it is asked to go (`zswarm.signals`), within `limits.DRAIN_S`.
     """
     nonce = secrets.randbits(63)
+    device = device_named(computing.device)
     with Switchboard(key=key) as switchboard:
         peer = switchboard.bind("peer", listen)
         switchboard.dial(coordinator, is_first=True)
@@ -61,10 +65,10 @@ def serve_worker(
             random=random.Random(nonce).random,
         )
         log = get_log()
-        log.info("listening", peer=peer, coordinator=coordinator)
+        log.info("listening", peer=peer, coordinator=coordinator, device=str(device))
         wake = switchboard.waker()
         leaving = signals_as(Leave(), wake=wake, overseer=overseer)
-        make = partial(Compute, allowed=computing.allowed)
+        make = partial(Compute, device=device, allowed=computing.allowed)
         with ComputeThread(wake=wake, threads=computing.threads, make=make) as compute, leaving as leaves:
 
             def perform(task: Task) -> Iterable[object]:

@@ -244,7 +244,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfit:
-    """This machine cannot find the model's code, or may not run it: others may do the stage. `text` is for the user."""
+    """This machine cannot find the model's code, may not run it, or has too little memory for the stage: others may do it.
+
+    `text` is for the user. It may come in place of any task's answer, and nothing does after it.
+    """
 
     text: str
 

@@ -23,6 +23,7 @@ from stages.tasks import (
     Run,
     Snapshot,
     Snapshotted,
+    Unfit,
     WasReset,
 )
 from tests.stages.computing import PLENTY, Swarm, export, key, only, perform
@@ -460,6 +461,25 @@ def test_a_stage_that_cannot_be_built_says_why(make_config):
         assert says in failed.text
     assert "not valid" in only(compute.perform(Build(stage=Stage(0), num_stages=1, configuration=b"{}"))).text
     assert "before Build" in only(compute.perform(Snapshot(round=Round(1), num_shards=1))).text
+
+
+def test_a_device_that_is_too_small_is_no_failure_of_the_run(make_config, make_source, monkeypatch):
+    """The worker leaves the stage to those with more memory, whether it has begun or not."""
+    config = make_config(pipeline={"stages": 2})
+    worker, x = Swarm(config).worker(0, 0), pack(*make_source(config).samples(0, 0))
+
+    def full(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    run = Run(lease=Lease(9), kind=JobKind.FORWARD, key=key(0, 0), accumulate=True, emit=True, x=x, dy=None)
+    build = Build(stage=Stage(0), num_stages=2, configuration=config.canonical_json())
+    for task, place in ((run, "torch.nn.Embedding.forward"), (build, "stages.compute.build_layer")):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, full)
+            outcome = only(worker.perform(task))
+        assert isinstance(outcome, Unfit)
+        assert "does not fit" in outcome.text
+        assert "2.00 GiB" in outcome.text
 
 
 def test_a_large_layer_is_exported_in_ranges(make_config, monkeypatch):

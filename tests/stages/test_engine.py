@@ -6,6 +6,7 @@ from torch import nn
 
 from stages.engine import LayerFailed, Place, StageEngine, one_line
 from stages.model import build_layer, load_model
+from stages.precision import Arithmetic
 from tests.stages.computing import finish
 
 SEED = 5
@@ -47,7 +48,7 @@ def engines(name, counts):
                 loss=model.loss if last else None,
                 step_targets=STEP_TARGETS,
                 seed=SEED,
-                device=torch.device("cpu"),
+                arithmetic=Arithmetic(),
             )
         )
         first += count
@@ -63,7 +64,7 @@ def plain(name):
     for microbatch, (tokens, labels) in enumerate(microbatches()):
         x = tokens.long()
         for index, layer in enumerate(layers):
-            seed_noise(SEED, Place(0, microbatch), index)
+            seed_noise(SEED, Place(0, microbatch), index, torch.device("cpu"))
             x = layer(x)
         loss = model.loss(x, labels.long())
         (loss / STEP_TARGETS).backward()
@@ -208,7 +209,7 @@ def test_a_raising_layer_is_named(where, batch, layer, says):
     """The layer's name and one line of what it said; the engine can go on afterwards."""
     model = load_model("own_models:raising", {"sequence_length": T, "where": where})
     layers = [build_layer(model, index, SEED) for index in range(3)]
-    stage = StageEngine(layers, first_layer=0, loss=model.loss, step_targets=1, seed=SEED, device=torch.device("cpu"))
+    stage = StageEngine(layers, first_layer=0, loss=model.loss, step_targets=1, seed=SEED, arithmetic=Arithmetic())
     tokens = torch.zeros(batch, T, dtype=torch.uint8)
     with pytest.raises(LayerFailed) as caught:
         stage.backward_loss(stage.forward_graph(tokens, Place(0, 0)), tokens, accumulate=True)

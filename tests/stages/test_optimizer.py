@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
-from stages.optimizer import FlatOptimizer
+from stages.optimizer import EPSILON, FlatOptimizer, power
 from zswarm.config import OptimizerSection
 
 ADAMW = {"name": "adamw", "betas": (0.8, 0.9), "weight_decay": 0.1}
@@ -19,12 +22,9 @@ def torch_optimizer(section, parameters):
     return torch.optim.SGD(parameters, momentum=section.momentum, weight_decay=section.weight_decay)
 
 
-@pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("settings", [ADAMW, SGD, {"name": "sgd"}, {"name": "adamw"}], ids=str)
-def test_it_steps_as_torch_optim_does(monkeypatch, settings, is_fused):
+def test_it_steps_as_torch_optim_does(settings):
     """Over several steps with changing rates and gradients, values are those of torch.optim's classes."""
-    if not is_fused:
-        monkeypatch.setattr("stages.optimizer.FUSED_DEVICES", ())
     section = OptimizerSection.model_validate(settings)
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(40, generator=generator)
@@ -42,12 +42,9 @@ def test_it_steps_as_torch_optim_does(monkeypatch, settings, is_fused):
         assert torch.allclose(values, torch.cat([p.detach() for p in parameters]), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("settings", [ADAMW, SGD, {"name": "sgd"}], ids=str)
-def test_a_layer_alone_steps_as_all_do(monkeypatch, settings, is_fused):
+def test_a_layer_alone_steps_as_all_do(settings):
     """To the bit, a layer without parameters too, and however late it takes its steps."""
-    if not is_fused:
-        monkeypatch.setattr("stages.optimizer.FUSED_DEVICES", ())
     regions = [slice(0, 80), slice(80, 80), slice(80, 112)]
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(112, generator=generator)
@@ -63,18 +60,50 @@ def test_a_layer_alone_steps_as_all_do(monkeypatch, settings, is_fused):
     assert all(torch.equal(tensor, apart.state[name]) for name, tensor in together.state.items())
 
 
+def test_every_operation_is_rounded_on_its_own():
+    """So the bits are those of any device: numpy's scalars, one operation at a time, give the same."""
+    section = OptimizerSection.model_validate(ADAMW)
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(70_000, generator=generator)
+    expected = [values.numpy().copy()] + [np.zeros(70_000, np.float32) for _ in range(2)]
+    optimizer = FlatOptimizer(section, values, [slice(0, 70_000)])
+    beta1, beta2 = section.betas
+    for step in (1, 2, 3):
+        gradient = torch.randn(70_000, generator=generator) * 1e-3
+        optimizer.step(gradient.clone(), lr=0.01, scale=0.5)
+        g = gradient.numpy() * np.float32(0.5)
+        value, mean, square = expected
+        value = value * np.float32(1.0 - 0.01 * section.weight_decay)
+        mean = mean * np.float32(beta1) + g * np.float32(1.0 - beta1)
+        square = square * np.float32(beta2) + g * g * np.float32(1.0 - beta2)
+        root = np.sqrt(square) * np.float32(1.0 / math.sqrt(1.0 - power(beta2, step))) + np.float32(EPSILON)
+        value = value - mean / root * np.float32(0.01 / (1.0 - power(beta1, step)))
+        expected = [value, mean, square]
+    found = [values, optimizer.state["exp_avg"], optimizer.state["exp_avg_sq"]]
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+@pytest.mark.parametrize("base", [0.9, 0.999])
+def test_a_power_is_that_number(base):
+    for exponent in (0, 1, 2, 3, 10, 1000, 123_456):
+        exact = Fraction(base) ** exponent if exponent < 2000 else None
+        assert power(base, exponent) == pytest.approx(float(exact) if exact is not None else base**exponent, rel=1e-12)
+
+
 LEAN = """
 import sys, torch
 from stages.engine import Place, StageEngine
 from stages.model import build_layer, load_model
-from stages.optimizer import FlatOptimizer
+from stages.precision import Arithmetic
+from stages.optimizer import EPSILON, FlatOptimizer, power
 from zswarm.config import OptimizerSection
 model = load_model("gpt", {"d_model": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 4})
-cpu, tokens = torch.device("cpu"), torch.zeros(1, 4, dtype=torch.uint8)
+tokens = torch.zeros(1, 4, dtype=torch.uint8)
 first, second = (
     StageEngine(
         [build_layer(model, index, 0) for index in own],
-        first_layer=own[0], loss=model.loss if own[0] else None, step_targets=4, seed=0, device=cpu,
+        first_layer=own[0], loss=model.loss if own[0] else None, step_targets=4, seed=0, arithmetic=Arithmetic(),
     )
     for own in ((0, 1), (2,))
 )

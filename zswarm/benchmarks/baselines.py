@@ -28,11 +28,12 @@ from torch.utils.checkpoint import checkpoint
 from stages.kernels import kernels_for
 from stages.linear import DeferredGradients, install
 from stages.model import Model, build_layer, load_model
+from stages.precision import Arithmetic
 
 SEED = 0
 LEARNING_RATE = 1e-3
 RENDEZVOUS_S = 60.0
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,10 @@ class Assignment:
     rank: int = 0
     rendezvous: str = ""
     """A path that does not exist yet, the same for all ranks."""
+    device: str = CPU
+    """Of `plain`."""
+    precision: str = "float32"
+    """Of `plain`: see stages/precision.py."""
 
 
 def main(text: str) -> None:
@@ -111,12 +116,15 @@ def _plain_step(assignment: Assignment) -> Callable[[], None]:
     shape = Shape(**assignment.shape)
     model = shape.model()
     layers = nn.ModuleList(build_layer(model, index, SEED) for index in range(len(model.layers)))
+    arithmetic = Arithmetic(torch.device(assignment.device), assignment.precision)
+    arithmetic.set_up(is_exact=False)
+    layers.to(arithmetic.device)
     optimizer = _adamw(layers)
     if assignment.own_kernels:
-        install(layers, DeferredGradients(kernels_for(CPU), is_deferring=False))
+        install(layers, DeferredGradients(kernels_for(arithmetic.device), is_deferring=False))
         for parameter in layers.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    tokens, labels = _batch(shape)
+    tokens, labels = (tensor.to(arithmetic.device) for tensor in _batch(shape))
     microbatches = list(zip(torch.split(tokens, shape.microbatch), torch.split(labels, shape.microbatch), strict=True))
 
     def forward(x: Tensor) -> Tensor:
@@ -127,9 +135,12 @@ def _plain_step(assignment: Assignment) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=not assignment.own_kernels)
         for x, y in microbatches:
-            loss = model.loss(forward(x), y) / labels.numel()
+            with arithmetic.context():
+                loss = model.loss(forward(x), y) / labels.numel()
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if arithmetic.device.type == "cuda":
+            torch.cuda.synchronize()
 
     return step
 
@@ -147,7 +158,7 @@ def _pipeline_step(assignment: Assignment) -> Callable[[], None]:
         timeout=timedelta(seconds=RENDEZVOUS_S),
     )
     optimizer = _adamw(module)
-    stage = PipelineStage(module, rank, num_ranks, CPU)
+    stage = PipelineStage(module, rank, num_ranks, torch.device(CPU))
 
     def mean_loss(output: Tensor, target: Tensor) -> Tensor:
         return model.loss(output, target) / target.numel()

@@ -6,8 +6,9 @@ limit own   the same loop with zswarm's linear layers: what its transport and sc
 1F1B n      torch.distributed.pipelining over gloo, n stages, one single-thread process each
 zswarm SxW  `zswarm local` with S stages of W workers, codec int8, recompute never, one thread each
 
-All train the same byte GPT in float32 with AdamW on global batches of 32 sequences, cut alike. A speed is
-32 over the median duration of a step after the first. See `intervals` for how noise is kept out of the
+All train the same byte GPT with AdamW, cut alike: in float32 on the processor; on a card in bfloat16, where all processes
+share the card and torch's pipelining, which gloo gives no tensors of cards to, is left out. A speed is a global batch
+over the median duration of a step after the first. See `intervals` for how noise is kept out of the
 ratios; what others used of the machine meanwhile is printed beside them.
 """
 
@@ -48,12 +49,16 @@ class Size:
     pipeline_steps: int
     deadline_s: float
     """Of one measurement."""
-    ahead_of_1f1b: float
+    ahead_of_1f1b: float | None = None
     """Target of zswarm 2x1 over 1F1B 2."""
-    first_step_s: float | None
+    of_limit: tuple[float, float] | None = (0.90, 0.80)
+    """Targets of zswarm 2x1 and 4x2 over the limit."""
+    first_step_s: float | None = None
     """Target of the time to the first step of zswarm 4x2."""
     systems: tuple[str, ...] = SYSTEMS
     """What is measured; of the larger model, where a step takes half a minute, only what has a target."""
+    device: str = "cpu"
+    precision: str = "float32"
 
 
 SIZES: Mapping[str, Size] = {
@@ -71,8 +76,17 @@ SIZES: Mapping[str, Size] = {
         pipeline_steps=5,
         deadline_s=600.0,
         ahead_of_1f1b=0.97,
-        first_step_s=None,
         systems=(LIMIT, SWARM_2X1, ONE_F_ONE_B_2, SWARM_4X2),
+    ),
+    "card": Size(
+        shape=Shape(d_model=1536, num_layers=16, num_heads=12, sequence_length=1024, microbatch=4, global_batch=128),
+        plain_steps=6,
+        pipeline_steps=6,
+        deadline_s=120.0,
+        of_limit=None,
+        systems=(LIMIT, SWARM_2X1, SWARM_4X2),
+        device="cuda:0",
+        precision="bfloat16",
     ),
 }
 
@@ -145,9 +159,9 @@ def figures_of(rounds: Sequence[Mapping[str, Measurement]], size: Size) -> list[
 
     figures = [Figure(name=f"{system}, samples/s", values=speeds(system)) for system in rounds[0]]
     pairs: list[tuple[str, str, float | None]] = [
-        (SWARM_2X1, LIMIT, 0.90),
+        (SWARM_2X1, LIMIT, size.of_limit and size.of_limit[0]),
         (SWARM_2X1, ONE_F_ONE_B_2, size.ahead_of_1f1b),
-        (SWARM_4X2, LIMIT, 0.80),
+        (SWARM_4X2, LIMIT, size.of_limit and size.of_limit[1]),
         (SWARM_2X1, LIMIT_OWN, None),
         (SWARM_4X2, LIMIT_OWN, None),
         (ONE_F_ONE_B_2, LIMIT, None),
@@ -208,7 +222,8 @@ def _pipeline(size: Size, *, num_stages: int) -> Speed:
 
 
 def _baseline(size: Size, **assignment: Any) -> list[str]:
-    text = json.dumps({"shape": asdict(size.shape), **assignment})
+    where = {"device": size.device, "precision": size.precision}
+    text = json.dumps({"shape": asdict(size.shape), **where, **assignment})
     return ["-m", "zswarm.benchmarks.baselines", text]
 
 
@@ -224,6 +239,7 @@ def _swarm(size: Size, *, num_stages: int, num_workers: int) -> Speed:
         run_file, out = Path(folder, "run.toml"), Path(folder, "out")
         run_file.write_text(run_text(size, num_stages=num_stages))
         command = ["-m", "zswarm", "local", str(run_file), "--workers", str(num_workers), "--out", str(out)]
+        command += ["--device", size.device]
         with Children([command], deadline_s=size.deadline_s) as children:
             children.wait(0)
         summary = json.loads((out / "summary.json").read_text())
@@ -253,6 +269,7 @@ microbatch = {shape.microbatch}
 stages = {num_stages}
 split = {list(even_split(shape.num_layers, num_stages))}
 recompute = "never"
+precision = "{size.precision}"
 
 [wire]
 codec = "int8"

@@ -50,7 +50,7 @@ def broker(**options: Any) -> None:
 
 
 @bench.command()
-@click.option("--model", type=click.Choice(["tiny", "mid"]), default="tiny", show_default=True)
+@click.option("--model", type=click.Choice(["tiny", "mid", "card"]), default="tiny", show_default=True)
 @pairs_option
 @json_file_option
 def training(**options: Any) -> None:

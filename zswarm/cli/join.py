@@ -42,7 +42,8 @@ class JoinOptions:
     place: Place
     beacon: Address
     """Where this machine's beacon listens."""
-    workers: int
+    devices: tuple[str, ...]
+    """Of the workers: there is one for each, and a device may be named more than once."""
     brokers: int
     threads: int
     allowed: Allowed
@@ -66,11 +67,11 @@ def run_join(options: JoinOptions) -> int:
         for index in range(options.brokers):
             name = f"{place.machine}-broker-{index}"
             caretaker.add(name, partial(_member, place, name, family, partial(_broker, options, name)))
-        if options.workers:
+        if options.devices:
             import stages.service  # noqa: F401 - imports torch: for all workers at once, before they are forked
-        for index in range(options.workers):
+        for index, device in enumerate(options.devices):
             name = f"{place.machine}-worker-{index}"
-            body = partial(_member, place, name, family, partial(_worker, options, name))
+            body = partial(_member, place, name, family, partial(_worker, options, name, device))
             caretaker.add(name, body, is_pausable=True)
         return caretaker.run()
 
@@ -91,14 +92,14 @@ def _broker(options: JoinOptions, name: str, *, coordinator: Address, overseer: 
     )
 
 
-def _worker(options: JoinOptions, name: str, *, coordinator: Address, overseer: Overseer) -> Exit:
+def _worker(options: JoinOptions, name: str, device: str, *, coordinator: Address, overseer: Overseer) -> Exit:
     from stages.service import Computing, serve_worker
 
     return serve_worker(
         node=NodeId(name),
         coordinator=coordinator,
         listen=any_port(options.place.host),
-        computing=Computing(threads=options.threads, allowed=options.allowed),
+        computing=Computing(device=device, threads=options.threads, allowed=options.allowed),
         key=options.place.key,
         overseer=overseer,
     )

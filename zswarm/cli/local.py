@@ -41,6 +41,8 @@ class LocalOptions:
     """Per stage, as `brokers`."""
     brokers: int
     threads: int
+    devices: tuple[str, ...]
+    """Of the workers, in turn."""
     key: SwarmKey | None
     """Its children inherit it in memory: it is in no argument and no file."""
     begun_s: float
@@ -114,12 +116,12 @@ def _prepare_with_torch(
             print(f"zswarm: {end.text}", file=sys.stderr)
         return end.code
 
-    def worker(name: str, _num_lives: int) -> int:
+    def worker(name: str, device: str, _num_lives: int) -> int:
         end = serve_worker(
             node=NodeId(name),
             coordinator=coordinator,
             listen=LISTEN,
-            computing=Computing(threads=options.threads, allowed=EVERYTHING),
+            computing=Computing(device=device, threads=options.threads, allowed=EVERYTHING),
             key=options.key,
             overseer=family.lifeline,
         )
@@ -127,7 +129,8 @@ def _prepare_with_torch(
 
     bodies: dict[str, Body] = {TRAINER: trainer}
     for index in range(config.pipeline.stages * options.workers):
-        bodies[f"worker-{index}"] = partial(worker, f"worker-{index}")
+        device = options.devices[index % len(options.devices)]
+        bodies[f"worker-{index}"] = partial(worker, f"worker-{index}", device)
     return bodies, partial(write_processes, path)
 
 

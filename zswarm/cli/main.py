@@ -28,6 +28,7 @@ import click
 from zswarm import __version__
 from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
+from zswarm.cli.devices import device_option, devices_option, found_devices
 from zswarm.cli.key import key, key_option
 from zswarm.cli.models import allow_option, allow_own_models, allowed_models
 from zswarm.cli.places import (
@@ -133,6 +134,7 @@ def app() -> None:
 @resumed_out_option
 @overrides_option
 @threads_option
+@devices_option
 @key_option
 def local(*, run_file: Path, overrides: tuple[str, ...], key_file: Path | None, **swarm: Any) -> None:
     """Train with a whole swarm on this machine.
@@ -145,6 +147,7 @@ def local(*, run_file: Path, overrides: tuple[str, ...], key_file: Path | None, 
 
     prepare_for_connections()
     allow_own_models()
+    swarm["devices"] = tuple(found_devices(swarm["devices"]))
     options = LocalOptions(run_file=run_file, key=key_of(key_file, default=False), begun_s=BEGUN_S, **swarm)
     sys.exit(run_local(load_run_file(run_file, overrides), options))
 
@@ -154,7 +157,8 @@ def local(*, run_file: Path, overrides: tuple[str, ...], key_file: Path | None, 
 @out_option
 @overrides_option
 @threads_option
-def reference(*, run_file: Path, out: Path | None, overrides: tuple[str, ...], threads: int) -> None:
+@device_option
+def reference(*, run_file: Path, overrides: tuple[str, ...], **process: Any) -> None:
     """Train the same run in one process.
 
     A plain PyTorch loop over the same samples from the same parameters: what a swarm is held against. With
@@ -165,7 +169,7 @@ def reference(*, run_file: Path, out: Path | None, overrides: tuple[str, ...], t
 
     allow_own_models()
     config = load_run_file(run_file, overrides)
-    run_reference_command(config, run_file=run_file, out=out, threads=threads, begun_s=BEGUN_S)
+    run_reference_command(config, run_file=run_file, begun_s=BEGUN_S, **process)
 
 
 @app.command()
@@ -302,16 +306,17 @@ def broker(*, capacity_gib: float, name: str | None, level: str, **where: Any) -
 @seeds_option
 @host_option
 @key_option
+@device_option
 @threads_option
 @allow_option
 @name_option
 @level_option
-def worker(*, threads: int, modules: tuple[str, ...], name: str | None, level: str, **where: Any) -> None:
+def worker(*, device: str, threads: int, modules: tuple[str, ...], name: str | None, level: str, **where: Any) -> None:
     """Take part in runs as a worker: compute one stage."""
     from stages.service import Computing, serve_worker
 
     node = _node("worker", name, level)
-    computing = Computing(threads=threads, allowed=allowed_models(modules))
+    computing = Computing(device=device, threads=threads, allowed=allowed_models(modules))
     _end(_serve(partial(serve_worker, node=node, computing=computing), **where))
 
 

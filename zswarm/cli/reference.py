@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from stages.devices import device_named
 from stages.exact_reference import exact_reference
 from stages.reference import ReferenceStep, reference
 from zswarm.cli.planning import plan_run
@@ -21,17 +22,20 @@ from zswarm.trainer.run_folder import open_run_folder, write_whole
 from zswarm.trainer.settings import EvaluationDone, StepDone
 
 
-def run_reference_command(config: RunConfig, *, run_file: Path, out: Path | None, threads: int, begun_s: float) -> None:
+def run_reference_command(
+    config: RunConfig, *, run_file: Path, out: Path | None, device: str, threads: int, begun_s: float
+) -> None:
     """Train, and leave `summary.json`, `metrics.jsonl` and `model.safetensors` in the run folder.
 
     A plain PyTorch loop; with `accumulation = "exact"` the arithmetic of a swarm, stage after stage.
 
     Raises:
-        UserError: the model, the data or the run folder is not what the run file says.
+        UserError: the model, the data, the run folder or the device is not what the run file or the command line says.
         RunFailed: a layer raised.
 
     """
     torch.set_num_threads(threads)
+    on = device_named(device)
     plan_run(config)  # what a swarm would refuse is refused here
     source = open_source(config)
     progress = Progress(config.run.name, steps=config.run.steps)
@@ -40,7 +44,7 @@ def run_reference_command(config: RunConfig, *, run_file: Path, out: Path | None
         report = Report(config, folder=folder, progress=progress, begun_s=begun_s)
         try:
             train = exact_reference if config.batch.accumulation == "exact" else reference
-            result = train(config, source, lambda done: report.step_done(_step_done(done)))
+            result = train(config, source, lambda done: report.step_done(_step_done(done)), on)
             report.evaluation_done(EvaluationDone(step=Step(0), loss=result.held_out_loss_before))
             report.evaluation_done(EvaluationDone(step=Step(config.run.steps), loss=result.held_out_loss))
         except ZswarmError:

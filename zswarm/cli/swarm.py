@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zswarm.cli.devices import devices_option, found_devices
 from zswarm.cli.key import key_option
 from zswarm.cli.models import allow_option, allowed_models
 from zswarm.cli.places import (
@@ -54,14 +55,22 @@ def init(*, run_file: Path) -> None:
 @machine_option
 @key_option
 @click.option(
-    "--workers", type=click.IntRange(min=0), default=1, show_default=True, metavar="N", help="Each computes one stage."
+    "--workers",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="On each device; each computes one stage.",
 )
 @click.option("--brokers", type=click.IntRange(min=0), metavar="N", help="Otherwise as many as workers.")
 @click.option(
     "--threads", type=COUNT, default=1, show_default=True, metavar="N", help="Threads that torch may use per worker."
 )
+@devices_option
 @allow_option
-def join(*, workers: int, brokers: int | None, threads: int, modules: tuple[str, ...], port: int, **where: Any) -> None:
+def join(
+    *, workers: int, brokers: int | None, devices: tuple[str, ...], modules: tuple[str, ...], **where: Any
+) -> None:
     """Make this machine part of the swarm.
 
     Starts its beacon, by which machines find each other, and brokers and workers that take part in whatever run
@@ -71,16 +80,22 @@ def join(*, workers: int, brokers: int | None, threads: int, modules: tuple[str,
     from zswarm.cli.supervisor import say
     from zswarm.transport import address_at
 
-    place, why = _place(port=port, **where)
+    threads, port = where.pop("threads"), where["port"]
+    place, why = _place(**where)
+    found = found_devices(devices) if workers else {}
+    names = tuple(name for name in found for _ in range(workers))
     options = JoinOptions(
         place=place,
         beacon=address_at(place.host, port),
-        workers=workers,
-        brokers=workers if brokers is None else brokers,
+        devices=names,
+        brokers=len(names) if brokers is None else brokers,
         threads=threads,
         allowed=allowed_models(modules),
     )
-    say(f"{place.machine} joins at {place.host}:{port} ({why}): {options.workers} workers, {options.brokers} brokers")
+    on = ", ".join(f"{name} ({model})" for name, model in found.items()) or "no device"
+    say(
+        f"{place.machine} joins at {place.host}:{port} ({why}): {len(names)} workers on {on}, {options.brokers} brokers"
+    )
     sys.exit(run_join(options))
 
 

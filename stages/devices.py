@@ -1,0 +1,71 @@
+"""The devices of this machine, by the names that they have on the command line: `cpu`, `cuda:0`, `cuda:1`.
+
+`cuda` is torch's name for NVIDIA's and, in its build for them, AMD's cards. A process that will fork must not look at them
+itself: the driver serves whoever has spoken to it, and not its children. So `python -m stages.devices` tells what there is,
+in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+
+from zswarm.errors import UserError
+
+AUTO, CPU = "auto", "cpu"
+"""The first card if there is one, else the processor; the processor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """An accelerator that torch can compute on."""
+
+    name: str
+    """Such as `cuda:0`."""
+    model: str
+    """What its maker calls it."""
+    memory_bytes: int
+
+
+def cards() -> list[Card]:
+    """Return those that this process may use."""
+    if not torch.cuda.is_available():
+        return []
+    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [
+        Card(name=f"cuda:{index}", model=of.name, memory_bytes=of.total_memory) for index, of in enumerate(properties)
+    ]
+
+
+def device_named(name: str) -> torch.device:
+    """Return a device, having tried it; `name` is `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UserError: there is no such device, or it does not work.
+
+    """
+    if name == CPU or (name == AUTO and not torch.cuda.is_available()):
+        return torch.device(CPU)
+    index = torch.device("cuda" if name == AUTO else name).index or 0
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch finds no card that it can use (torch {torch.__version__})")
+    if index >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are {', '.join(card.name for card in cards())}")
+    device = torch.device("cuda", index)
+    try:
+        torch.zeros(1, device=device).add_(1.0).item()
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: it does not work: {' '.join(str(error).split())[:300]}") from None
+    return device
+
+
+def main() -> None:
+    """Print the cards as JSON."""
+    sys.stdout.write(json.dumps([asdict(card) for card in cards()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What has to hold on a card as on the processor, and between the two. On a machine without a card half of it is skipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stages.exact_reference import exact_reference
+from stages.optimizer import FlatOptimizer
+from stages.reference import reference
+from tests.stages.computing import Swarm
+from zswarm.compression import decode_untrusted, encode
+from zswarm.config import OptimizerSection
+
+CARD = pytest.param(
+    "cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no card on this machine")
+)
+DEVICES = ["cpu", CARD]
+CPU = torch.device("cpu")
+ADAMW = {"name": "adamw", "betas": (0.9, 0.95), "weight_decay": 0.1}
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.1}
+
+
+def random_tensors(count, size, seed=0):
+    """Of magnitudes from 1e-20 to 1e3, as squares of gradients may have."""
+    generator = torch.Generator().manual_seed(seed)
+    exponents = (torch.rand(size, generator=generator) * 23 - 20 for _ in range(count))
+    return [torch.randn(size, generator=generator) * 10**exponent for exponent in exponents]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("settings", [ADAMW, SGD], ids=["adamw", "sgd"])
+def test_an_optimizer_step_has_the_bits_of_the_processor(settings, device):
+    size = 100_000
+    first, *gradients = random_tensors(5, size)
+    section = OptimizerSection.model_validate(settings)
+    here, there = first.clone(), first.to(device, copy=True)
+    optimizers = [FlatOptimizer(section, values, [slice(0, size)]) for values in (here, there)]
+    for gradient, lr in zip(gradients, (1e-3, 1e-2, 3e-4, 1e-3), strict=True):
+        for optimizer, on in zip(optimizers, (CPU, torch.device(device)), strict=True):
+            optimizer.step(gradient.to(on, copy=True), lr=lr, scale=0.37)
+    assert torch.equal(here, there.cpu())
+    for name, tensor in optimizers[0].state.items():
+        assert torch.equal(tensor, optimizers[1].state[name].cpu()), name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("codec", ["none", "bf16", "int8", "bnb8"])
+def test_what_a_device_encodes_any_other_decodes(codec, device):
+    values, labels = torch.randn(2, 50, 128), torch.arange(100).reshape(2, 50).to(torch.uint8)
+    here, there = (encode([values.to(on), labels.to(on)], codec) for on in (CPU, device))
+    if codec != "bnb8":
+        assert b"".join(map(bytes, here.frames)) == b"".join(map(bytes, there.frames))
+    expected, expected_labels = decode_untrusted(here)
+    for load, on in ((here, torch.device(device)), (there, CPU)):
+        found, found_labels = decode_untrusted(load, on)
+        assert found.device.type == on.type
+        assert torch.equal(found_labels.cpu(), expected_labels)
+        assert float((found.cpu() - expected).abs().max()) < (0.05 if codec == "bnb8" else 1e-6)
+
+
+def train(config, source, **swarm):
+    """Train with a swarm; return it and its losses."""
+    swarm, losses = Swarm(config, **swarm), []
+    for step in range(config.run.steps):
+        sums = [swarm.train(step, index, source.samples(step, index)) for index in range(config.num_microbatches)]
+        losses.append(sum(loss for loss, _ in sums) / sum(count for _, count in sums))
+        swarm.commit(step, snapshot=step == 0)
+    return swarm, losses
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_swarm_trains_as_one_process_does(make_config, make_source, precision, device):
+    sections = {
+        "pipeline": {"stages": 2, "precision": precision, "recompute": "never"},
+        "optimizer": {"grad_clip": 0.0},
+    }
+    config = make_config(**sections)
+    source = make_source(config)
+    _, losses = train(config, source, workers=2, devices=(device,))
+    expected = reference(config, source, lambda _: None, torch.device(device))
+    assert losses == pytest.approx(expected.loss, rel=1e-4 if precision == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_workers_of_one_stage_may_have_devices_of_different_kinds(make_config, make_source, device):
+    """After each commit they hold the same parameters to the bit, which `Swarm.commit` sees to."""
+    sections = {"optimizer": {"name": "adamw", "lr": 1e-3}, "wire": {"codec": "int8"}}
+    config = make_config(run={"steps": 5}, pipeline={"stages": 2}, **sections)
+    source = make_source(config)
+    swarm, losses = train(config, source, workers=2, devices=("cpu", device))
+    assert losses[-1] < losses[0]
+    assert len(swarm.digests) == 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_exact_runs_end_with_the_same_bits_whoever_computed_what(make_config, make_source, device):
+    config = make_config(batch={"accumulation": "exact"}, pipeline={"stages": 2})
+    source = make_source(config)
+    swarm, _ = train(config, source, workers=2, devices=(device,))
+    expected = exact_reference(config, source, lambda _: None, torch.device(device)).state
+    found = swarm.state()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_is_that_of_the_microbatch_wherever_it_is_computed(make_config, make_source, device):
+    """Dropout on a card is another draw than on the processor, and the same each time."""
+    config = make_config(model={"factory": "own_models:dropping", "sequence_length": 12}, pipeline={"stages": 1})
+    source = make_source(config)
+    first, again = (train(config, source, workers=workers, devices=(device,))[1] for workers in (1, 2))
+    assert first == pytest.approx(again, rel=1e-6)
