@@ -338,6 +338,14 @@ class Invariants:
         limit_s = LEAVING_HEARTBEATS * self._settings.heartbeat_s
         require(took_s <= limit_s or not is_free, "I8", f"the trainer took {took_s} s to leave")
 
+    def is_drained(self) -> bool:
+        """Does nobody hold anything any more?"""
+        try:
+            check_drained(self._nodes, steps=self._settings.steps)
+        except Violation:
+            return False
+        return True
+
     def at_end(self, *, drained: bool) -> None:
         """Check that all is done and, if there was time for it, that nothing is left."""
         settings, step = self._settings, self.history.step

@@ -15,8 +15,10 @@ from typing import Any
 
 from stages.device import HANGS
 from stages.tasks import Task
+from zswarm import limits
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Stop
+from zswarm.patience import patience
 from zswarm.simulation.census import Census
 from zswarm.simulation.clock import EventQueue
 from zswarm.simulation.faults import Strike
@@ -53,7 +55,8 @@ MOST_EVENTS = 100_000
 CONSERVATION_ONE_IN = 32
 """Looking for lost microbatches takes long: done after one of so many events."""
 DRAIN_S = 3.5
-"""How long the swarm has to become empty after the trainer has gone and the last straggler has come."""
+"""How long the swarm has to become empty after the trainer has gone and the last straggler has come; longer if what was
+lost several times before is yet to be sent again."""
 RESTART_S = 1.0
 """How soon a process that has failed is started again."""
 UNREACHABLE_S = 0.02
@@ -78,6 +81,8 @@ class Swarm:
         self.strikes = Strikes(schedule, self.lives, self.network, self._later)
         self._ends_at_s = schedule.time_limit_s()
         self._drains_until_s: float | None = None
+        self._drained_by_s = 0.0
+        """When nobody may hold anything any more, however often it was lost."""
         if schedule.interrupted_at_s is not None:
             self._later(schedule.interrupted_at_s, self._interrupt)
         self.invariants = Invariants(schedule, self.lives)
@@ -123,7 +128,7 @@ class Swarm:
     def _is_over(self) -> bool:
         now_s, trainer = self._queue.now_s, self.nodes[0]
         if trainer.exit is not None or (trainer.machine is NOBODY and self.disk.is_finished):
-            return self._drains_until_s is None or now_s >= self._drains_until_s
+            return self._drains_until_s is None or (now_s >= self._drains_until_s and not self._drains_on())
         if now_s > self._ends_at_s or self.num_events > MOST_EVENTS:
             step = self.invariants.history.step
             steps = self.schedule.steps
@@ -131,6 +136,13 @@ class Swarm:
                 "I8", f"after {now_s:.0f} s and {self.num_events} events the run is at step {step} of {steps}"
             )
         return False
+
+    def _drains_on(self) -> bool:
+        """Is there something to wait for? Looks again after a while."""
+        if self.now_s >= self._drained_by_s or self.invariants.is_drained():
+            return False
+        self._drains_until_s = self.now_s + DRAIN_S
+        return True
 
     def _interrupt(self) -> None:
         if self._trainer.is_up:
@@ -311,6 +323,8 @@ class Swarm:
         if node is self._trainer and self.schedule.drains and command.code == 0:
             self.network.make_fair(self.now_s)
             self._drains_until_s = self.now_s + DRAIN_S + self.network.latest_straggler_s
+            longest_wait_s = self.schedule.heartbeat_s * patience(limits.RESEND_HEARTBEATS, limits.MOST_DOUBLINGS + 1)
+            self._drained_by_s = self._drains_until_s + longest_wait_s
 
     # -- compute threads -----------------------------------------------------------------------------
 

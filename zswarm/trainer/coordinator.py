@@ -287,7 +287,9 @@ class Coordinator:
         reject = self.reception.refusal(message, now, is_over=self._exit is not None)
         if reject is not None:
             return [Send(peer=event.peer, message=reject)]
-        if self.roster.is_late_copy(message) or self.judge.keeps_out(message, now):
+        # Before the first step everybody is waited for.
+        is_kept_out = self.phase is not Phase.GATHERING and self.judge.keeps_out(message, now)
+        if self.roster.is_late_copy(message) or is_kept_out:
             return []
         commands: list[Command] = []
         before = self.roster.life_of(message.node)
