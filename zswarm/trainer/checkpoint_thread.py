@@ -1,9 +1,9 @@
 """The thread that waits for the disk where checkpoints are, so that the trainer's loop never does.
 
-    store, seal, forsake, read, tidy --> bounded queue --> Checkpoints --> events() and wake()
+    store, seal, forsake, read, tidy --> queue --> Checkpoints --> events() and wake()
 
-A queue that is full means that the disk is slower than the swarm: the checkpoint is given up, and training
-goes on.
+A disk that is slower than the swarm falls behind: then no more of a checkpoint is asked for until it has caught up, see
+backpressure.py, and training goes on.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from zswarm.ids import Version
 from zswarm.logs import get_log
 from zswarm.trainer.settings import Forsake, Read, Seal, Sealed, Store, WasRead
 
-QUEUE_LENGTH = 64
-"""Ranges that wait to be written: with STATE_RANGE_BYTES, half a GiB."""
+BEHIND = 16
+"""Commands that wait when the disk is behind: with STATE_RANGE_BYTES, 64 MiB to write. It has caught up at half of that."""
 STOP_TIMEOUT_S = 1.0
 """How long leaving waits for what the disk is at; the process ends in any case, the thread is a daemon."""
 
@@ -34,8 +34,13 @@ class Tidy:
     back_to: Version | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """The disk was behind, and is not any more."""
+
+
 Command = Store | Seal | Forsake | Read | Tidy
-Event = Sealed | WasRead
+Event = Sealed | WasRead | CaughtUp
 
 
 class Disk(Protocol):
@@ -65,7 +70,7 @@ class CheckpointThread:
         self._wake = wake
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._events: deque[Event] = deque()
-        self._given_up: Version | None = None
+        self._was_behind = False
         self._num_reads = 0
         """Reads that have not been answered."""
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
@@ -81,30 +86,18 @@ class CheckpointThread:
         self._thread.join(STOP_TIMEOUT_S)
 
     def submit(self, command: Command) -> None:
-        """Take a command. Never waits: see above for Store; a Read that comes while many wait is dropped, as if it had
-        been lost on its way, and comes again."""
-        match command:
-            case Store():
-                version = (command.branch, command.step)
-                if version == self._given_up:
-                    return
-                if self._commands.qsize() >= QUEUE_LENGTH:
-                    self._given_up = version
-                    self._commands.put(Forsake(branch=command.branch, step=command.step))
-                    return
-            case Seal() if (command.branch, command.step) == self._given_up:
-                problem = "the disk is too slow, more and more was waiting to be written"
-                self._put(Sealed(branch=command.branch, step=command.step, problem=problem))
+        """Take a command. Never waits: a Read that comes while many wait is dropped, as if it had been lost on its way,
+        and comes again."""
+        if isinstance(command, Read):
+            if self._num_reads >= limits.MAX_PULLS:
                 return
-            case Read():
-                if self._num_reads >= limits.MAX_PULLS:
-                    return
-                self._num_reads += 1
-            case Seal() | Forsake() | Tidy():
-                pass
-            case _:
-                assert_never(command)
+            self._num_reads += 1
         self._commands.put(command)
+
+    @property
+    def is_behind(self) -> bool:
+        """Do so many commands wait that there should be no more?"""
+        return self._commands.qsize() >= BEHIND
 
     def events(self) -> list[Event]:
         """Take the answers that have come since the last call, in order."""
@@ -117,6 +110,12 @@ class CheckpointThread:
 
     def _run(self) -> None:
         while (command := self._commands.get()) is not None:
+            num_waiting = self._commands.qsize()
+            if num_waiting >= BEHIND:
+                self._was_behind = True
+            elif self._was_behind and num_waiting <= BEHIND // 2:
+                self._was_behind = False
+                self._put(CaughtUp())
             try:
                 self._perform(command)
             except Exception as error:  # noqa: BLE001 - the top of the thread
@@ -135,6 +134,8 @@ class CheckpointThread:
                 self._put(self._disk.read(command))
             case Tidy():
                 self._disk.tidy(command.back_to)
+            case _:
+                assert_never(command)
 
     def _answer_failure(self, command: Command, problem: str) -> None:
         if isinstance(command, Seal):

@@ -21,6 +21,7 @@ from zswarm.machine import Exit, Health
 from zswarm.overseer import NOBODY, Overseer
 from zswarm.schedule import learning_rate
 from zswarm.swarm_key import SwarmKey
+from zswarm.trainer.backpressure import Backpressure
 from zswarm.trainer.checkpoint_thread import CheckpointThread, Tidy
 from zswarm.trainer.checkpoints import Checkpoints
 from zswarm.trainer.coordinator import Coordinator
@@ -168,7 +169,7 @@ class TrainerService:
     def run(self, switchboard: Switchboard, overseer: Overseer = NOBODY) -> Exit:
         """Serve on a switchboard whose coordinator socket is bound, until the run has ended."""
         loop = Loop(
-            self.coordinator,
+            Backpressure(self.coordinator, lambda: self._disk.is_behind),
             switchboard,
             perform=self._perform,
             collect=lambda: [*self._disk.events(), *self._interruption.take()],
