@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.flat import FlatParameters
+from zswarm.compression import to_host
 
 SCALE_BITS = 48
 BLOCK = 1 << 16
@@ -72,7 +73,7 @@ class FloatAccumulator:
         """Return a copy of the gradients."""
         self._parameters.attach_gradients()
         # Memory of its own each time: the frames may still be on their way when the next one is made.
-        copied: NDArray[Any] = self._parameters.gradients.to("cpu", copy=True).numpy()
+        copied: NDArray[Any] = to_host(self._parameters.gradients).numpy()
         return copied
 
     def reduced(self, sums: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class ExactAccumulator:
 
     def contribution(self) -> NDArray[Any]:
         """Return a copy of the sums."""
-        copied: NDArray[Any] = self._sums.to("cpu", copy=True).numpy()
+        copied: NDArray[Any] = to_host(self._sums).numpy()
         return copied
 
     def reduced(self, sums: Tensor) -> Tensor:

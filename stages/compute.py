@@ -61,6 +61,7 @@ from stages.tasks import (
     WasReset,
 )
 from zswarm import limits
+from zswarm.compression import host_memory
 from zswarm.config import RunConfig
 from zswarm.errors import LocalProtocolError, ZswarmError
 from zswarm.ids import Lease, Round
@@ -187,7 +188,7 @@ class Compute:
             passes=Passes(engine, kept, accumulator=accumulator, codec=config.wire.codec),
             optimizer=optimizer,
             state=StageState(engine, optimizer),
-            sums=torch.empty(accumulator.num_values, dtype=accumulator.dtype),
+            sums=host_memory(accumulator.num_values, accumulator.dtype, self._device),
         )
         return Built(
             num_parameters=engine.parameters.num_parameters,

@@ -9,6 +9,7 @@ Parameters, gradients and the optimizer are float32 in each.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -25,10 +26,12 @@ class Arithmetic:
     precision: str = "float32"
 
     def set_up(self, *, is_exact: bool) -> None:
-        """Tell this process's torch; `is_exact`: it has to give the same bits each time."""
+        """Tell this process's torch; `is_exact`: it has to give the same bits each time, or raise where it cannot."""
         if self.device.type != "cpu":
+            # cuBLAS is deterministic only with a workspace of its own, and reads that before its first product.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
-            torch.use_deterministic_algorithms(is_exact, warn_only=True)
+            torch.use_deterministic_algorithms(is_exact)
 
     def context(self) -> AbstractContextManager[object]:
         """Return that in which layers and losses are called."""

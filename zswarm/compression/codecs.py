@@ -98,8 +98,9 @@ class Int8:
         if num_values == 0:
             return
         blocks = _in_blocks(values.float(), BLOCK)
+        # Products, not quotients: by a number, a card divides by multiplying with its reciprocal, and a CPU does not.
         # A NaN or an infinity makes the scale itself not finite, and with it all that decodes from it.
-        scales = blocks.abs().amax(1, keepdim=True).div_(LEVELS).clamp_min_(SMALLEST_SCALE)
+        scales = blocks.abs().amax(1, keepdim=True).mul_(1.0 / LEVELS).clamp_min_(SMALLEST_SCALE)
         steps = (blocks * scales.reciprocal()).round_()
         head = SCALE_BYTES * scales.numel()
         out[:head].copy_(scales.flatten().view(torch.uint8))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zswarm import limits
 from zswarm.compression.codecs import CODECS, codec_named
+from zswarm.compression.host import host_memory, to_host
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
 from zswarm.messages import Load, Parcel, TensorSpec
 from zswarm.wire import parcelled
@@ -74,7 +75,8 @@ def encode(tensors: Sequence[Tensor], codec: str) -> Load:
         out = buffer[offset : offset + spec.size_bytes]
         codec_named(spec.codec).encode(tensor.to(buffer.device).contiguous().flatten(), out)
         offset += spec.size_bytes
-    return parcelled(buffer.cpu().numpy().data.toreadonly(), specs)
+    host = buffer if buffer.device.type == "cpu" else to_host(buffer)
+    return parcelled(host.numpy().data.toreadonly(), specs)
 
 
 def decode_untrusted(load: Load, device: torch.device | None = None) -> list[Tensor]:
@@ -94,7 +96,8 @@ def decode_untrusted(load: Load, device: torch.device | None = None) -> list[Ten
         )
     if found_bytes > limits.MAX_PAYLOAD_BYTES:
         raise RemoteProtocolError(f"a parcel of {found_bytes} bytes, more than {limits.MAX_PAYLOAD_BYTES}")
-    buffer = torch.empty(found_bytes, dtype=torch.uint8)
+    device = device or torch.device("cpu")
+    buffer = host_memory(found_bytes, torch.uint8, device)
     target = buffer.numpy().data
     offset = 0
     for view in views:

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from zswarm.cli import devices
+from zswarm.cli.devices import found_devices
+from zswarm.cli.main import run
+from zswarm.errors import UserError
+
+CARDS = {"cuda:0": "NVIDIA A", "cuda:1": "NVIDIA B"}
+
+
+@pytest.fixture(params=[{}, CARDS], ids=["no card", "two cards"])
+def cards(request, monkeypatch):
+    monkeypatch.setattr(devices, "_cards", lambda: request.param)
+    return request.param
+
+
+def test_without_a_word_all_cards_are_used_or_the_processor(cards):
+    expected = cards or {"cpu": "the processor"}
+    assert found_devices(()) == found_devices(("auto",)) == expected
+
+
+def test_the_processor_needs_no_look_for_cards(monkeypatch):
+    monkeypatch.setattr(devices, "_cards", lambda: pytest.fail("cards were looked for"))
+    assert found_devices(("cpu",)) == {"cpu": "the processor"}
+
+
+def test_devices_are_named_and_each_is_one(cards):
+    if cards:
+        assert found_devices(("cuda:1", "cpu", "cuda")) == {
+            "cuda:1": "NVIDIA B",
+            "cpu": "the processor",
+            "cuda:0": "NVIDIA A",
+        }
+        assert found_devices(("cuda", "cuda:0")) == {"cuda:0": "NVIDIA A"}
+    with pytest.raises(UserError, match=r"--device cuda:7: (torch finds no card|cuda:0, cuda:1)"):
+        found_devices(("cuda:7",))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:01", "CPU", "cuda:1000"])
+@pytest.mark.parametrize("command", ["local run.toml", "join", "worker", "reference run.toml"])
+def test_what_is_no_device_is_told_before_anything_starts(command, name, capsys):
+    assert run([*command.split(), "--device", name]) == 2
+    assert f"'{name}' is no device: write cpu, cuda:0" in capsys.readouterr().err
+
+
+def test_a_driver_that_does_not_answer_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "DRIVERS", (str(tmp_path),))
+    monkeypatch.setattr(devices.sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="cannot find out which cards there are"):
+        found_devices(())
+
+
+def test_a_process_of_its_own_says_what_cards_torch_finds(monkeypatch, tmp_path):
+    """As on any machine with a driver: here torch finds what it finds, which may be nothing."""
+    monkeypatch.setattr(devices, "DRIVERS", (str(tmp_path),))
+    assert all(name.startswith("cuda:") and model for name, model in devices._cards().items())
