@@ -10,7 +10,6 @@ in the swarm would cost a socket for as long as the swarm lives.
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -24,8 +23,6 @@ from zswarm.machine import Exit, Machine, Received, Send, Tick
 from zswarm.messages import BrokerHeartbeat, Member, View, WorkerHeartbeat
 from zswarm.transport import Switchboard
 
-YOUNG_OBJECTS = 20_000
-"""How many objects are made before the garbage collector looks at them."""
 LONGEST_WAIT_S = 1.0
 """A machine without a deadline is asked again after this, in case that its answer has changed meanwhile."""
 
@@ -83,10 +80,6 @@ class Loop:
 
     def run(self, turned: Callable[[], None] = lambda: None) -> Exit:
         """Turn until the machine exits; `turned` is called after each turn, once in LONGEST_WAIT_S at the least."""
-        # What is there before the first turn stays: looking through it again and again took one in twenty of a broker's turns.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(YOUNG_OBJECTS)
         while True:
             if (end := self._turn()) is not None:
                 return end
