@@ -22,9 +22,6 @@ from zswarm.transport import Switchboard
 COLLECT_AFTER = 20_000
 """Objects made and still there. Python's own number is 700, at which a broker spent a twentieth of its time on it."""
 
-YOUNG_OBJECTS = 20_000
-"""How many objects are made before the garbage collector looks at them."""
-
 
 def serve_broker(
     *,
@@ -58,11 +55,6 @@ def serve_broker(
         log.info("listening", control=control, work=work, coordinator=coordinator)
         with signals_as(Leave(), wake=switchboard.waker(), overseer=overseer) as leaves:
             overseer.begin(switchboard, machine.health)
-            # What is there by now stays: looking through it again and again took a twentieth of the time. (A worker's garbage
-            # holds tensors, of which it is better rid soon.)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(YOUNG_OBJECTS)
             end = Loop(
                 machine,
                 switchboard,
