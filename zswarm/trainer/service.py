@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from time import monotonic, sleep
 from typing import Any
@@ -45,7 +46,7 @@ from zswarm.trainer.settings import (
     Store,
     Unreachable,
 )
-from zswarm.trainer.status import health
+from zswarm.trainer.status import Patience, health
 from zswarm.transport import Switchboard
 
 NAP_S = 0.1
@@ -164,6 +165,7 @@ class TrainerService:
         self._disk = disk
         self._interruption = interruption
         self._settings = settings
+        self._patience = Patience(settings, monotonic())
         self.coordinator = Coordinator(settings, random=Random(settings.run + settings.generation).random)
 
     def run(self, switchboard: Switchboard, overseer: Overseer = NOBODY) -> Exit:
@@ -177,7 +179,7 @@ class TrainerService:
         )
         try:
             overseer.begin(switchboard, lambda _now: health(self.coordinator, self._settings))
-            end = loop.run(overseer.turned)
+            end = loop.run(partial(self._turned, overseer))
         except GaveUp as error:
             # Nobody has been told of what is not in the log, and whoever takes the run up again reads the log.
             return Exit(code=INTERRUPTED, text=str(error))
@@ -188,6 +190,11 @@ class TrainerService:
             workers=roster.num_workers,
         )
         return end
+
+    def _turned(self, overseer: Overseer) -> None:
+        overseer.turned()
+        if text := self._patience.word(self.coordinator, monotonic()):
+            self._report.say(text)
 
     def _perform(
         self, command: Sample | Append | Store | Seal | Forsake | Read | StepDone | EvaluationDone
