@@ -19,7 +19,7 @@ The thread is busy while a task is not answered, since that was given or since t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from stages.jobs import HeldJob
 from stages.tasks import (
@@ -46,7 +46,6 @@ from stages.tasks import (
     Sum,
     Summed,
     Task,
-    Unfit,
     WasReset,
 )
 from zswarm import limits
@@ -60,7 +59,6 @@ NEWEST_SHARE = 0.1
 """Weight of the newest job in the moving average of job times."""
 TASK_OF: dict[type[Outcome], type[Task]] = {
     Built: Build,
-    Unfit: Build,
     Ran: Run,
     Snapshotted: Snapshot,
     Summed: Sum,
@@ -69,7 +67,10 @@ TASK_OF: dict[type[Outcome], type[Task]] = {
     Exported: Export,
     Adopted: Adopt,
 }
-"""What an outcome ends; WasReset ends whatever came before its task, and Failed may be of any."""
+"""What an outcome ends; WasReset ends whatever came before its task, and the others may be of any."""
+Sort = Hashable
+"""Tasks of one sort take about the same time; None is the sort of those of which each may take another."""
+JOB: Sort = Run.__name__
 
 
 def most_unfinished(stage: Stage) -> int:
@@ -91,10 +92,10 @@ class Device:
         self.job_s = 0.0
         """Moving average of the time that a job takes; 0 before the first."""
         self._lease = Lease(0)
-        self._unanswered: deque[type[Task]] = deque()
-        """Kinds of the tasks that have not been answered, in their order."""
-        self._longest_s: dict[type[Task], float] = {}
-        """What tasks have taken at most, by kind."""
+        self._unanswered: deque[tuple[type[Task], Sort]] = deque()
+        """The tasks that have not been answered, in their order."""
+        self._longest_s: dict[Sort, float] = {}
+        """What tasks that are no jobs have taken at most lately, by their sort."""
         self._since_s = 0.0
         """When what is in work began."""
 
@@ -125,13 +126,13 @@ class Device:
         if not isinstance(task, (Discard, Import)):
             if not self._unanswered:
                 self._since_s = now
-            self._unanswered.append(type(task))
+            self._unanswered.append((type(task), _sort(task)))
 
     def answered(self, outcome: Outcome, now: float) -> None:
         """An outcome has come; all but Emitted end their task, and WasReset those that were unfinished."""
         taken_s, self._since_s = now - self._since_s, now
         if isinstance(outcome, WasReset):
-            while self._unanswered and self._unanswered.popleft() is not Reset:
+            while self._unanswered and self._unanswered.popleft()[0] is not Reset:
                 pass
         elif not isinstance(outcome, Emitted):
             self._ended(outcome, taken_s)
@@ -142,13 +143,22 @@ class Device:
 
     def _ended(self, outcome: Outcome, taken_s: float) -> None:
         """A task has ended: the first of its kind, or whichever was in work if something has failed that is no job."""
-        if isinstance(outcome, Failed):
-            task = self._unanswered[0] if outcome.lease is None and self._unanswered else Run
+        if isinstance(outcome, Failed) and outcome.lease is not None:
+            kind: type[Task] | None = Run
         else:
-            task = TASK_OF[type(outcome)]
-            self._longest_s[task] = max(self._longest_s.get(task, 0.0), taken_s)
-        if task in self._unanswered:
-            self._unanswered.remove(task)
+            kind = TASK_OF.get(type(outcome))
+        for place, (task, sort) in enumerate(self._unanswered):
+            if kind in (None, task):
+                del self._unanswered[place]
+                if kind is not None and sort is not None and sort is not JOB:
+                    self._learn(sort, taken_s)
+                return
+
+    def _learn(self, sort: Sort, taken_s: float) -> None:
+        """What takes longer than before counts at once; what is quicker makes that forgotten, little by little."""
+        longest_s = self._longest_s.get(sort, 0.0)
+        share = 1.0 if taken_s > longest_s else NEWEST_SHARE
+        self._longest_s[sort] = longest_s + share * (taken_s - longest_s)
 
     def begin(self, held: HeldJob, *, accumulate: bool) -> Run:
         """Do this job; the device is free. `accumulate`: it is counted here."""
@@ -193,16 +203,22 @@ class Device:
 
     @property
     def usual_s(self) -> float:
-        """Return how long the tasks in work usually take, the longest of them; 0 without one, if of one nobody knows, and
-        during a reset: who was too slow for a job finds out how slow."""
-        if self.is_resetting:
-            return 0.0
-        usual_s = [self.job_s if task is Run else self._longest_s.get(task, 0.0) for task in set(self._unanswered)]
+        """Return how long the tasks in work usually take, the longest of them; 0 without one, or if of one nobody knows. A
+        reset takes no time itself."""
+        sorts = {sort for task, sort in self._unanswered if task is not Reset}
+        usual_s = [self.job_s if sort is JOB else self._longest_s.get(sort, 0.0) for sort in sorts]
         return max(usual_s) if usual_s and min(usual_s) > 0.0 else 0.0
 
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
-        """Return when a task that keeps a reset from beginning proves that the device hangs; None without one."""
-        return self.overdue_at_s(heartbeat_s, is_ready=True) if self.is_resetting else None
+        """Return when a task that keeps a reset from beginning proves that the device hangs; None without one.
+
+        Far later than its worker is given up for it: what ends all the same, the first of its sort, is known from then on.
+        """
+        overdue_at_s = self.overdue_at_s(heartbeat_s, is_ready=True) if self.is_resetting else None
+        if overdue_at_s is None:
+            return None
+        given_s = overdue_at_s - self._since_s
+        return self._since_s + max(given_s, min(limits.STUCK_ENDS * given_s, limits.STUCK_FIRST_S))
 
     def overdue_at_s(self, heartbeat_s: float, *, is_ready: bool) -> float | None:
         """Return when the task in work takes longer than anybody is given; None without one.
@@ -218,3 +234,16 @@ class Device:
     def excuse(self, now: float) -> None:
         """This process was not running: the device may not have been, either."""
         self._since_s = now
+
+
+def _sort(task: Task) -> Sort:
+    """Return the sort of a task. A file may be there already or be made anew, and layers are of all sizes."""
+    match task:
+        case Run():
+            return JOB
+        case Snapshot() | Sum() | Assemble():
+            return type(task).__name__
+        case Apply():
+            return Apply.__name__, task.snapshot, bool(task.retained), bool(task.gradients)
+        case _:
+            return None

@@ -252,6 +252,28 @@ class Unfit:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """The device does not work any more in this process, or has no memory left: another life may help.
+
+    It may come in place of any task's answer, and nothing does after it.
+    """
+
+    text: str
+
+
 Outcome = (
-    Built | Emitted | Ran | Snapshotted | Summed | Assembled | WasReset | Applied | Exported | Adopted | Failed | Unfit
+    Built
+    | Emitted
+    | Ran
+    | Snapshotted
+    | Summed
+    | Assembled
+    | WasReset
+    | Applied
+    | Exported
+    | Adopted
+    | Failed
+    | Unfit
+    | Broken
 )

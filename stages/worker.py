@@ -44,6 +44,7 @@ from stages.tasks import (
     Adopted,
     Applied,
     Assembled,
+    Broken,
     Built,
     Emitted,
     Exported,
@@ -431,6 +432,8 @@ class WorkerMachine:
                 return self._failed(outcome)
             case Unfit():
                 return self._resign(outcome)
+            case Broken():
+                return [Exit(code=HANGS, text=f"{self.membership.node}: {outcome.text}")]
             case Snapshotted() | Summed() | Assembled():
                 return self.participant.outcome(outcome, now)
             case _:

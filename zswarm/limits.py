@@ -91,12 +91,14 @@ MAX_ASKED = 8
 STUCK_HEARTBEATS = 3.5
 """The least time that a worker may be busy with one task ..."""
 STUCK_TIMES = 5.0
-"""... and the same in multiples of what such a task usually takes: a job on average, an optimizer's step or a file of
-parameters at most. The longer of the two counts."""
+"""... and the same in multiples of what such a task usually takes: a job on average, an optimizer's step or a sum
+at most, lately. The longer of the two counts."""
 STUCK_UNKNOWN_HEARTBEATS = 10.0
-"""The same for a task of which nobody knows what it takes, the first of its kind or a reset ..."""
+"""The same for a task of which nobody knows what it takes, the first of its kind, a file of parameters or a reset ..."""
 STUCK_UNKNOWN_JOBS = 20.0
 """... and in jobs of average length."""
+STUCK_ENDS = 6.0
+"""A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less."""
 STUCK_FIRST_S = 300.0
 """While no worker of the stage has ever finished a job, or its parameters are being made: compiling or a cold device
 may take minutes."""

@@ -6,8 +6,10 @@ import pytest
 
 from stages.device import HANGS
 from stages.tasks import (
+    Applied,
     Apply,
     Assembled,
+    Broken,
     Build,
     Discard,
     Emitted,
@@ -53,6 +55,7 @@ from zswarm import ledger
 from zswarm.ids import JobStatus, Link, StatePart
 from zswarm.limits import (
     PREFETCH,
+    STUCK_ENDS,
     STUCK_FIRST_S,
     STUCK_HEARTBEATS,
     STUCK_TIMES,
@@ -340,7 +343,7 @@ def test_tasks_that_are_not_answered_take_no_time(worker):
 def test_a_reset_that_does_not_end_ends_the_process(worker, num_done):
     for lease in range(1, num_done + 1):
         worker.work(lease, F, lease)
-    limit_s = max(STUCK_UNKNOWN_HEARTBEATS, STUCK_UNKNOWN_JOBS * 0.5) if num_done else STUCK_FIRST_S
+    limit_s = STUCK_ENDS * max(STUCK_HEARTBEATS, STUCK_TIMES * 0.5) if num_done else STUCK_FIRST_S
     worker.get_job(9, B, 9)
     worker.get(fence(ME))
     at_s = 0.0
@@ -395,7 +398,7 @@ def test_a_device_hangs_only_if_one_task_takes_too_long(worker):
     (first,) = of_type(worker.get(pull(4), peer=Link(b"asker")), Export)
     (second,) = of_type(worker.get(pull(5), peer=Link(b"asker")), Export)
     worker.get(restore(22, step=3))
-    limit_s = STUCK_UNKNOWN_JOBS * 0.5
+    limit_s = STUCK_ENDS * STUCK_UNKNOWN_JOBS * 0.5
     for task in (first, second):
         be_patient(worker, limit_s - 1.0)
         worker.do(Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=9, load=load("file")))
@@ -404,16 +407,60 @@ def test_a_device_hangs_only_if_one_task_takes_too_long(worker):
     assert [end.code for end in of_type(worker.tick(worker.now_s + 1.0), Exit)] == [HANGS]
 
 
-def test_a_task_has_as_long_as_the_longest_of_its_kind_several_times(worker):
+def test_a_task_has_as_long_as_the_longest_of_its_sort_several_times(worker):
     """An optimizer's step that hung was given as long as if it were the first: ten heartbeats, where four are promised."""
+    device = worker.machine.work.device
     worker.work(1, F, 0)
     first_s = max(STUCK_UNKNOWN_HEARTBEATS, STUCK_UNKNOWN_JOBS * 0.5)
-    for layer, taken_s, limit_s in ((4, 2.0, first_s), (5, 1.0, 10.0), (4, 4.0, 10.0), (5, 1.0, 20.0)):
+    plain, copying = (
+        Apply(step=0, round=1, scale=1.0, lr=0.1, apply=True, snapshot=snapshot) for snapshot in (False, True)
+    )
+    now, found = 100.0, []
+    for task, taken_s in ((plain, 2.0), (plain, 1.0), (copying, 9.0), (copying, 0.1), (plain, 0.01)):
+        device.submitted(task, now)
+        found.append(device.overdue_at_s(1.0, is_ready=True) - now)
+        now += taken_s
+        device.answered(Applied(step=0, parameter_digest=1), now)
+    assert found == pytest.approx([first_s, 10.0, first_s, 45.0, 5 * 1.9])
+    for _ in range(40):
+        device.submitted(plain, now)
+        device.answered(Applied(step=0, parameter_digest=1), now + 0.01)
+        now += 0.01
+    device.submitted(plain, now)
+    assert device.overdue_at_s(1.0, is_ready=True) - now == STUCK_HEARTBEATS, "one long one is forgotten in the end"
+
+
+def test_of_files_nobody_knows_how_long_the_next_one_takes(worker):
+    """One range is there already, the next one is the first of a large layer: a healthy donor was given up for it."""
+    worker.work(1, F, 0)
+    first_s = max(STUCK_UNKNOWN_HEARTBEATS, STUCK_UNKNOWN_JOBS * 0.5)
+    for layer in (4, 5):
         (task,) = of_type(worker.get(pull(layer), peer=Link(b"asker")), Export)
-        overdue_at_s = worker.machine.work.device.overdue_at_s(1.0, is_ready=True)
-        assert overdue_at_s == pytest.approx(worker.now_s + limit_s)
-        be_patient(worker, taken_s)
+        assert worker.machine.work.device.overdue_at_s(1.0, is_ready=True) == pytest.approx(worker.now_s + first_s)
         worker.do(Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=9, load=load("file")))
+
+
+def test_a_reset_leaves_a_task_the_time_that_it_is_known_to_take(worker):
+    device = worker.machine.work.device
+    worker.work(1, F, 0)
+    task = Apply(step=0, round=1, scale=1.0, lr=0.1, apply=True, snapshot=False)
+    device.submitted(task, 100.0)
+    device.answered(Applied(step=0, parameter_digest=1), 108.0)
+    device.submitted(task, 200.0)
+    for reset in device.reset():
+        device.submitted(reset, 201.0)
+    assert device.overdue_at_s(1.0, is_ready=True) == 240.0
+    assert device.stuck_at_s(1.0) == 200.0 + STUCK_ENDS * 40.0
+
+
+def test_a_device_that_is_broken_ends_the_process_and_not_the_run(worker):
+    (run,) = of_type(worker.get_job(1, F, 0), Run)
+    assert run.lease
+    commands = worker.do(Broken(text="CUDA error: an illegal memory access was encountered"))
+    assert of_type(commands, Send) == []
+    (end,) = of_type(commands, Exit)
+    assert end.code == HANGS
+    assert "illegal memory access" in end.text
 
 
 def be_patient(worker: Fixture, for_s: float) -> None:

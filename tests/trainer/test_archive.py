@@ -12,7 +12,7 @@ from zswarm.machine import Send
 from zswarm.messages import Pull, State
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.roster import Roster
-from zswarm.trainer.settings import Append, Forsake, Read, Seal, Sealed, Store, WasRead
+from zswarm.trainer.settings import Append, Behind, CaughtUp, Forsake, Read, Seal, Sealed, Store, WasRead
 
 STEPS = 9
 VERSION = (0, 4)
@@ -80,7 +80,7 @@ def test_none_is_due_while_one_is_in_work(run):
     assert not run.archive.is_due(6)
     run.get_all()
     assert not run.archive.is_due(6), "it is being sealed"
-    run.archive.sealed(sealed())
+    run.archive.told(sealed())
     assert run.archive.is_due(6)
 
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_from_the_first_range_to_the_log(run):
     assert [type(command) for command in commands] == [Store, Seal], "the last range before the seal"
     assert commands[-1] == Seal(branch=0, step=4)
     assert run.archive.newest is None, "it is not on the disk yet"
-    (append,) = run.archive.sealed(sealed())
+    (append,) = run.archive.told(sealed())
     assert append == Append(record={"event": "checkpoint", "branch": 0, "step": 4}, durable=True)
     assert (run.archive.newest, run.archive.step) == (VERSION, 4)
 
@@ -116,7 +116,7 @@ def test_what_is_missing_is_asked_for_again(run):
 def test_a_full_disk_costs_one_checkpoint_and_not_the_run(run):
     run.archive.begin(VERSION, DONORS)
     run.get_all()
-    (append,) = run.archive.sealed(sealed(problem="no space left"))
+    (append,) = run.archive.told(sealed(problem="no space left"))
     assert append.record == {"event": "checkpoint", "branch": 0, "step": 4, "problem": "no space left"}
     assert (run.archive.newest, run.archive.is_busy) == (None, False)
 
@@ -135,11 +135,11 @@ def test_a_worker_that_leaves_with_its_copy_costs_one_checkpoint(run):
 def test_the_seal_of_another_checkpoint_is_none_of_this_one(run):
     run.archive.begin(VERSION, DONORS)
     run.get_all()
-    assert run.archive.sealed(sealed((0, 2))) == []
-    assert run.archive.sealed(sealed((1, 4))) == []
+    assert run.archive.told(sealed((0, 2))) == []
+    assert run.archive.told(sealed((1, 4))) == []
     assert run.archive.newest is None
-    assert len(run.archive.sealed(sealed())) == 1
-    assert run.archive.sealed(sealed()) == [], "once"
+    assert len(run.archive.told(sealed())) == 1
+    assert run.archive.told(sealed()) == [], "once"
 
 
 # -- the last one ------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_the_last_state_takes_the_place_of_a_checkpoint_in_work(run):
     assert problems(commands) == []
     assert {message.step for message in of_type(commands, Pull)} == {STEPS}
     assert run.get_all((0, STEPS))[-1] == Seal(branch=0, step=STEPS)
-    run.archive.sealed(sealed((0, STEPS)))
+    run.archive.told(sealed((0, STEPS)))
     assert run.archive.newest == (0, STEPS)
 
 
@@ -163,7 +163,7 @@ def test_without_the_last_state_the_run_has_failed(run):
     run.archive.begin((0, STEPS), None)
     run.get_all((0, STEPS))
     with pytest.raises(RunFailed, match="all steps are done, and the trained model cannot be written: no space left"):
-        run.archive.sealed(sealed((0, STEPS), "no space left"))
+        run.archive.told(sealed((0, STEPS), "no space left"))
 
 
 def test_the_last_state_does_not_depend_on_one_worker(run):
@@ -195,7 +195,7 @@ def test_a_seal_that_comes_after_going_back_is_of_a_history_that_is_void(run):
     run.archive.begin(VERSION, DONORS)
     run.get_all()
     assert run.archive.roll_back() == []
-    assert run.archive.sealed(sealed()) == []
+    assert run.archive.told(sealed()) == []
     assert (run.archive.newest, run.archive.is_busy) == ((0, 2), False)
 
 
@@ -231,7 +231,7 @@ def test_a_checkpoint_is_read_for_whoever_pulls_the_present_state(run, newest, v
 def test_what_was_read_is_sent(run):
     message = pull(1, offset_bytes=30, part=StatePart.OPTIMIZER, session=2, branch=1, step=4)
     event = WasRead(peer=Address("sim://w1"), pull=message, total_bytes=40, load=load("range", 10))
-    (send,) = run.archive.was_read(event)
+    (send,) = run.archive.told(event)
     assert (send.peer, send.frames) == ("sim://w1", ("range",))
     assert send.message == state(0, 1, 30, 40, 10, part=StatePart.OPTIMIZER, branch=1, step=4)
     assert isinstance(send.message, State)
@@ -240,10 +240,29 @@ def test_what_was_read_is_sent(run):
 def test_a_checkpoint_that_nobody_can_read_ends_the_run(run):
     event = WasRead(peer=Address("sim://w1"), pull=pull(1), total_bytes=0, load=None, problem="it is damaged")
     with pytest.raises(RunFailed, match="the checkpoint cannot be read: it is damaged"):
-        run.archive.was_read(event)
+        run.archive.told(event)
 
 
 def test_a_run_that_is_taken_up_begins_with_the_checkpoint_on_the_disk():
     archive = Fixture(checkpoint=(1, 6)).archive
     assert (archive.newest, archive.step, archive.is_busy) == ((1, 6), 6, False)
     assert Fixture().archive.step is None
+
+
+def test_nothing_is_asked_for_while_the_disk_is_behind(run):
+    """Nor does the time count: a donor that nobody asks is not taken for one that does not answer."""
+    assert len(of_type(run.archive.begin(VERSION, DONORS), Pull)) == 2
+    assert run.archive.told(Behind()) == []
+    commands = run.get(1, StatePart.PARAMETERS)
+    assert (len(of_type(commands, Store)), of_type(commands, Pull)) == (1, [])
+    for _ in range(200):
+        assert run.archive.beat() == []
+    asked = of_type(run.archive.told(CaughtUp()), Pull)
+    assert [(message.layer, message.part) for message in asked] == [(0, StatePart.OPTIMIZER)]
+    assert len(of_type(run.get_all(), Seal)) == 1
+
+
+def test_a_checkpoint_that_begins_while_the_disk_is_behind_waits(run):
+    run.archive.told(Behind())
+    assert run.archive.begin(VERSION, DONORS) == []
+    assert len(of_type(run.archive.told(CaughtUp()), Pull)) == 2

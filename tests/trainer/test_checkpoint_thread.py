@@ -8,8 +8,8 @@ import pytest
 from zswarm import limits, wire
 from zswarm.ids import StatePart
 from zswarm.messages import Pull
-from zswarm.trainer.checkpoint_thread import BEHIND, CaughtUp, CheckpointThread, Tidy
-from zswarm.trainer.settings import Forsake, Read, Seal, Sealed, Store, WasRead
+from zswarm.trainer.checkpoint_thread import BEHIND, CheckpointThread, Tidy
+from zswarm.trainer.settings import Behind, CaughtUp, Forsake, Read, Seal, Sealed, Store, WasRead
 
 DEADLINE_S = 30.0
 LOAD = wire.parcelled(b"range", ())
@@ -111,16 +111,16 @@ def test_commands_are_carried_out_in_their_order_and_answered(disk, thread):
     ]
 
 
-def test_a_disk_that_is_too_slow_is_behind_until_it_has_caught_up(disk, thread):
-    """Nothing is given up for that, and whoever waits hears of it once."""
-    for index in range(BEHIND + 1):
-        thread.submit(store(4, 5 * index))
+@pytest.mark.parametrize("num_more", [0, 1, 30])
+def test_a_disk_that_is_too_slow_is_behind_until_it_has_caught_up(disk, thread, num_more):
+    """Nothing is given up for that; the coordinator hears of both, once."""
+    said = [thread.submit(store(4, 5 * index)) for index in range(BEHIND + 1 + num_more)]
+    assert [Behind() for each in said if each] == [each[0] for each in said if each] == [Behind()]
     thread.submit(Seal(branch=0, step=4))
-    assert thread.is_behind
     disk.may_begin.set()
     assert next_events(thread, 2) == [CaughtUp(), Sealed(branch=0, step=4)]
-    assert not thread.is_behind
-    assert len(disk.done) == BEHIND + 2
+    assert len(disk.done) == BEHIND + 2 + num_more
+    assert thread.submit(store(6)) == []
 
 
 def test_reads_have_a_bound_and_what_is_more_is_lost(disk, thread):

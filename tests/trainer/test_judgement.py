@@ -230,14 +230,14 @@ def test_who_is_cut_off_again_and_again_is_let_in_ever_later(swarm):
     again = register("w2", nonce=2, stage=0)
     first, now = limits.FIRST_QUARANTINE_HEARTBEATS * HEARTBEAT_S, 10.0
     assert cut_off(swarm, now) == "cut off: it and b1 (stage 1) do not reach each other"
-    assert not swarm.judge.keeps_out(again, now), "it may have been an accident"
+    assert not swarm.judge.keeps_out(again, now, is_gathering=False), "it may have been an accident"
     for factor in (1, 2, 4):
         now += 20.0
         assert cut_off(swarm, now).endswith(
             f"do not reach each other, again: let in after {factor * first:.0f} s, or where it is needed"
         )
-        assert swarm.judge.keeps_out(again, now + factor * first - TINY_S)
-        assert not swarm.judge.keeps_out(again, now + factor * first)
+        assert swarm.judge.keeps_out(again, now + factor * first - TINY_S, is_gathering=False)
+        assert not swarm.judge.keeps_out(again, now + factor * first, is_gathering=False)
         now += factor * first
     now += limits.FORGIVEN_HEARTBEATS * HEARTBEAT_S + 1.0
     assert "again" not in cut_off(swarm, now)
@@ -247,17 +247,19 @@ def test_nobody_is_kept_out_whose_place_is_empty(swarm):
     for now in (10.0, 20.0):
         cut_off(swarm, now)
     again = register("w2", nonce=2, stage=0)
-    assert swarm.judge.keeps_out(again, 20.0)
-    assert not swarm.judge.keeps_out(register("w2", stage=0), 20.0), "it is in, and asks what it has asked before"
-    assert not swarm.judge.keeps_out(register("w3", nonce=2, stage=0), 20.0)
+    assert swarm.judge.keeps_out(again, 20.0, is_gathering=False)
+    assert not swarm.judge.keeps_out(register("w2", stage=0), 20.0, is_gathering=False), (
+        "it is in, and asks what it has asked before"
+    )
+    assert not swarm.judge.keeps_out(register("w3", nonce=2, stage=0), 20.0, is_gathering=False)
     fresh = register("w2", nonce=2)
-    assert swarm.judge.keeps_out(fresh, 20.0)
+    assert swarm.judge.keeps_out(fresh, 20.0, is_gathering=False)
     swarm.roster.records[2].is_ready = False
-    assert not swarm.judge.keeps_out(fresh, 20.0), "whoever is in stage 1 has no parameters"
+    assert not swarm.judge.keeps_out(fresh, 20.0, is_gathering=False), "whoever is in stage 1 has no parameters"
     swarm.roster.records[2].is_ready = True
     swarm.roster.remove(1, 20.0)
     swarm.roster.remove(3, 20.0)
-    assert not swarm.judge.keeps_out(again, 20.0)
+    assert not swarm.judge.keeps_out(again, 20.0, is_gathering=False)
 
 
 def test_who_never_says_a_word_after_it_was_let_in_is_cut_off_too(swarm):

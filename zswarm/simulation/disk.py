@@ -22,6 +22,7 @@ Content = dict[tuple[int, StatePart], bytes]
 """(layer, part) -> file."""
 Place = tuple[Branch, Step]
 KEPT = 2
+MOST_BEHIND_S = 4.0
 FAILS_ONE_IN = 3
 """How often a checkpoint does not fit, on a disk that is faulty; the last one, without which the run fails, does."""
 
@@ -84,6 +85,10 @@ class Disk:
             return f"{store.part.name} of layer {store.layer} is stored from {store.offset_bytes} on, not {len(before)}"
         files[store.layer, store.part] = before + content
         return ""
+
+    def behind_s(self) -> float | None:
+        """Return for how long the disk falls behind now, as a faulty one does here and there; None if it does not."""
+        return self._random.uniform(0.0, MOST_BEHIND_S) if self.is_faulty and self._random.random() < 0.1 else None
 
     def unfinished(self, place: Place) -> Content:
         """Return what has been stored of a checkpoint that is not sealed."""

@@ -36,6 +36,8 @@ from zswarm.slots import maker
 from zswarm.trainer.coordinator import Coordinator
 from zswarm.trainer.settings import (
     Append,
+    Behind,
+    CaughtUp,
     EvaluationDone,
     Forsake,
     Interrupted,
@@ -269,6 +271,7 @@ class Swarm:
             case Store():
                 problem = self.disk.store(command)
                 require(not problem, "I3", problem)
+                self._fall_behind(node)
             case Seal():
                 self.invariants.sealing(command)
                 in_s, sealed = self.disk.seal(command)
@@ -301,6 +304,13 @@ class Swarm:
             put(time_s, (receiver, receiver.life, make_received(peer=peer, message=message, frames=frames)))
         if number == 0 and self.network.is_gone(send.peer):
             put(now_s + UNREACHABLE_S, (node, node.life, Unreachable(peer=send.peer)))
+
+    def _fall_behind(self, node: Node) -> None:
+        """The disk may take its time now: the coordinator hears that, and that it is over."""
+        for_s = self.disk.behind_s()
+        if for_s is not None:
+            self._queue.put(self.now_s, (node, node.life, Behind()))
+            self._queue.put(self.now_s + for_s, (node, node.life, CaughtUp()))
 
     def _sampled(self, sample: Sample) -> Sampled:
         symbol = Activation(sample.purpose, sample.step, sample.microbatch, ())

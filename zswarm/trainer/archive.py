@@ -20,7 +20,18 @@ from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
 from zswarm.trainer.collection import Collection
 from zswarm.trainer.roster import Roster
-from zswarm.trainer.settings import Append, CoordinatorSettings, Forsake, Read, Seal, Sealed, Store, WasRead
+from zswarm.trainer.settings import (
+    Append,
+    Behind,
+    CaughtUp,
+    CoordinatorSettings,
+    Forsake,
+    Read,
+    Seal,
+    Sealed,
+    Store,
+    WasRead,
+)
 
 Command = Send | Store | Seal | Forsake | Read | Append
 
@@ -35,6 +46,7 @@ class Archive:
         self.newest: Version | None = settings.checkpoint
         self._collection: Collection | None = None
         self._sealing: Version | None = None
+        self._is_behind = False
 
     @property
     def step(self) -> Step | None:
@@ -71,6 +83,7 @@ class Archive:
             version=version,
             layers_per_stage=self._settings.layers_per_stage,
             donors=donors,
+            is_held=self._is_behind,
         )
         return [*forsaken, *self._collection.ask()]
 
@@ -82,6 +95,29 @@ class Archive:
         if (lost := collection.lost_donor) is not None:
             return self.abandon(f"session {lost}, which kept a copy for it, is gone, or has none")
         return [*collection.ask()]
+
+    def told(self, event: Sealed | WasRead | Behind | CaughtUp) -> list[Command]:
+        """Hear from the disk.
+
+        Raises:
+            RunFailed: it is of no use any more, see below.
+
+        """
+        match event:
+            case Sealed():
+                return self._sealed(event)
+            case WasRead():
+                return self._was_read(event)
+            case Behind() | CaughtUp():
+                return self._paced(is_behind=isinstance(event, Behind))
+
+    def _paced(self, *, is_behind: bool) -> list[Command]:
+        """The disk has fallen behind, and no more is to come, or it has caught up."""
+        self._is_behind = is_behind
+        if self._collection is None:
+            return []
+        self._collection.is_held = is_behind
+        return [*self._collection.ask()]
 
     def received(self, message: State, load: Load) -> list[Command]:
         """Take a range."""
@@ -95,7 +131,7 @@ class Archive:
             commands.append(Seal(branch=branch, step=step))
         return commands
 
-    def sealed(self, event: Sealed) -> list[Command]:
+    def _sealed(self, event: Sealed) -> list[Command]:
         """A checkpoint is on the disk, or cannot be.
 
         Raises:
@@ -120,7 +156,7 @@ class Archive:
             return []
         return [Read(peer=peer, pull=message, checkpoint=self.newest)]
 
-    def was_read(self, event: WasRead) -> list[Command]:
+    def _was_read(self, event: WasRead) -> list[Command]:
         """Answer it.
 
         Raises:

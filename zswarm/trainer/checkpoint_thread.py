@@ -2,8 +2,8 @@
 
     store, seal, forsake, read, tidy --> queue --> Checkpoints --> events() and wake()
 
-A disk that is slower than the swarm falls behind: then no more of a checkpoint is asked for until it has caught up, see
-backpressure.py, and training goes on.
+A disk that is slower than the swarm falls behind: then the archive asks for no more of a checkpoint until it has caught up,
+and training goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol, Self, assert_never
 from zswarm import limits
 from zswarm.ids import Version
 from zswarm.logs import get_log
-from zswarm.trainer.settings import Forsake, Read, Seal, Sealed, Store, WasRead
+from zswarm.trainer.settings import Behind, CaughtUp, Forsake, Read, Seal, Sealed, Store, WasRead
 
 BEHIND = 16
 """Commands that wait when the disk is behind: with STATE_RANGE_BYTES, 64 MiB to write. It has caught up at half of that."""
@@ -32,11 +32,6 @@ class Tidy:
     """The log says which checkpoint is the newest, or that the run has gone `back_to` a step on a new branch."""
 
     back_to: Version | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CaughtUp:
-    """The disk was behind, and is not any more."""
 
 
 Command = Store | Seal | Forsake | Read | Tidy
@@ -70,7 +65,8 @@ class CheckpointThread:
         self._wake = wake
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._events: deque[Event] = deque()
-        self._was_behind = False
+        self._is_behind = False
+        """Set by whoever submits, cleared by the thread, each with an event."""
         self._num_reads = 0
         """Reads that have not been answered."""
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
@@ -85,19 +81,18 @@ class CheckpointThread:
         self._commands.put(None)
         self._thread.join(STOP_TIMEOUT_S)
 
-    def submit(self, command: Command) -> None:
+    def submit(self, command: Command) -> list[Behind]:
         """Take a command. Never waits: a Read that comes while many wait is dropped, as if it had been lost on its way,
-        and comes again."""
+        and comes again. Returns what the coordinator is to hear at once."""
         if isinstance(command, Read):
             if self._num_reads >= limits.MAX_PULLS:
-                return
+                return []
             self._num_reads += 1
         self._commands.put(command)
-
-    @property
-    def is_behind(self) -> bool:
-        """Do so many commands wait that there should be no more?"""
-        return self._commands.qsize() >= BEHIND
+        if self._is_behind or self._commands.qsize() < BEHIND:
+            return []
+        self._is_behind = True
+        return [Behind()]
 
     def events(self) -> list[Event]:
         """Take the answers that have come since the last call, in order."""
@@ -110,11 +105,8 @@ class CheckpointThread:
 
     def _run(self) -> None:
         while (command := self._commands.get()) is not None:
-            num_waiting = self._commands.qsize()
-            if num_waiting >= BEHIND:
-                self._was_behind = True
-            elif self._was_behind and num_waiting <= BEHIND // 2:
-                self._was_behind = False
+            if self._is_behind and self._commands.qsize() <= BEHIND // 2:
+                self._is_behind = False
                 self._put(CaughtUp())
             try:
                 self._perform(command)

@@ -57,11 +57,14 @@ class Collection:
         version: Version,
         layers_per_stage: tuple[int, ...],
         donors: dict[Stage, Session] | None,
+        is_held: bool = False,
     ) -> None:
         self._roster = roster
         self._header = header
         self.version = version
         self._donors = donors
+        self.is_held = is_held
+        """Nothing is asked for now: what has been waits for the disk."""
         self._cursors: dict[Stage, Cursor] = {}
         first = 0
         for stage, count in enumerate(layers_per_stage):
@@ -89,7 +92,9 @@ class Collection:
         return any(self._cursors[stage].file < self._cursors[stage].end for stage in stages)
 
     def ask(self) -> list[Send]:
-        """Ask for what is missing, of those who hold it by now; to be called every heartbeat."""
+        """Ask for what is missing, of those who hold it by now; to be called every heartbeat, and when it is no longer held."""
+        if self.is_held:
+            return []
         sends = []
         for stage, cursor in self._cursors.items():
             donor = self._donor(stage, cursor)
@@ -151,4 +156,5 @@ class Collection:
         cursor.num_asked = 0
         if cursor.offset_bytes >= message.total_bytes:
             cursor.file, cursor.offset_bytes = cursor.file + 1, 0
-        return [store] if cursor.file >= cursor.end else [store, self._pull(donor, cursor)]
+        is_last = self.is_held or cursor.file >= cursor.end
+        return [store] if is_last else [store, self._pull(donor, cursor)]

@@ -67,6 +67,8 @@ from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import (
     Append,
+    Behind,
+    CaughtUp,
     CoordinatorSettings,
     EvaluationDone,
     Forsake,
@@ -84,7 +86,7 @@ from zswarm.trainer.settings import (
 from zswarm.trainer.supply import Supply
 from zswarm.wiring import Random
 
-Event = Received | Tick | Sampled | Interrupted | Unreachable | Sealed | WasRead
+Event = Received | Tick | Sampled | Interrupted | Unreachable | Sealed | WasRead | Behind | CaughtUp
 Command = Send | Sample | Append | Store | Seal | Forsake | Read | StepDone | EvaluationDone | Exit
 
 SIGNS_OF_LIFE = (WorkerHeartbeat, BrokerHeartbeat, Failure, Stop)
@@ -162,10 +164,8 @@ class Coordinator:
                 commands += self._close(Exit(code=INTERRUPTED, text="interrupted"), now)
             case Unreachable():
                 self._unreachable(event, now)
-            case Sealed() if self._exit is None:
-                commands += self.archive.sealed(event)
-            case WasRead() if self._exit is None:
-                commands += self.archive.was_read(event)
+            case Sealed() | WasRead() | Behind() | CaughtUp() if self._exit is None:
+                commands += self.archive.told(event)
             case _:
                 pass
         if now >= self._beat_at_s:
@@ -287,8 +287,7 @@ class Coordinator:
         reject = self.reception.refusal(message, now, is_over=self._exit is not None)
         if reject is not None:
             return [Send(peer=event.peer, message=reject)]
-        # Before the first step everybody is waited for.
-        is_kept_out = self.phase is not Phase.GATHERING and self.judge.keeps_out(message, now)
+        is_kept_out = self.judge.keeps_out(message, now, is_gathering=self.phase is Phase.GATHERING)
         if self.roster.is_late_copy(message) or is_kept_out:
             return []
         commands: list[Command] = []

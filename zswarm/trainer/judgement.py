@@ -132,9 +132,13 @@ class Judge:
         wait_s = self._quarantine.note(record.node, now)
         return f"{text}, again: let in after {wait_s:.0f} s, or where it is needed" if wait_s else text
 
-    def keeps_out(self, message: Register, now: float) -> bool:
+    def keeps_out(self, message: Register, now: float, *, is_gathering: bool) -> bool:
         """Is it too early for a process to come back? Never as long as some stage has nobody who could do its work."""
-        if not self._quarantine.holds(message.node, now) or self._roster.known(message) is not None:
+        at_most_s = limits.FIRST_QUARANTINE_HEARTBEATS * self._heartbeat_s if is_gathering else inf
+        if (
+            not self._quarantine.holds(message.node, now, at_most_s=at_most_s)
+            or self._roster.known(message) is not None
+        ):
             return False
         places = [stage for role, stage in self._places if role is message.role]
         return all(any(map(_serves, self._roster.of(message.role, stage))) for stage in places)

@@ -4,11 +4,13 @@ The link between two processes may be broken for good while both reach the train
 without hearing it. Each time it is given up for that it is let in again a little later, so that the others get something
 done meanwhile: at once after the first time, then after FIRST_QUARANTINE_HEARTBEATS, and twice as long after each further
 time. Who has not been cut off for FORGIVEN_HEARTBEATS begins anew.
+Before the first step, which all are waited for, nobody is kept out for longer than the first of these times.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from zswarm import limits
 from zswarm.ids import NodeId
@@ -18,6 +20,7 @@ from zswarm.patience import patience
 @dataclass(slots=True)
 class _Case:
     num_times: int
+    noted_at_s: float
     until_s: float
 
 
@@ -35,17 +38,18 @@ class Quarantine:
         num_times = before.num_times + 1 if before is not None and now - before.until_s <= forgiven_s else 1
         first_s = limits.FIRST_QUARANTINE_HEARTBEATS * self._heartbeat_s
         wait_s = patience(first_s, num_times - 1) if num_times > 1 else 0.0
-        self._cases[node] = _Case(num_times, now + wait_s)
+        self._cases[node] = _Case(num_times, now, now + wait_s)
         if len(self._cases) > limits.MAX_ENDED_NODES:
             del self._cases[next(iter(self._cases))]
         return wait_s
 
-    def holds(self, node: NodeId, now: float) -> bool:
-        """Is it not let in now?"""
+    def holds(self, node: NodeId, now: float, *, at_most_s: float = inf) -> bool:
+        """Is it not let in now, if nobody is kept out for longer than `at_most_s`?"""
         case = self._cases.get(node)
-        return case is not None and now < case.until_s
+        return case is not None and now < min(case.until_s, case.noted_at_s + at_most_s)
 
     def excuse(self, stall_s: float) -> None:
         """The trainer itself was not running."""
         for case in self._cases.values():
+            case.noted_at_s += stall_s
             case.until_s += stall_s

@@ -22,7 +22,6 @@ from zswarm.machine import Exit, Health
 from zswarm.overseer import NOBODY, Overseer
 from zswarm.schedule import learning_rate
 from zswarm.swarm_key import SwarmKey
-from zswarm.trainer.backpressure import Backpressure
 from zswarm.trainer.checkpoint_thread import CheckpointThread, Tidy
 from zswarm.trainer.checkpoints import Checkpoints
 from zswarm.trainer.coordinator import Coordinator
@@ -171,7 +170,7 @@ class TrainerService:
     def run(self, switchboard: Switchboard, overseer: Overseer = NOBODY) -> Exit:
         """Serve on a switchboard whose coordinator socket is bound, until the run has ended."""
         loop = Loop(
-            Backpressure(self.coordinator, lambda: self._disk.is_behind),
+            self.coordinator,
             switchboard,
             perform=self._perform,
             collect=lambda: [*self._disk.events(), *self._interruption.take()],
@@ -206,7 +205,7 @@ class TrainerService:
                 self._report.event(command.record, durable=command.durable)
                 self._tidy_after(command.record)
             case Store() | Seal() | Forsake() | Read():
-                self._disk.submit(command)
+                return self._disk.submit(command)
             case StepDone():
                 self._report.step_done(command)
             case EvaluationDone():

@@ -134,6 +134,16 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Behind:
+    """The disk takes what is stored of a checkpoint more slowly than it comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaughtUp:
+    """It was behind, and is not any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forsake:
     """Drop what was stored of a checkpoint that will not be completed."""
 
