@@ -19,7 +19,7 @@ KNOWN = {
     "job-of-an-old-life": ("aimed", 0),
     "needs-input-is-done": ("drawn", 22),
     "forward-sent-on-again": ("aimed", 145),
-    "failed-checkpoint-is-newest": ("drawn", 222),
+    "failed-checkpoint-is-newest": ("drawn", 122),
     "round-outlives-its-member": ("storm", 24),
     "round-used-again": ("drawn", 21),
     "waiting-is-active": ("storm", 16),

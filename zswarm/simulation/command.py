@@ -70,6 +70,7 @@ SOMETIMES = (
     "trainers that took a run up",
     "checkpoints that failed",
     "unsynced records lost",
+    "disk behind",
     "steps skipped",
     "checkpoint records",
     "leave records",

@@ -309,6 +309,7 @@ class Swarm:
         """The disk may take its time now: the coordinator hears that, and that it is over."""
         for_s = self.disk.behind_s()
         if for_s is not None:
+            self.census.counters["disk behind"] += 1
             self._queue.put(self.now_s, (node, node.life, Behind()))
             self._queue.put(self.now_s + for_s, (node, node.life, CaughtUp()))
 
