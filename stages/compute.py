@@ -9,11 +9,12 @@
 
 Whatever a job has left unfinished is done when nothing else is to be done, and before any other kind of task.
 Whatever goes wrong here, in a layer, in a peer's contribution to a sum or in a file, becomes Failed; a model that
-this machine cannot find, may not run, or has not the memory for, Unfit.
+this machine cannot find, may not run, or has not the memory for, Unfit; a device that does not work any more, Broken.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 from stages import shards
 from stages.accumulation import Accumulator, accumulator_named
 from stages.allowed import EVERYTHING, Allowed, NotHere
+from stages.devices import is_broken, is_out_of_memory
 from stages.engine import LayerFailed, StageEngine, one_line
 from stages.flat import digest, square_norm
 from stages.kept import Kept
@@ -42,6 +44,7 @@ from stages.tasks import (
     Apply,
     Assemble,
     Assembled,
+    Broken,
     Build,
     Built,
     Discard,
@@ -61,7 +64,7 @@ from stages.tasks import (
     WasReset,
 )
 from zswarm import limits
-from zswarm.compression import host_memory
+from zswarm.compression import CPU, host_memory
 from zswarm.config import RunConfig
 from zswarm.errors import LocalProtocolError, ZswarmError
 from zswarm.ids import Lease, Round
@@ -95,7 +98,7 @@ class Compute:
         gauge: MemoryGauge | None = None,
         allowed: Allowed = EVERYTHING,
     ) -> None:
-        self._device = device or torch.device("cpu")
+        self._device = device or CPU
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         self._gauge = gauge or gauge_of(self._device)
@@ -165,6 +168,10 @@ class Compute:
 
     def _build(self, task: Build) -> Built:
         self._built = self._reduced = self._reduced_round = None
+        # The layers that were here before go in circles, and would take their parameters' place until somebody looks.
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
         config = RunConfig.from_json_untrusted(task.configuration)
         model = load_model(config.model.factory, config.model.arguments, self._allowed)
         own = layers_of_stage(config, model, task.stage)
@@ -278,25 +285,31 @@ class Compute:
 
 
 def _guarded(outcomes: Iterator[Outcome], name: str, lease: Lease | None) -> Iterator[Outcome]:
-    """Yield the outcomes of a task, or of a part of one; whatever is raised becomes Failed or Unfit."""
+    """Yield the outcomes of a task, or of a part of one; whatever is raised becomes Failed, Unfit or Broken."""
     try:
         yield from outcomes
     except LayerFailed as error:
-        if isinstance(error.__cause__, torch.OutOfMemoryError):
-            yield _too_large(error.__cause__)
-        else:
-            yield Failed(layer=error.layer, text=str(error), lease=lease)
+        yield _broken(error.__cause__, name, lease) or Failed(layer=error.layer, text=str(error), lease=lease)
     except NotHere as error:
         yield Unfit(text=str(error))
-    except torch.OutOfMemoryError as error:
-        yield _too_large(error)
     except ZswarmError as error:
-        yield Failed(layer="", text=str(error)[: limits.MAX_TEXT_CHARS], lease=lease)
+        text = str(error)[: limits.MAX_TEXT_CHARS]
+        yield _broken(error.__cause__, name, lease) or Failed(layer="", text=text, lease=lease)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread
-        yield Failed(layer=name, text=one_line(error), lease=lease)
+        yield _broken(error, name, lease) or Failed(layer=name, text=one_line(error), lease=lease)
 
 
-def _too_large(error: torch.OutOfMemoryError) -> Unfit:
+def _broken(error: BaseException | None, name: str, lease: Lease | None) -> Unfit | Broken | None:
+    """Return what an error means if it is one of the device; None if it is the layers', or the run's.
+
+    A job that lacks memory is a job that has failed: the worker begins anew with all memory free, and others try, too.
+    """
+    if is_broken(error):
+        return Broken(text=one_line(error) if error else "")
+    if not is_out_of_memory(error) or lease is not None or error is None:
+        return None
+    if name != Build.__name__:
+        return Broken(text=one_line(error))
     return Unfit(
         text="the stage does not fit into the device's memory; more stages, smaller microbatches or recompute = "
         f'"always" need less: {one_line(error)}'

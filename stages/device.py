@@ -46,6 +46,7 @@ from stages.tasks import (
     Sum,
     Summed,
     Task,
+    Unfit,
     WasReset,
 )
 from zswarm import limits
@@ -59,6 +60,7 @@ NEWEST_SHARE = 0.1
 """Weight of the newest job in the moving average of job times."""
 TASK_OF: dict[type[Outcome], type[Task]] = {
     Built: Build,
+    Unfit: Build,
     Ran: Run,
     Snapshotted: Snapshot,
     Summed: Sum,

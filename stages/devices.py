@@ -1,8 +1,7 @@
-"""The devices of this machine, by the names that they have on the command line: `cpu`, `cuda:0`, `cuda:1`.
+"""What torch makes of the devices of this machine; see zswarm/device_names.py for their names.
 
-`cuda` is torch's name for NVIDIA's and, in its build for them, AMD's cards. A process that will fork must not look at them
-itself: the driver serves whoever has spoken to it, and not its children. So `python -m stages.devices` tells what there is,
-in a process of its own.
+A process that will fork must not look at cards itself: the driver serves whoever has spoken to it, and not its children.
+So `python -m stages.devices` tells what there is, in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +12,17 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from zswarm.errors import UserError
+from zswarm.device_names import AUTO, CPU
+from zswarm.errors import UserError, ZswarmError
 
-AUTO, CPU = "auto", "cpu"
-"""The first card if there is one, else the processor; the processor."""
+ACCELERATOR_ERRORS: tuple[type[Exception], ...] = (
+    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+)
+"""After one of them nothing works on the device any more in this process. Older versions of torch have no name for it."""
+
+
+class BrokenDevice(ZswarmError):
+    """A device that is there does not work now; it may work in another process, or later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +47,11 @@ def cards() -> list[Card]:
 
 
 def device_named(name: str) -> torch.device:
-    """Return a device, having tried it; `name` is `auto`, `cpu`, `cuda` or `cuda:N`.
+    """Return a device, having tried it.
 
     Raises:
-        UserError: there is no such device, or it does not work.
+        UserError: there is no such device.
+        BrokenDevice: it does not work.
 
     """
     if name == CPU or (name == AUTO and not torch.cuda.is_available()):
@@ -58,8 +65,18 @@ def device_named(name: str) -> torch.device:
     try:
         torch.zeros(1, device=device).add_(1.0).item()
     except RuntimeError as error:
-        raise UserError(f"--device {name}: it does not work: {' '.join(str(error).split())[:300]}") from None
+        raise BrokenDevice(f"{device} does not work: {' '.join(str(error).split())[:300]}") from None
     return device
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Does an error, of a device or of the host, say that there is no memory left?"""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def is_broken(error: BaseException | None) -> bool:
+    """Does an error say that the device does not work any more in this process?"""
+    return isinstance(error, ACCELERATOR_ERRORS) and not is_out_of_memory(error)
 
 
 def main() -> None:

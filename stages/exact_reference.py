@@ -27,7 +27,6 @@ from torch import Tensor
 
 from stages.compute import Compute
 from stages.partition import plan
-from stages.precision import CPU
 from stages.reference import ReferenceResult, ReferenceStep, Samples
 from stages.tasks import (
     Applied,
@@ -48,7 +47,7 @@ from stages.tasks import (
     Task,
 )
 from zswarm.clipping import clip_scale
-from zswarm.compression import encode
+from zswarm.compression import CPU, encode
 from zswarm.config import RunConfig
 from zswarm.errors import RunFailed
 from zswarm.ids import Attempt, Branch, JobKind, Lease, Microbatch, Purpose, Round, Stage, StatePart, Step

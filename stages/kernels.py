@@ -49,8 +49,11 @@ class TorchKernels:
         return g @ weight
 
     def add_weight_gradient(self, total: Tensor, g: Tensor, x: Tensor) -> None:
-        """Add g^T x to `total`."""
-        total.addmm_(g.t(), x)
+        """Add g^T x to `total`, whose dtype may have more digits."""
+        if total.dtype == g.dtype:
+            total.addmm_(g.t(), x)
+        else:
+            total.add_(g.t() @ x)
 
 
 class OneDnnKernels:

@@ -4,8 +4,8 @@ All workers of a stage take the same step and end with the same parameters, to t
 to be trusted. So what torch.optim does is not used: its kernels contract products and sums as each processor likes,
 and round differently on a GPU, on another GPU and on each kind of CPU. Here every operation is one that IEEE 754 rounds
 correctly (sum, difference, product, quotient, square root), each on its own, so that a stage may have cards and processors
-of any kind. It takes three times as long as torch's fused step, which shows nowhere: a step is one pass over parameters
-that many microbatches have been through.
+of any kind. On a processor it takes three to four times as long as torch's fused step, in one thread: 2 ms for a million parameters, of
+a step that many microbatches go into.
 
 The formulas are those of torch.optim, and so are the names of the state. Each layer counts its own steps, so that one that
 came late can take those that it lacks. The weight decay is on all parameters.

@@ -1,7 +1,7 @@
 """On what, and in what arithmetic, layers compute: a device, and the run's `pipeline.precision`.
 
     float32    all of it
-    tf32       matrix products of a card with 10 bits of mantissa and the range of float32
+    tf32       matrix products and convolutions of a card with 10 bits of mantissa and the range of float32
     bfloat16   torch's autocast: matrix products with 7 bits of mantissa, what needs more in float32
 
 Parameters, gradients and the optimizer are float32 in each.
@@ -9,13 +9,12 @@ Parameters, gradients and the optimizer are float32 in each.
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-CPU = torch.device("cpu")
+from zswarm.compression import CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +27,11 @@ class Arithmetic:
     def set_up(self, *, is_exact: bool) -> None:
         """Tell this process's torch; `is_exact`: it has to give the same bits each time, or raise where it cannot."""
         if self.device.type != "cpu":
-            # cuBLAS is deterministic only with a workspace of its own, and reads that before its first product.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
             torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
             torch.use_deterministic_algorithms(is_exact)
+            # Else each buffer for a payload would be filled before it is filled.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def context(self) -> AbstractContextManager[object]:
         """Return that in which layers and losses are called."""

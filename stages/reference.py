@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from stages.engine import Place, seed_noise
 from stages.model import Loss, build_layer, load_model
-from stages.precision import CPU, Arithmetic
+from stages.precision import Arithmetic
 from stages.trace import trace
+from zswarm.compression import CPU
 from zswarm.config import OptimizerSection, RunConfig
 from zswarm.schedule import learning_rate
 

@@ -11,10 +11,12 @@ from functools import partial
 from stages.allowed import Allowed
 from stages.compute import Compute
 from stages.compute_thread import ComputeThread
-from stages.devices import device_named
+from stages.device import HANGS
+from stages.devices import BrokenDevice, device_named
 from stages.tasks import Task
 from stages.worker import WorkerMachine
 from zswarm import limits
+from zswarm.device_names import AUTO, CPU, has_driver
 from zswarm.ids import Address, NodeId
 from zswarm.logs import get_log
 from zswarm.loop import Loop
@@ -49,11 +51,17 @@ def serve_worker(
     """Take part in the coordinator's run as a worker until it is over.
 
     `listen` is the address to listen on, with any port; it and `coordinator` are of the loopback, or there is a swarm
-    key. `UserError` if that is impossible or the coordinator has another key, or if the device does not work. A worker that its overseer does not end by
+    key. `UserError` if that is impossible or the coordinator has another key, or if there is no such device; one that does not
+    work ends it as one that hangs. A worker that its overseer does not end by
     itself leaves when it is asked to go (`zswarm.signals`), within `limits.DRAIN_S`.
     """
     nonce = secrets.randbits(63)
-    device = device_named(computing.device)
+    try:
+        device = device_named(computing.device)
+    except BrokenDevice as error:
+        return Exit(code=HANGS, text=str(error))
+    if computing.device == AUTO and device.type == CPU and has_driver():
+        get_log().warning("computes on the processor", reason="there is a driver of cards, and torch finds none")
     with Switchboard(key=key) as switchboard:
         peer = switchboard.bind("peer", listen)
         switchboard.dial(coordinator, is_first=True)

@@ -246,7 +246,7 @@ class Failed:
 class Unfit:
     """This machine cannot find the model's code, may not run it, or has too little memory for the stage: others may do it.
 
-    `text` is for the user. It may come in place of any task's answer, and nothing does after it.
+    `text` is for the user. It is an answer to Build.
     """
 
     text: str

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from zswarm.cli import devices
@@ -46,13 +48,30 @@ def test_what_is_no_device_is_told_before_anything_starts(command, name, capsys)
 
 
 def test_a_driver_that_does_not_answer_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(devices, "DRIVERS", (str(tmp_path),))
+    monkeypatch.setattr("zswarm.device_names.DRIVERS", (str(tmp_path),))
     monkeypatch.setattr(devices.sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match="cannot find out which cards there are"):
+    with pytest.raises(
+        UserError, match=r"cannot find out which cards there are: exit code 1; --device cpu does without"
+    ):
         found_devices(())
 
 
 def test_a_process_of_its_own_says_what_cards_torch_finds(monkeypatch, tmp_path):
-    """As on any machine with a driver: here torch finds what it finds, which may be nothing."""
-    monkeypatch.setattr(devices, "DRIVERS", (str(tmp_path),))
-    assert all(name.startswith("cuda:") and model for name, model in devices._cards().items())
+    monkeypatch.setattr("zswarm.device_names.DRIVERS", (str(tmp_path),))
+    asked = []
+    original = devices.subprocess.run
+
+    def run_and_note(command, **options):
+        asked.append((command, original(command, **options)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(devices.subprocess, "run", run_and_note)
+    found = devices._cards()
+    ((command, done),) = asked
+    assert (command[1:], done.returncode) == (["-m", "stages.devices"], 0)
+    assert found == {card["name"]: card["model"] for card in json.loads(done.stdout)}
+
+
+def test_a_device_without_workers_is_refused(capsys):
+    assert run(["join", "--workers", "0", "--device", "cpu", "--host", "127.0.0.1"]) == 2
+    assert "no workers that would use it" in capsys.readouterr().err

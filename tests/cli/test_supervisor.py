@@ -84,6 +84,8 @@ def trainer(num_lives):
 
 def worker(num_lives):
     say("worker", num_lives)
+    if WORKER_LIVES < 0:
+        os._exit(78)
     if num_lives < WORKER_LIVES:
         os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
@@ -168,6 +170,16 @@ def test_a_child_that_cannot_live_ends_the_run():
     assert result.returncode == 1
     assert "trainer ended with exit code 70, 5 times in a row within 10 s: the run ends here" in result.stderr
     assert "worker-0" not in result.stderr
+
+
+def test_a_run_that_takes_none_of_its_workers_ends():
+    """None of them had enough memory, and the trainer waited for ever for others, who cannot come."""
+    trainer = WAIT + "return 130"
+    result = subprocess.run(
+        program(trainer=trainer, worker_lives=-1), capture_output=True, check=False, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert "zswarm: no worker is left that the run takes: it ends here" in result.stderr
 
 
 def test_who_is_killed_by_others_is_started_again_however_often() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from itertools import count
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from stages.reference import reference
 from stages.tasks import (
     Apply,
     Assemble,
+    Broken,
     Build,
     Discard,
     Emitted,
@@ -463,23 +466,75 @@ def test_a_stage_that_cannot_be_built_says_why(make_config):
     assert "before Build" in only(compute.perform(Snapshot(round=Round(1), num_shards=1))).text
 
 
-def test_a_device_that_is_too_small_is_no_failure_of_the_run(make_config, make_source, monkeypatch):
-    """The worker leaves the stage to those with more memory, whether it has begun or not."""
+SHORTAGES = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2.00 GiB"),
+    MemoryError("2.00 GiB"),
+]
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=["card", "torch", "numpy"])
+def test_what_a_lack_of_memory_means(make_config, make_source, monkeypatch, shortage):
+    """A job has failed, which others may do; a stage does not fit here; anything else is for another life."""
     config = make_config(pipeline={"stages": 2})
     worker, x = Swarm(config).worker(0, 0), pack(*make_source(config).samples(0, 0))
 
-    def full(*_args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    def full(*_args, **_kwargs):
+        raise shortage
 
     run = Run(lease=Lease(9), kind=JobKind.FORWARD, key=key(0, 0), accumulate=True, emit=True, x=x, dy=None)
+    snapshot = Snapshot(round=Round(1), num_shards=1)
     build = Build(stage=Stage(0), num_stages=2, configuration=config.canonical_json())
-    for task, place in ((run, "torch.nn.Embedding.forward"), (build, "stages.compute.build_layer")):
+    for task, place, kind in (
+        (run, "torch.nn.Embedding.forward", Failed),
+        (snapshot, "stages.shards.cut", Broken),
+        (build, "stages.compute.build_layer", Unfit),
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(place, full)
             outcome = only(worker.perform(task))
-        assert isinstance(outcome, Unfit)
-        assert "does not fit" in outcome.text
+        assert isinstance(outcome, kind)
         assert "2.00 GiB" in outcome.text
+        assert getattr(outcome, "lease", None) == (9 if task is run else None)
+
+
+def test_a_device_that_does_not_work_any_more_is_no_failure_of_the_run(make_config, make_source, monkeypatch):
+    """Whatever it was at: a reset that fails for it ended the run for everybody."""
+    config = make_config(pipeline={"stages": 2})
+    worker, x = Swarm(config).worker(0, 0), pack(*make_source(config).samples(0, 0))
+
+    class LostDevice(RuntimeError):
+        pass
+
+    def lost(*_args, **_kwargs):
+        raise LostDevice("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("stages.devices.ACCELERATOR_ERRORS", (LostDevice,))
+    run = Run(lease=Lease(9), kind=JobKind.FORWARD, key=key(0, 0), accumulate=True, emit=True, x=x, dy=None)
+    for task, place in (
+        (run, "torch.nn.Embedding.forward"),
+        (Reset(), "stages.engine.StageEngine.clear_gradients"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, lost)
+            outcome = only(worker.perform(task))
+        assert isinstance(outcome, Broken)
+        assert "illegal memory access" in outcome.text
+
+
+def test_another_stage_does_not_have_to_share_the_memory_with_the_one_before(make_config):
+    """A worker that moves: the layers before were held by a circle that nobody looked for."""
+    worker = Compute(gauge=lambda: PLENTY)
+    config = make_config(pipeline={"stages": 2})
+    gc.disable()
+    try:
+        for stage in (0, 1):
+            before = worker._built and weakref.ref(worker._built.engine.layers[1])
+            only(worker.perform(Build(stage=Stage(stage), num_stages=2, configuration=config.canonical_json())))
+        assert before is not None
+        assert before() is None
+    finally:
+        gc.enable()
 
 
 def test_a_large_layer_is_exported_in_ranges(make_config, monkeypatch):

@@ -204,14 +204,36 @@ def test_only_exact_linear_modules_are_changed():
     assert torch.equal(layers[0](torch.ones(2)), nn.Linear.forward(layers[0], torch.ones(2)) * 2)
 
 
+@pytest.mark.parametrize("is_trained_input", [True, False])
+def test_under_autocast_gradients_are_deferred_too_and_are_autograds(is_trained_input):
+    """Products in bfloat16, sums in float32: dx and the output to the bit, dW as close as bfloat16 is."""
+    plain, ours = twins(lambda: nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)))
+    deferred = DeferredGradients(OneDnnKernels(), is_deferring=True)
+    install([ours], deferred)
+    x = torch.randn(3, 5, 16, requires_grad=is_trained_input)
+    twin = x.detach().clone().requires_grad_(is_trained_input)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, mine = plain(x), ours(twin)
+    assert mine.dtype == y.dtype == torch.bfloat16
+    assert torch.equal(mine, y)
+    y.float().square().sum().backward()
+    mine.float().square().sum().backward()
+    assert ours[0].weight.grad.abs().sum() == 0
+    finish(deferred)
+    if is_trained_input:
+        assert twin.grad.dtype == torch.float32
+        assert torch.equal(twin.grad, x.grad)
+    for one, its in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert one.grad.dtype == torch.float32
+        assert torch.allclose(one.grad, its.grad, rtol=2e-2, atol=2e-2)
+
+
 def test_unusual_calls_are_left_to_torch():
-    """Other dtypes, autocast, nothing at all, or a weight that is no parameter: torch's own linear."""
+    """Other dtypes, nothing at all, or a weight that is no parameter: torch's own linear."""
     layer = with_gradients(nn.Linear(3, 2))
     deferred = DeferredGradients(TorchKernels(), is_deferring=True)
     install([layer], deferred)
     assert layer(torch.zeros(0, 3)).shape == (0, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(torch.ones(1, 3)).dtype == torch.bfloat16
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         layer(torch.ones(1, 4))
     layer.double()

@@ -96,7 +96,7 @@ import sys, torch
 from stages.engine import Place, StageEngine
 from stages.model import build_layer, load_model
 from stages.precision import Arithmetic
-from stages.optimizer import EPSILON, FlatOptimizer, power
+from stages.optimizer import FlatOptimizer
 from zswarm.config import OptimizerSection
 model = load_model("gpt", {"d_model": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 4})
 tokens = torch.zeros(1, 4, dtype=torch.uint8)

@@ -29,11 +29,11 @@ from stages.kernels import kernels_for
 from stages.linear import DeferredGradients, install
 from stages.model import Model, build_layer, load_model
 from stages.precision import Arithmetic
+from zswarm.device_names import CPU
 
 SEED = 0
 LEARNING_RATE = 1e-3
 RENDEZVOUS_S = 60.0
-CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
+from zswarm.device_names import AUTO, CPU, has_driver, is_name, prepare_for_cards
 from zswarm.errors import UserError
 
-AUTO, CPU = "auto", "cpu"
-NAME = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
-DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""NVIDIA's, that of Windows' Linux, AMD's: without any of them it is not worth a second to ask torch for cards."""
 FIND_S = 60.0
 """How long a driver may take to say what there is."""
+PROCESSOR = "the processor"
 
 
-def _name(name: str) -> str:
+def _checked(name: str) -> str:
     """Return what may be a device's name."""
-    if not NAME.fullmatch(name):
+    if not is_name(name):
         raise click.BadParameter(f"{name!r} is no device: write cpu, cuda:0, cuda:1, ... or auto")
+    prepare_for_cards()
     return name
 
 
@@ -34,15 +30,15 @@ device_option = click.option(
     default=AUTO,
     show_default=True,
     metavar="NAME",
-    callback=lambda _ctx, _param, name: _name(name),
-    help="What to compute on: cpu, cuda:0, cuda:1, ...; auto takes a card if there is one.",
+    callback=lambda _ctx, _param, name: _checked(name),
+    help="What to compute on: cpu, cuda:0, cuda:1, ...; auto takes the first card if there is one.",
 )
 devices_option = click.option(
     "--device",
     "devices",
     multiple=True,
     metavar="NAME",
-    callback=lambda _ctx, _param, names: tuple(map(_name, names)),
+    callback=lambda _ctx, _param, names: tuple(map(_checked, names)),
     help="What workers compute on: cpu, cuda:0, cuda:1, ...; repeatable. Otherwise all cards, or the processor if there "
     "is none.",
 )
@@ -57,9 +53,8 @@ def found_devices(names: Sequence[str]) -> dict[str, str]:
         UserError: one of them is not there.
 
     """
-    # Whoever asks torch whether there is a card talks to the driver; asked so, it looks elsewhere.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    cards = _cards() if any(name != CPU for name in names) or not names else {}
+    prepare_for_cards()
+    cards = {} if names and set(names) == {CPU} else _cards()
     wanted: list[str] = []
     for name in names or (AUTO,):
         if name == AUTO:
@@ -69,16 +64,25 @@ def found_devices(names: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--device {name}: {there}")
         else:
             wanted.append("cuda:0" if name == "cuda" else name)
-    return {name: cards.get(name, "the processor") for name in wanted}
+    return {name: cards.get(name, PROCESSOR) for name in wanted}
+
+
+def described(devices: dict[str, str]) -> str:
+    """Say for people which devices these are."""
+    return ", ".join(f"{name} ({model})" for name, model in devices.items())
 
 
 def _cards() -> dict[str, str]:
-    """Return torch's cards with their makers' names, by asking in a process of its own."""
-    if not any(Path(driver).exists() for driver in DRIVERS):
+    """Return torch's cards with their makers' names, by asking in a process of its own, a second long."""
+    if not has_driver():
         return {}
     command = [sys.executable, "-m", "stages.devices"]
+    why = "no answer"
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=FIND_S)  # noqa: S603 - our own
-        return {card["name"]: card["model"] for card in json.loads(done.stdout)}
-    except (subprocess.SubprocessError, ValueError) as error:
-        raise UserError(f"cannot find out which cards there are ({error}): name them, or --device cpu") from None
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=FIND_S)  # noqa: S603 - our own
+        if done.returncode == 0:
+            return {card["name"]: card["model"] for card in json.loads(done.stdout)}
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        why = str(error)
+    raise UserError(f"cannot find out which cards there are: {why}; --device {CPU} does without")

@@ -43,7 +43,7 @@ class JoinOptions:
     beacon: Address
     """Where this machine's beacon listens."""
     devices: tuple[str, ...]
-    """Of the workers: there is one for each, and a device may be named more than once."""
+    """One for each worker: several may share one."""
     brokers: int
     threads: int
     allowed: Allowed
@@ -112,6 +112,7 @@ class Caretaker:
         self._family = family
         self._bodies: dict[str, Callable[[], int]] = {}
         self._pausable: set[str] = set()
+        """The workers, but for those that are given up."""
         self._restarts = Restarts()
         self._is_paused = False
         self._kill_at_s = float("inf")
@@ -148,7 +149,12 @@ class Caretaker:
         if self._is_paused and ended.name in self._pausable:
             return
         if not self._restarts.died(ended.name, monotonic(), was_killed=ended.code == -signal.SIGKILL):
-            raise RunFailed(f"{ended.describe()}, again and again: it is not started any more")
+            text = f"{ended.describe()}, again and again: it is not started any more"
+            if self._pausable <= {ended.name} or ended.name not in self._pausable:
+                raise RunFailed(text)
+            self._pausable.discard(ended.name)
+            say(f"{text}; the others go on")
+            return
         if ended.code != 0:
             say(f"{ended.describe()} and is started again")
 

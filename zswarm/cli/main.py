@@ -28,7 +28,7 @@ import click
 from zswarm import __version__
 from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
-from zswarm.cli.devices import device_option, devices_option, found_devices
+from zswarm.cli.devices import described, device_option, devices_option, found_devices
 from zswarm.cli.key import key, key_option
 from zswarm.cli.models import allow_option, allow_own_models, allowed_models
 from zswarm.cli.places import (
@@ -42,6 +42,7 @@ from zswarm.cli.places import (
 )
 from zswarm.cli.service import service
 from zswarm.cli.swarm import beacon, doctor, init, join, pause, resume
+from zswarm.device_names import CPU
 from zswarm.errors import INTERRUPTED, REFUSED, TRY_LATER, NotYet, RunFailed, UserError
 from zswarm.ids import Address, NodeId, Stage
 from zswarm.limits import MAX_STAGES
@@ -143,11 +144,15 @@ def local(*, run_file: Path, overrides: tuple[str, ...], key_file: Path | None, 
     them all when it ends.
     """
     from zswarm.cli.local import LocalOptions, run_local
+    from zswarm.cli.supervisor import say
     from zswarm.config import load_run_file
 
     prepare_for_connections()
     allow_own_models()
-    swarm["devices"] = tuple(found_devices(swarm["devices"]))
+    devices = found_devices(swarm["devices"])
+    if set(devices) != {CPU}:
+        say(f"workers compute on {described(devices)}")
+    swarm["devices"] = tuple(devices)
     options = LocalOptions(run_file=run_file, key=key_of(key_file, default=False), begun_s=BEGUN_S, **swarm)
     sys.exit(run_local(load_run_file(run_file, overrides), options))
 

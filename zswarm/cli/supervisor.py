@@ -4,7 +4,7 @@ exit code               meaning                                  what follows
 -----------------------------------------------------------------------------------------------
 0                       it was told to end                       nothing
 2                       the user must mend something             the run ends
-78, of others           the run does not take it                 nothing: the run goes on without it
+78, of others           the run does not take it                 nothing: the run goes on without it, if another worker is left
 1, 130 of the trainer   the run has failed, or was interrupted   the run ends
 all else, signals       it crashed, or was killed                another life, after a pause
 
@@ -26,6 +26,8 @@ from zswarm.cli.family import Ended, Family, wake_on_signals
 from zswarm.errors import INTERRUPTED, REFUSED
 
 TRAINER = "trainer"
+WORKERS = "worker-"
+"""How their names begin."""
 STOP_WITHIN_S = 1.8
 """After Ctrl-C: the trainer and everybody else have this long to stop by themselves."""
 LEAVE_WITHIN_S = 1.0
@@ -161,7 +163,12 @@ class Supervisor:
     def _bury(self, ended: Ended) -> None:
         """A child has ended while the run goes on."""
         what = fate(ended)
-        if what is Fate.OVER:
+        if what is Fate.GONE:
+            self._bodies.pop(ended.name, None)
+            if ended.code == REFUSED and not any(name.startswith(WORKERS) for name in self._bodies):
+                say("no worker is left that the run takes: it ends here")
+                self._stop(1)
+        elif what is Fate.OVER:
             say(f"{ended.describe()}: the run ends here")
             self._stop(1)
         elif what is Fate.AGAIN:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zswarm.cli.devices import devices_option, found_devices
+from zswarm.cli.devices import described, devices_option, found_devices
 from zswarm.cli.key import key_option
 from zswarm.cli.models import allow_option, allowed_models
 from zswarm.cli.places import (
@@ -82,6 +82,8 @@ def join(
 
     threads, port = where.pop("threads"), where["port"]
     place, why = _place(**where)
+    if devices and not workers:
+        raise click.BadParameter("there are no workers that would use it: leave it out", param_hint="--device")
     found = found_devices(devices) if workers else {}
     names = tuple(name for name in found for _ in range(workers))
     options = JoinOptions(
@@ -92,10 +94,8 @@ def join(
         threads=threads,
         allowed=allowed_models(modules),
     )
-    on = ", ".join(f"{name} ({model})" for name, model in found.items()) or "no device"
-    say(
-        f"{place.machine} joins at {place.host}:{port} ({why}): {len(names)} workers on {on}, {options.brokers} brokers"
-    )
+    on = f" on {described(found)}" if found else ""
+    say(f"{place.machine} joins at {place.host}:{port} ({why}): {len(names)} workers{on}, {options.brokers} brokers")
     sys.exit(run_join(options))
 
 

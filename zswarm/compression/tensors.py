@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zswarm import limits
 from zswarm.compression.codecs import CODECS, codec_named
-from zswarm.compression.host import host_memory, to_host
+from zswarm.compression.host import CPU, host_memory, to_host
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
 from zswarm.messages import Load, Parcel, TensorSpec
 from zswarm.wire import parcelled
@@ -79,7 +79,7 @@ def encode(tensors: Sequence[Tensor], codec: str) -> Load:
     return parcelled(host.numpy().data.toreadonly(), specs)
 
 
-def decode_untrusted(load: Load, device: torch.device | None = None) -> list[Tensor]:
+def decode_untrusted(load: Load, device: torch.device = CPU) -> list[Tensor]:
     """Take the tensors out of a parcel, onto a device; its checksum is not looked at.
 
     Raises:
@@ -96,7 +96,6 @@ def decode_untrusted(load: Load, device: torch.device | None = None) -> list[Ten
         )
     if found_bytes > limits.MAX_PAYLOAD_BYTES:
         raise RemoteProtocolError(f"a parcel of {found_bytes} bytes, more than {limits.MAX_PAYLOAD_BYTES}")
-    device = device or torch.device("cpu")
     buffer = host_memory(found_bytes, torch.uint8, device)
     target = buffer.numpy().data
     offset = 0
