@@ -289,26 +289,24 @@ def _guarded(outcomes: Iterator[Outcome], name: str, lease: Lease | None) -> Ite
     try:
         yield from outcomes
     except LayerFailed as error:
-        yield _broken(error.__cause__, name, lease) or Failed(layer=error.layer, text=str(error), lease=lease)
+        yield _of_the_device(error.__cause__, name, lease) or Failed(layer=error.layer, text=str(error), lease=lease)
     except NotHere as error:
         yield Unfit(text=str(error))
     except ZswarmError as error:
         text = str(error)[: limits.MAX_TEXT_CHARS]
-        yield _broken(error.__cause__, name, lease) or Failed(layer="", text=text, lease=lease)
+        yield _of_the_device(error.__cause__, name, lease) or Failed(layer="", text=text, lease=lease)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread
-        yield _broken(error, name, lease) or Failed(layer=name, text=one_line(error), lease=lease)
+        yield _of_the_device(error, name, lease) or Failed(layer=name, text=one_line(error), lease=lease)
 
 
-def _broken(error: BaseException | None, name: str, lease: Lease | None) -> Unfit | Broken | None:
+def _of_the_device(error: BaseException | None, name: str, lease: Lease | None) -> Unfit | Broken | None:
     """Return what an error means if it is one of the device; None if it is the layers', or the run's.
 
     A job that lacks memory is a job that has failed: the worker begins anew with all memory free, and others try, too.
     """
-    if is_broken(error):
-        return Broken(text=one_line(error) if error else "")
-    if not is_out_of_memory(error) or lease is not None or error is None:
+    if error is None or not (is_broken(error) or (is_out_of_memory(error) and lease is None)):
         return None
-    if name != Build.__name__:
+    if is_broken(error) or name != Build.__name__:
         return Broken(text=one_line(error))
     return Unfit(
         text="the stage does not fit into the device's memory; more stages, smaller microbatches or recompute = "

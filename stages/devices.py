@@ -69,12 +69,12 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Does an error, of a device or of the host, say that there is no memory left?"""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def is_broken(error: BaseException | None) -> bool:
+def is_broken(error: BaseException) -> bool:
     """Does an error say that the device does not work any more in this process?"""
     return isinstance(error, ACCELERATOR_ERRORS) and not is_out_of_memory(error)
 

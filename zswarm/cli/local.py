@@ -20,7 +20,7 @@ from time import monotonic
 from brokers.service import serve_broker
 from zswarm import limits
 from zswarm.cli.family import Family, free_port
-from zswarm.cli.supervisor import TRAINER, Body, Supervisor
+from zswarm.cli.supervisor import TRAINER, WORKERS, Body, Supervisor
 from zswarm.config import RunConfig
 from zswarm.errors import INTERRUPTED
 from zswarm.ids import Address, NodeId
@@ -130,7 +130,7 @@ def _prepare_with_torch(
     bodies: dict[str, Body] = {TRAINER: trainer}
     for index in range(config.pipeline.stages * options.workers):
         device = options.devices[index % len(options.devices)]
-        bodies[f"worker-{index}"] = partial(worker, f"worker-{index}", device)
+        bodies[f"{WORKERS}{index}"] = partial(worker, f"{WORKERS}{index}", device)
     return bodies, partial(write_processes, path)
 
 

@@ -83,9 +83,8 @@ class Archive:
             version=version,
             layers_per_stage=self._settings.layers_per_stage,
             donors=donors,
-            is_held=self._is_behind,
         )
-        return [*forsaken, *self._collection.ask()]
+        return [*forsaken, *self._ask()]
 
     def beat(self) -> list[Command]:
         """Ask again for what is missing; give up what cannot be completed."""
@@ -94,7 +93,7 @@ class Archive:
             return []
         if (lost := collection.lost_donor) is not None:
             return self.abandon(f"session {lost}, which kept a copy for it, is gone, or has none")
-        return [*collection.ask()]
+        return self._ask()
 
     def told(self, event: Sealed | WasRead | Behind | CaughtUp) -> list[Command]:
         """Hear from the disk.
@@ -114,17 +113,18 @@ class Archive:
     def _paced(self, *, is_behind: bool) -> list[Command]:
         """The disk has fallen behind, and no more is to come, or it has caught up."""
         self._is_behind = is_behind
-        if self._collection is None:
-            return []
-        self._collection.is_held = is_behind
-        return [*self._collection.ask()]
+        return self._ask()
+
+    def _ask(self) -> list[Command]:
+        """Ask for what is missing, unless what has come already waits for the disk."""
+        return [] if self._is_behind or self._collection is None else [*self._collection.ask()]
 
     def received(self, message: State, load: Load) -> list[Command]:
         """Take a range."""
         collection = self._collection
         if collection is None:
             return []
-        commands: list[Command] = [*collection.received(message, load)]
+        commands: list[Command] = [*collection.received(message, load, may_ask=not self._is_behind)]
         if collection.is_complete:
             self._collection, self._sealing = None, collection.version
             branch, step = collection.version

@@ -57,14 +57,11 @@ class Collection:
         version: Version,
         layers_per_stage: tuple[int, ...],
         donors: dict[Stage, Session] | None,
-        is_held: bool = False,
     ) -> None:
         self._roster = roster
         self._header = header
         self.version = version
         self._donors = donors
-        self.is_held = is_held
-        """Nothing is asked for now: what has been waits for the disk."""
         self._cursors: dict[Stage, Cursor] = {}
         first = 0
         for stage, count in enumerate(layers_per_stage):
@@ -92,9 +89,7 @@ class Collection:
         return any(self._cursors[stage].file < self._cursors[stage].end for stage in stages)
 
     def ask(self) -> list[Send]:
-        """Ask for what is missing, of those who hold it by now; to be called every heartbeat, and when it is no longer held."""
-        if self.is_held:
-            return []
+        """Ask for what is missing, of those who hold it by now; to be called every heartbeat."""
         sends = []
         for stage, cursor in self._cursors.items():
             donor = self._donor(stage, cursor)
@@ -133,8 +128,8 @@ class Collection:
         )
         return Send(peer=donor.addresses[0], message=message)
 
-    def received(self, message: State, load: Load) -> list[Send | Store]:
-        """Take a range and ask for the next."""
+    def received(self, message: State, load: Load, *, may_ask: bool = True) -> list[Send | Store]:
+        """Take a range and ask for the next, if that may be; otherwise `ask` does."""
         donor = self._roster.records.get(message.session)
         cursor = self._cursors.get(donor.stage) if donor is not None else None
         if donor is None or cursor is None or message.session != cursor.donor or cursor.file >= cursor.end:
@@ -156,5 +151,5 @@ class Collection:
         cursor.num_asked = 0
         if cursor.offset_bytes >= message.total_bytes:
             cursor.file, cursor.offset_bytes = cursor.file + 1, 0
-        is_last = self.is_held or cursor.file >= cursor.end
+        is_last = not may_ask or cursor.file >= cursor.end
         return [store] if is_last else [store, self._pull(donor, cursor)]
