@@ -1,6 +1,6 @@
 """The tasks of a worker's compute thread, carried out: stages/tasks.py made real.
 
-    Build                        the stage's layers, engine and optimizer from the run's configuration
+    Build                        the stage's layers, engine and optimizer from the run's configuration; then a rehearsal
     Run                          a job, see stages/passes.py
     Snapshot, Sum, Assemble      the arithmetic of the all-reduce, see stages/accumulation.py and shards.py
     Apply                        the optimizer step, then everything of the old step is forgotten
@@ -33,9 +33,10 @@ from stages.kept import Kept
 from stages.memory import MemoryGauge, gauge_of
 from stages.model import build_layer, load_model
 from stages.optimizer import FlatOptimizer
-from stages.partition import layers_of_stage
+from stages.partition import StagePlan, plan
 from stages.passes import Passes
 from stages.precision import Arithmetic
+from stages.rehearsal import buffers_of, rehearse
 from stages.state import StageState
 from stages.tasks import (
     Adopt,
@@ -174,12 +175,12 @@ class Compute:
             torch.cuda.empty_cache()
         config = RunConfig.from_json_untrusted(task.configuration)
         model = load_model(config.model.factory, config.model.arguments, self._allowed)
-        own = layers_of_stage(config, model, task.stage)
+        stage = plan(config).stages[task.stage]
         arithmetic = Arithmetic(self._device, config.pipeline.precision)
         arithmetic.set_up(is_exact=config.batch.accumulation == "exact")
         engine = StageEngine(
-            [build_layer(model, index, config.run.seed) for index in own],
-            first_layer=own.start,
+            [build_layer(model, stage.first_layer + index, config.run.seed) for index in range(stage.num_layers)],
+            first_layer=stage.first_layer,
             loss=model.loss if task.stage == task.num_stages - 1 else None,
             step_targets=config.batch.global_batch * config.sequence_length,
             seed=config.run.seed,
@@ -199,10 +200,25 @@ class Compute:
         )
         return Built(
             num_parameters=engine.parameters.num_parameters,
-            first_layer=own.start,
-            num_layers=len(own),
+            first_layer=stage.first_layer,
+            num_layers=stage.num_layers,
             parameter_digest=digest(engine.parameters.values),
+            rehearsed_s=self._rehearse(stage, config, is_last=task.stage == task.num_stages - 1),
         )
+
+    def _rehearse(self, stage: StagePlan, config: RunConfig, *, is_last: bool) -> float:
+        """Return how long each task takes at most, about; 0 if the layers refuse what is made up."""
+        buffers = buffers_of(self._stage.engine.layers)
+        try:
+            return rehearse(self._perform, stage, config, is_last=is_last)
+        except Exception as error:
+            if _of_the_device(error.__cause__ or error, Build.__name__, None):
+                raise
+            self._clear()
+            return 0.0
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def _clear(self) -> None:
         """Forget all that was counted, kept and reduced in this step."""

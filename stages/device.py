@@ -70,6 +70,8 @@ TASK_OF: dict[type[Outcome], type[Task]] = {
     Adopted: Adopt,
 }
 """What an outcome ends; WasReset ends whatever came before its task, and the others may be of any."""
+UNKNOWN: tuple[type[Task], ...] = (Build, Adopt)
+"""Nobody knows how long these take: a library may be compiled, and gigabytes of files wait before the one that ends them."""
 Sort = Hashable
 """Tasks of one sort take about the same time; None is the sort of those of which each may take another."""
 JOB: Sort = Run.__name__
@@ -89,8 +91,6 @@ class Device:
         self._unfinished: set[Lease] = set()
         """Those of which the dx is out."""
         self.is_resetting = False
-        self.num_jobs = 0
-        """Done in all."""
         self.job_s = 0.0
         """Moving average of the time that a job takes; 0 before the first."""
         self._lease = Lease(0)
@@ -98,6 +98,9 @@ class Device:
         """The tasks that have not been answered, in their order."""
         self._longest_s: dict[Sort, float] = {}
         """What tasks that are no jobs have taken at most lately, by their sort."""
+        self._rehearsed_s = 0.0
+        """What a job and all else of a step took together before the first of them, or a file if that took longer; 0 if nobody
+        knows."""
         self._since_s = 0.0
         """When what is in work began."""
 
@@ -108,7 +111,7 @@ class Device:
 
     def begin_stage(self) -> None:
         """Jobs of another stage are to come: nobody knows yet how long they take."""
-        self.num_jobs, self.job_s, self._longest_s = 0, 0.0, {}
+        self.job_s, self._longest_s, self._rehearsed_s = 0.0, {}, 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -138,9 +141,10 @@ class Device:
                 pass
         elif not isinstance(outcome, Emitted):
             self._ended(outcome, taken_s)
+        if isinstance(outcome, Built):
+            self._rehearsed_s = outcome.rehearsed_s
         if isinstance(outcome, Ran) and outcome.lease not in self._running:
             # Of a life that was given up, perhaps for this very job: whoever is slower than anybody thought learns so.
-            self.num_jobs += 1
             self.job_s = max(self.job_s, outcome.compute_s)
 
     def _ended(self, outcome: Outcome, taken_s: float) -> None:
@@ -152,7 +156,9 @@ class Device:
         for place, (task, sort) in enumerate(self._unanswered):
             if kind in (None, task):
                 del self._unanswered[place]
-                if kind is not None and sort is not None and sort is not JOB:
+                if kind is Export:
+                    self._rehearsed_s = max(self._rehearsed_s, taken_s)
+                elif kind is not None and sort is not None and sort is not JOB:
                     self._learn(sort, taken_s)
                 return
 
@@ -184,7 +190,6 @@ class Device:
         """The job has ended."""
         del self._running[outcome.lease]
         self._unfinished.discard(outcome.lease)
-        self.num_jobs += 1
         share = NEWEST_SHARE if self.job_s else 1.0
         self.job_s += share * (outcome.compute_s - self.job_s)
 
@@ -205,33 +210,35 @@ class Device:
 
     @property
     def usual_s(self) -> float:
-        """Return how long the tasks in work usually take, the longest of them; 0 without one, or if of one nobody knows. A
-        reset takes no time itself."""
-        sorts = {sort for task, sort in self._unanswered if task is not Reset}
-        usual_s = [self.job_s if sort is JOB else self._longest_s.get(sort, 0.0) for sort in sorts]
-        return max(usual_s) if usual_s and min(usual_s) > 0.0 else 0.0
+        """Return how long the tasks in work usually take, the longest of them; 0 without one, or if nobody knows.
+
+        A file or a reset, and the first task of its sort, is taken to be as long as a job or the rehearsal.
+        """
+        if not self._unanswered or any(task in UNKNOWN for task, _ in self._unanswered):
+            return 0.0
+        sorts = {sort for task, sort in self._unanswered if task is not Reset} or {None}
+        return max(self._usual_s(sort) for sort in sorts)
+
+    def _usual_s(self, sort: Sort) -> float:
+        known_s = self.job_s if sort is JOB else self._longest_s.get(sort, 0.0)
+        return known_s or max(self.job_s, self._rehearsed_s)
 
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one.
 
         Far later than its worker is given up for it: what ends all the same, the first of its sort, is known from then on.
         """
-        overdue_at_s = self.overdue_at_s(heartbeat_s, is_ready=True) if self.is_resetting else None
+        overdue_at_s = self.overdue_at_s(heartbeat_s) if self.is_resetting else None
         if overdue_at_s is None:
             return None
         given_s = overdue_at_s - self._since_s
         return self._since_s + max(given_s, min(limits.STUCK_ENDS * given_s, limits.STUCK_FIRST_S))
 
-    def overdue_at_s(self, heartbeat_s: float, *, is_ready: bool) -> float | None:
-        """Return when the task in work takes longer than anybody is given; None without one.
-
-        `is_ready`: the parameters are there, and not being made.
-        """
+    def overdue_at_s(self, heartbeat_s: float) -> float | None:
+        """Return when the task in work takes longer than anybody is given; None without one."""
         if not self._unanswered:
             return None
-        if not self.num_jobs or not is_ready:
-            return self._since_s + limits.STUCK_FIRST_S
-        return self._since_s + most_busy_s(self.usual_s, self.job_s, heartbeat_s)
+        return self._since_s + most_busy_s(self.usual_s, heartbeat_s)
 
     def excuse(self, now: float) -> None:
         """This process was not running: the device may not have been, either."""

@@ -101,9 +101,11 @@ class FlatOptimizer:
         add(multiply(mean, beta1, out=mean), scratch, out=mean)
         multiply(multiply(gradient, gradient, out=scratch), 1.0 - beta2, out=scratch)
         add(multiply(square, beta2, out=square), scratch, out=square)
-        multiply(root(square, out=scratch), 1.0 / math.sqrt(1.0 - power(beta2, step)), out=scratch)
-        divide(mean, add(scratch, EPSILON, out=scratch), out=scratch)
-        subtract(values, multiply(scratch, lr / (1.0 - power(beta1, step)), out=scratch), out=values)
+        # Both sides of the quotient are left larger by what corrects the square's bias: one product less.
+        correction = math.sqrt(1.0 - power(beta2, step))
+        add(root(square, out=scratch), EPSILON * correction, out=scratch)
+        divide(mean, scratch, out=scratch)
+        subtract(values, multiply(scratch, lr * correction / (1.0 - power(beta1, step)), out=scratch), out=values)
 
     def _sgd(self, values: Any, gradient: Any, states: Sequence[Any], *, lr: float) -> None:
         multiply, add, subtract, *_ = self._operations

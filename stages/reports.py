@@ -75,7 +75,7 @@ class Reports:
         return None if is_told else self._overdue_at_s()
 
     def _overdue_at_s(self) -> float | None:
-        return self._work.device.overdue_at_s(self._me.heartbeat_s, is_ready=self._parameters.is_ready)
+        return self._work.device.overdue_at_s(self._me.heartbeat_s)
 
     def due(self, outbox: Outbox, now: float, *, is_beat: bool) -> list[Send]:
         """Say what is to be said now."""

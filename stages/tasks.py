@@ -143,12 +143,16 @@ Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Expor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """The stage exists."""
+    """The stage exists, and all that a step consists of but for Apply has been done once with numbers that were made up.
+
+    That took `rehearsed_s`; 0 if the layers refuse such numbers.
+    """
 
     num_parameters: int
     first_layer: int
     num_layers: int
     parameter_digest: int
+    rehearsed_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,7 +175,7 @@ class WorkerMachine:
         The trainer gives such a worker up, and it ends when it hears of that; it may not be able to hear.
         """
         device = self.work.device
-        overdue_at_s = device.overdue_at_s(self.membership.heartbeat_s, is_ready=self.parameters.is_ready)
+        overdue_at_s = device.overdue_at_s(self.membership.heartbeat_s)
         if overdue_at_s is not None and now >= overdue_at_s:
             return Health(text=f"the device has been at one task for {device.busy_s(now):.0f} s", is_well=False)
         text = self.membership.describe(self.state.version)

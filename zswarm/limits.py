@@ -92,16 +92,12 @@ STUCK_HEARTBEATS = 3.5
 """The least time that a worker may be busy with one task ..."""
 STUCK_TIMES = 5.0
 """... and the same in multiples of what such a task usually takes: a job on average, an optimizer's step or a sum
-at most, lately. The longer of the two counts."""
-STUCK_UNKNOWN_HEARTBEATS = 10.0
-"""The same for a task of which nobody knows what it takes, the first of its kind, a file of parameters or a reset ..."""
-STUCK_UNKNOWN_JOBS = 20.0
-"""... and in jobs of average length."""
+at most, lately, the first of its sort what the rehearsal took. The longer of the two counts."""
 STUCK_ENDS = 6.0
 """A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less."""
 STUCK_FIRST_S = 300.0
-"""While no worker of the stage has ever finished a job, or its parameters are being made: compiling or a cold device
-may take minutes."""
+"""While the parameters are made or brought, and before the first job of layers that refuse a rehearsal: compiling or a cold
+device may take minutes."""
 RESEND_HEARTBEATS = 1.0
 """An unacknowledged message is sent again after this many heartbeats, and then after twice as many each time."""
 MOST_DOUBLINGS = 4

@@ -15,11 +15,9 @@ def patience(first: float, num_sent: int) -> float:
     return first * (1 << min(num_sent - 1, limits.MOST_DOUBLINGS))
 
 
-def most_busy_s(usual_s: float, job_s: float, heartbeat_s: float) -> float:
-    """Return for how long a worker may be busy with one task.
-
-    `usual_s` is what it usually takes, 0 if nobody knows; `job_s` is what a job takes on average.
-    """
-    if usual_s:
-        return max(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_TIMES * usual_s)
-    return max(limits.STUCK_UNKNOWN_HEARTBEATS * heartbeat_s, limits.STUCK_UNKNOWN_JOBS * job_s)
+def most_busy_s(usual_s: float, heartbeat_s: float) -> float:
+    """Return for how long a worker may be busy with one task, of which `usual_s` says how long it usually takes; 0 if nobody
+    knows."""
+    if not usual_s:
+        return limits.STUCK_FIRST_S
+    return max(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_TIMES * usual_s)

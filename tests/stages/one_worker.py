@@ -36,8 +36,9 @@ class Fixture:
     def get(self, message, frames=(), peer=TRAINER_AT):
         return self.do(Received(peer=peer, message=message, frames=frames))
 
-    def build(self):
-        return self.do(Built(num_parameters=1, first_layer=4, num_layers=2, parameter_digest=5))
+    def build(self, *, rehearsed_s: float = 0.0):
+        built = Built(num_parameters=1, first_layer=4, num_layers=2, parameter_digest=5, rehearsed_s=rehearsed_s)
+        return self.do(built)
 
     def tick(self, now_s: float):
         self.now_s = now_s

@@ -72,8 +72,25 @@ class Raising(nn.Module):
         raise ValueError("the sky is falling backwards")
 
 
+class Remembering(nn.Module):
+    """Keeps what it has seen, as a running statistic does."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("seen", torch.zeros(WIDTH))
+
+    def forward(self, x):
+        self.seen += x.detach().mean((0, 1))
+        return self.linear(x)
+
+
 def head():
     return nn.Linear(WIDTH, 256)
+
+
+def remembering(sequence_length):
+    return [Tokens, Remembering, head]
 
 
 def dropping(sequence_length):

@@ -7,16 +7,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stages import kernels
-from stages.kernels import OneDnnKernels, TorchKernels, kernels_for
+from stages.kernels import MixedKernels, OneDnnKernels, TorchKernels, kernels_for
 from stages.linear import DeferredGradients, install
 from tests.stages.computing import finish
 
+WITH_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 KERNELS = [
     TorchKernels(),
-    pytest.param(
-        OneDnnKernels(),
-        marks=pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN"),
-    ),
+    pytest.param(OneDnnKernels(), marks=WITH_ONEDNN),
+    pytest.param(MixedKernels(), marks=WITH_ONEDNN),
 ]
 
 
@@ -60,12 +59,12 @@ def test_products_are_the_products(product, sizes, is_transposed, seed):
 @pytest.fixture
 def processor(monkeypatch):
     """Pretend to be on another processor; what is known of this one is forgotten before and after."""
-    cached = (kernels._cpu_vendor, kernels._is_onednn_right)
+    cached = (kernels._processor, kernels._is_onednn_right)
     for function in cached:
         function.cache_clear()
 
     def pretend(cpuinfo, capability="AVX512"):
-        kernels._cpu_vendor.cache_clear()
+        kernels._processor.cache_clear()
         monkeypatch.setattr(kernels, "CPUINFO", cpuinfo)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
 
@@ -77,7 +76,12 @@ def processor(monkeypatch):
 @pytest.mark.parametrize(
     ("vendor", "capability", "expected"),
     [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26", "AVX512", OneDnnKernels),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25", "AVX512", MixedKernels),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25", "AVX2", TorchKernels),
+        ("vendor_id\t: HygonGenuine\ncpu family\t: 25", "AVX512", OneDnnKernels),
         ("vendor_id\t: AuthenticAMD", "AVX512", OneDnnKernels),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: many", "AVX512", OneDnnKernels),
         ("vendor_id\t: AuthenticAMD", "AVX2", TorchKernels),
         ("vendor_id\t: GenuineIntel", "AVX512", TorchKernels),
         ("CPU implementer\t: 0x41", "DEFAULT", TorchKernels),
@@ -87,7 +91,7 @@ def processor(monkeypatch):
 def test_the_processor_decides_and_nothing_else(processor, tmp_path, vendor, capability, expected):
     """OneDNN is taken where MKL leaves AVX-512 unused. A choice by timing made two workers round differently."""
     path = tmp_path / "cpuinfo"
-    path.write_text(f"processor\t: 0\n{vendor}\nmodel name\t: CPU\n")
+    path.write_text(f"processor\t: 0\n{vendor}\nmodel name\t: CPU: 4\n\nprocessor\t: 1\nvendor_id\t: Other\n")
     processor(path, capability)
     chosen = kernels_for(torch.device("cpu"))
     assert type(chosen) is (expected if torch.backends.mkldnn.is_available() else TorchKernels)

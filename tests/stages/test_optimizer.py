@@ -76,8 +76,9 @@ def test_every_operation_is_rounded_on_its_own():
         value = value * np.float32(1.0 - 0.01 * section.weight_decay)
         mean = mean * np.float32(beta1) + g * np.float32(1.0 - beta1)
         square = square * np.float32(beta2) + g * g * np.float32(1.0 - beta2)
-        root = np.sqrt(square) * np.float32(1.0 / math.sqrt(1.0 - power(beta2, step))) + np.float32(EPSILON)
-        value = value - mean / root * np.float32(0.01 / (1.0 - power(beta1, step)))
+        correction = math.sqrt(1.0 - power(beta2, step))
+        root = np.sqrt(square) + np.float32(EPSILON * correction)
+        value = value - mean / root * np.float32(0.01 * correction / (1.0 - power(beta1, step)))
         expected = [value, mean, square]
     found = [values, optimizer.state["exp_avg"], optimizer.state["exp_avg_sq"]]
     for ours, theirs in zip(found, expected, strict=True):

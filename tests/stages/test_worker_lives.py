@@ -6,6 +6,7 @@ import pytest
 
 from stages.device import HANGS
 from stages.tasks import (
+    Adopt,
     Applied,
     Apply,
     Assembled,
@@ -59,8 +60,6 @@ from zswarm.limits import (
     STUCK_FIRST_S,
     STUCK_HEARTBEATS,
     STUCK_TIMES,
-    STUCK_UNKNOWN_HEARTBEATS,
-    STUCK_UNKNOWN_JOBS,
 )
 from zswarm.machine import Exit, Health, Received, Send
 from zswarm.messages import (
@@ -398,11 +397,11 @@ def test_a_device_hangs_only_if_one_task_takes_too_long(worker):
     (first,) = of_type(worker.get(pull(4), peer=Link(b"asker")), Export)
     (second,) = of_type(worker.get(pull(5), peer=Link(b"asker")), Export)
     worker.get(restore(22, step=3))
-    limit_s = STUCK_ENDS * STUCK_UNKNOWN_JOBS * 0.5
+    limit_s = STUCK_ENDS * STUCK_HEARTBEATS
     for task in (first, second):
         be_patient(worker, limit_s - 1.0)
         worker.do(Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=9, load=load("file")))
-    be_patient(worker, limit_s - 1.0)
+    be_patient(worker, STUCK_FIRST_S - 1.0)
     assert worker.machine.next_deadline_s() == worker.now_s + 1.0
     assert [end.code for end in of_type(worker.tick(worker.now_s + 1.0), Exit)] == [HANGS]
 
@@ -411,33 +410,58 @@ def test_a_task_has_as_long_as_the_longest_of_its_sort_several_times(worker):
     """An optimizer's step that hung was given as long as if it were the first: ten heartbeats, where four are promised."""
     device = worker.machine.work.device
     worker.work(1, F, 0)
-    first_s = max(STUCK_UNKNOWN_HEARTBEATS, STUCK_UNKNOWN_JOBS * 0.5)
     plain, copying = (
         Apply(step=0, round=1, scale=1.0, lr=0.1, apply=True, snapshot=snapshot) for snapshot in (False, True)
     )
     now, found = 100.0, []
     for task, taken_s in ((plain, 2.0), (plain, 1.0), (copying, 9.0), (copying, 0.1), (plain, 0.01)):
         device.submitted(task, now)
-        found.append(device.overdue_at_s(1.0, is_ready=True) - now)
+        found.append(device.overdue_at_s(1.0) - now)
         now += taken_s
         device.answered(Applied(step=0, parameter_digest=1), now)
-    assert found == pytest.approx([first_s, 10.0, first_s, 45.0, 5 * 1.9])
+    assert found == pytest.approx([STUCK_HEARTBEATS, 10.0, STUCK_HEARTBEATS, 45.0, 5 * 1.9])
     for _ in range(40):
         device.submitted(plain, now)
         device.answered(Applied(step=0, parameter_digest=1), now + 0.01)
         now += 0.01
     device.submitted(plain, now)
-    assert device.overdue_at_s(1.0, is_ready=True) - now == STUCK_HEARTBEATS, "one long one is forgotten in the end"
+    assert device.overdue_at_s(1.0) - now == STUCK_HEARTBEATS, "one long one is forgotten in the end"
 
 
-def test_of_files_nobody_knows_how_long_the_next_one_takes(worker):
+def test_a_file_has_as_long_as_the_longest_of_them_and_as_the_rehearsal():
     """One range is there already, the next one is the first of a large layer: a healthy donor was given up for it."""
+    worker = Fixture(built=False)
+    worker.build(rehearsed_s=2.0)
     worker.work(1, F, 0)
-    first_s = max(STUCK_UNKNOWN_HEARTBEATS, STUCK_UNKNOWN_JOBS * 0.5)
-    for layer in (4, 5):
+    for layer, before_s, taken_s in ((4, 2.0, 1.0), (5, 2.0, 9.0), (4, 9.0, 1.0), (5, 9.0, 1.0)):
         (task,) = of_type(worker.get(pull(layer), peer=Link(b"asker")), Export)
-        assert worker.machine.work.device.overdue_at_s(1.0, is_ready=True) == pytest.approx(worker.now_s + first_s)
+        assert worker.machine.work.device.overdue_at_s(1.0) == pytest.approx(worker.now_s + STUCK_TIMES * before_s)
+        be_patient(worker, taken_s)
         worker.do(Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=9, load=load("file")))
+
+
+def test_the_first_tasks_have_as_long_as_the_rehearsal_several_times():
+    """A device that hung in its first job was given five minutes: nobody knew how long a job takes."""
+    worker = Fixture(built=False)
+    worker.build(rehearsed_s=3.0)
+    device = worker.machine.work.device
+    (run,) = of_type(worker.get_job(1, F, 0), Run)
+    assert (device.usual_s, device.overdue_at_s(1.0)) == (3.0, 15.0)
+    worker.ran(run)
+    worker.get_job(2, F, 1)
+    assert (device.usual_s, device.overdue_at_s(1.0)) == (0.5, STUCK_HEARTBEATS), "a job is known, and is quicker"
+    device.submitted(Snapshot(round=1, num_shards=1), 0.0)
+    assert device.overdue_at_s(1.0) == 15.0
+
+
+def test_nobody_knows_how_long_it_takes_to_build_and_to_adopt():
+    worker = Fixture(built=False)
+    device = worker.machine.work.device
+    assert (device.usual_s, device.overdue_at_s(1.0)) == (0.0, STUCK_FIRST_S)
+    worker.build(rehearsed_s=1.0)
+    assert device.overdue_at_s(1.0) is None
+    device.submitted(Adopt(), 5.0)
+    assert (device.usual_s, device.overdue_at_s(1.0)) == (0.0, 5.0 + STUCK_FIRST_S)
 
 
 def test_a_reset_leaves_a_task_the_time_that_it_is_known_to_take(worker):
@@ -449,7 +473,7 @@ def test_a_reset_leaves_a_task_the_time_that_it_is_known_to_take(worker):
     device.submitted(task, 200.0)
     for reset in device.reset():
         device.submitted(reset, 201.0)
-    assert device.overdue_at_s(1.0, is_ready=True) == 240.0
+    assert device.overdue_at_s(1.0) == 240.0
     assert device.stuck_at_s(1.0) == 200.0 + STUCK_ENDS * 40.0
 
 

@@ -82,7 +82,13 @@ class Computer:
             case Build():
                 self.parameters = []
                 self.reset()
-                return Built(num_parameters=1, first_layer=task.stage, num_layers=1, parameter_digest=self.digest)
+                return Built(
+                    num_parameters=1,
+                    first_layer=task.stage,
+                    num_layers=1,
+                    parameter_digest=self.digest,
+                    rehearsed_s=0.0,
+                )
             case Run():
                 if task.accumulate:
                     self.accumulator.append(task.key[3])

@@ -88,50 +88,20 @@ def test_a_lost_connection(swarm):
 
 
 @pytest.mark.parametrize(
-    ("others_s", "most_s"),
-    [
-        (0.0, limits.STUCK_FIRST_S),
-        (0.001, limits.STUCK_UNKNOWN_HEARTBEATS * HEARTBEAT_S),
-        (10.0, limits.STUCK_UNKNOWN_JOBS * 10.0),
-    ],
-    ids=["no job has ever ended", "short jobs", "long jobs"],
+    ("usual_s", "most_s"),
+    [(0.0, limits.STUCK_FIRST_S), (0.001, LEAST_STUCK_S), (10.0, limits.STUCK_TIMES * 10.0)],
+    ids=["nobody knows", "short tasks", "long tasks"],
 )
-def test_a_worker_that_is_stuck(swarm, others_s, most_s):
-    """Before its first job it has as long as for other tasks, by the slowest of its stage; other stages have other jobs."""
-    swarm.report(3, job_s=others_s)
-    swarm.report(2, job_s=1000.0)
-    swarm.report(1, busy_s=most_s - 0.01)
+def test_a_worker_that_is_stuck(swarm, usual_s, most_s):
+    """By what its own task usually takes: others have other devices and other tasks."""
+    swarm.report(3, usual_s=1000.0)
+    swarm.report(2, usual_s=1.0)
+    swarm.report(1, busy_s=most_s - 0.01, usual_s=usual_s)
     assert swarm.verdicts(0.0) == {}
-    swarm.report(1, busy_s=most_s - 1e-9)
+    swarm.report(1, busy_s=most_s - 1e-9, usual_s=usual_s)
     assert list(swarm.verdicts(0.0)) == [1]
-    assert swarm.verdicts(0.0)[1].startswith(f"stuck: busy with one task for {most_s:.1f} s")
-
-
-def test_whoever_has_done_a_job_is_measured_against_itself(swarm):
-    """It has told that it is stuck with its own measure, and with another would have to tell again."""
-    swarm.report(3, job_s=1000.0)
-    for job_s, most_s in ((0.001, LEAST_STUCK_S), (10.0, limits.STUCK_TIMES * 10.0)):
-        swarm.report(1, busy_s=most_s - 0.01, job_s=job_s, usual_s=job_s)
-        assert swarm.verdicts(0.0) == {}
-        swarm.report(1, busy_s=most_s, job_s=job_s, usual_s=job_s)
-        assert list(swarm.verdicts(0.0)) == [1]
-
-
-def test_a_task_of_which_nobody_knows_what_it_takes_has_longer(swarm):
-    """The first optimizer's step of a large stage may take many times as long as a job."""
-    swarm.report(1, busy_s=limits.STUCK_UNKNOWN_JOBS * 10.0 - 0.1, job_s=10.0)
-    assert swarm.verdicts(0.0) == {}
-    swarm.report(1, busy_s=limits.STUCK_UNKNOWN_JOBS * 10.0, job_s=10.0)
-    assert list(swarm.verdicts(0.0)) == [1]
-
-
-def test_who_builds_or_loads_has_longer(swarm):
-    """How long that takes says nothing of how long a job takes."""
-    swarm.report(3, job_s=0.1)
-    swarm.report(1, busy_s=limits.STUCK_FIRST_S - 1.0, ready=False)
-    assert swarm.verdicts(0.0) == {}
-    swarm.report(1, busy_s=limits.STUCK_FIRST_S, ready=False)
-    assert list(swarm.verdicts(0.0)) == [1]
+    usual = f"which usually takes {usual_s:.2g} s" if usual_s else "and nobody knows how long it takes"
+    assert swarm.verdicts(0.0)[1] == f"stuck: busy with one task for {most_s:.1f} s, {usual}"
 
 
 def test_a_session_is_named_once_however_many_reasons_there_are(swarm):

@@ -158,7 +158,7 @@ class Strikes:
                 else:
                     self._part(random, self._ends_at_s(strike, now_s))
             case Fault.HANG:
-                self._hang(_one(random, [node for node in workers if _has_worked(node)]))
+                self._hang(_one(random, [node for node in workers if _is_ready(node)]))
             case Fault.SLOW_WORKER:
                 self._slow_down(random, _one(random, workers), self._ends_at_s(strike, now_s))
             case Fault.RESET:
@@ -283,10 +283,10 @@ def _stage(node: Node) -> int:
     return node.machine.membership.stage
 
 
-def _has_worked(node: Node) -> bool:
-    """A device that has never done a job is given minutes, for which nobody here wants to wait."""
+def _is_ready(node: Node) -> bool:
+    """A device that has no parameters yet is given minutes, for which nobody here wants to wait."""
     assert isinstance(node.machine, WorkerMachine)
-    return node.machine.work.device.num_jobs > 0
+    return node.machine.parameters.is_ready
 
 
 def _is_meant(strike: Strike, node: Node) -> bool:

@@ -128,7 +128,7 @@ class SymbolicCompute:
             case tasks.Run():
                 return self._run(task, took_s)
             case tasks.Build():
-                return [self._build(task)]
+                return [self._build(task, took_s)]
             case tasks.Snapshot():
                 return [self.rounds.snapshot(task, self.accumulator.elements())]
             case tasks.Sum():
@@ -262,7 +262,7 @@ class SymbolicCompute:
         self.kept.clear()
         self.rounds.clear()
 
-    def _build(self, task: tasks.Build) -> tasks.Built:
+    def _build(self, task: tasks.Build, took_s: float) -> tasks.Built:
         split = json.loads(task.configuration)
         first = sum(split[: task.stage])
         self._stage, self._num_stages = task.stage, task.num_stages
@@ -274,7 +274,11 @@ class SymbolicCompute:
         self.version = initial_version(self._seed, task.stage)
         self.applied = []
         return tasks.Built(
-            num_parameters=100, first_layer=first, num_layers=len(self._layers), parameter_digest=self.version
+            num_parameters=100,
+            first_layer=first,
+            num_layers=len(self._layers),
+            parameter_digest=self.version,
+            rehearsed_s=took_s * (UNITS[JobKind.FORWARD] + UNITS[JobKind.BACKWARD]),
         )
 
     def _apply(self, task: tasks.Apply) -> tasks.Applied:

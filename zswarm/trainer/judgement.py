@@ -80,14 +80,12 @@ class Judge:
     def _stuck(self, record: Record) -> str:
         if record.role is not Role.WORKER:
             return ""
-        job_s = record.job_s or max(w.job_s for w in self._roster.of(Role.WORKER, record.stage))
-        most_s = most_busy_s(record.usual_s, job_s, self._heartbeat_s)
-        if record.busy_s < (most_s if job_s and record.is_ready else limits.STUCK_FIRST_S) - ROUNDING_S:
+        if record.busy_s < most_busy_s(record.usual_s, self._heartbeat_s) - ROUNDING_S:
             return ""
-        text = f"stuck: busy with one task for {record.busy_s:.1f} s, "
-        if record.usual_s:
-            return f"{text}which usually takes {record.usual_s:.2g} s"
-        return text + (f"where a job takes {job_s:.2g} s" if job_s else "where nobody knows how long a job takes")
+        usual = (
+            f"which usually takes {record.usual_s:.2g} s" if record.usual_s else "and nobody knows how long it takes"
+        )
+        return f"stuck: busy with one task for {record.busy_s:.1f} s, {usual}"
 
     def _deaf(self, now: float) -> Iterator[tuple[Session, str]]:
         """Those that say that they do not hear the trainer, which hears them."""
