@@ -33,10 +33,10 @@ from stages.kept import Kept
 from stages.memory import MemoryGauge, gauge_of
 from stages.model import build_layer, load_model
 from stages.optimizer import FlatOptimizer
-from stages.partition import StagePlan, plan
+from stages.partition import layers_of_stage
 from stages.passes import Passes
 from stages.precision import Arithmetic
-from stages.rehearsal import buffers_of, rehearse
+from stages.rehearsal import rehearse_job, rehearse_round, unchanged
 from stages.state import StageState
 from stages.tasks import (
     Adopt,
@@ -66,7 +66,7 @@ from stages.tasks import (
 )
 from zswarm import limits
 from zswarm.compression import CPU, host_memory
-from zswarm.config import RunConfig
+from zswarm.config import Commission
 from zswarm.errors import LocalProtocolError, ZswarmError
 from zswarm.ids import Lease, Round
 from zswarm.wire import parcelled
@@ -173,14 +173,14 @@ class Compute:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        config = RunConfig.from_json_untrusted(task.configuration)
+        config = Commission.from_json_untrusted(task.configuration)
         model = load_model(config.model.factory, config.model.arguments, self._allowed)
-        stage = plan(config).stages[task.stage]
+        own = layers_of_stage(config, model, task.stage)
         arithmetic = Arithmetic(self._device, config.pipeline.precision)
         arithmetic.set_up(is_exact=config.batch.accumulation == "exact")
         engine = StageEngine(
-            [build_layer(model, stage.first_layer + index, config.run.seed) for index in range(stage.num_layers)],
-            first_layer=stage.first_layer,
+            [build_layer(model, index, config.run.seed) for index in own],
+            first_layer=own.start,
             loss=model.loss if task.stage == task.num_stages - 1 else None,
             step_targets=config.batch.global_batch * config.sequence_length,
             seed=config.run.seed,
@@ -198,32 +198,41 @@ class Compute:
             state=StageState(engine, optimizer),
             sums=host_memory(accumulator.num_values, accumulator.dtype, self._device),
         )
+        try:
+            job_s, round_s = self._rehearse(task, config)
+        except Exception as error:
+            if _is_of_the_device(error):
+                raise
+            raise NotHere(f"a rehearsal with made-up numbers failed: {one_line(error)}") from error
         return Built(
             num_parameters=engine.parameters.num_parameters,
-            first_layer=stage.first_layer,
-            num_layers=stage.num_layers,
+            first_layer=own.start,
+            num_layers=len(own),
             parameter_digest=digest(engine.parameters.values),
-            rehearsed_s=self._rehearse(stage, config, is_last=task.stage == task.num_stages - 1),
+            job_s=job_s,
+            round_s=round_s,
         )
 
-    def _rehearse(self, stage: StagePlan, config: RunConfig, *, is_last: bool) -> float:
-        """Return how long each task takes at most, about; 0 if the layers refuse what is made up."""
-        buffers = buffers_of(self._stage.engine.layers)
-        try:
-            return rehearse(self._perform, stage, config, is_last=is_last)
-        except Exception as error:
-            if _of_the_device(error.__cause__ or error, Build.__name__, None):
-                raise
-            self._clear()
-            return 0.0
-        finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
+    def _rehearse(self, task: Build, config: Commission) -> tuple[float, float]:
+        """Return how long a job and a round took; 0 for a job that is not known, or whose layers refuse made-up numbers."""
+        stage, job_s = self._stage, 0.0
+        if config.inputs:
+            with unchanged(stage.engine.layers):
+                try:
+                    job_s = rehearse_job(stage.passes, task, config)
+                except LayerFailed as error:
+                    if _is_of_the_device(error):
+                        raise
+        round_s = rehearse_round(self._snapshot, self._sum, self._assemble)
+        self._clear()
+        # What the first real job keeps is measured: its numbers may be of another dtype.
+        stage.kept.graph_bytes = 0
+        return job_s, round_s
 
     def _clear(self) -> None:
         """Forget all that was counted, kept and reduced in this step."""
         stage = self._stage
-        self._reduced_round = None
+        self._reduced = self._reduced_round = None
         stage.passes.clear()
         stage.kept.clear()
         stage.engine.clear_gradients()
@@ -320,7 +329,7 @@ def _of_the_device(error: BaseException | None, name: str, lease: Lease | None) 
 
     A job that lacks memory is a job that has failed: the worker begins anew with all memory free, and others try, too.
     """
-    if error is None or not (is_broken(error) or (is_out_of_memory(error) and lease is None)):
+    if error is None or not _is_of_the_device(error) or (is_out_of_memory(error) and lease is not None):
         return None
     if is_broken(error) or name != Build.__name__:
         return Broken(text=one_line(error))
@@ -328,3 +337,8 @@ def _of_the_device(error: BaseException | None, name: str, lease: Lease | None) 
         text="the stage does not fit into the device's memory; more stages, smaller microbatches or recompute = "
         f'"always" need less: {one_line(error)}'
     )
+
+
+def _is_of_the_device(error: BaseException) -> bool:
+    """Does an error, or what a layer's is about, say that the device lacks memory or does not work any more?"""
+    return any(is_broken(each) or is_out_of_memory(each) for each in (error, error.__cause__) if each is not None)

@@ -70,11 +70,15 @@ TASK_OF: dict[type[Outcome], type[Task]] = {
     Adopted: Adopt,
 }
 """What an outcome ends; WasReset ends whatever came before its task, and the others may be of any."""
-UNKNOWN: tuple[type[Task], ...] = (Build, Adopt)
+UNTIMED: tuple[type[Task], ...] = (Build, Adopt)
 """Nobody knows how long these take: a library may be compiled, and gigabytes of files wait before the one that ends them."""
 Sort = Hashable
-"""Tasks of one sort take about the same time; None is the sort of those of which each may take another."""
+"""Tasks of one sort take about the same time; None is the sort of those that are not timed."""
 JOB: Sort = Run.__name__
+FILE: Sort = Export.__name__
+"""Each range of a file may take another time: one is there already, the next one is the first of a large layer."""
+MOST_REHEARSED_S = limits.STUCK_FIRST_S / limits.STUCK_TIMES
+"""A rehearsal in which something was compiled gives nobody longer than if nothing were known."""
 
 
 def most_unfinished(stage: Stage) -> int:
@@ -98,9 +102,8 @@ class Device:
         """The tasks that have not been answered, in their order."""
         self._longest_s: dict[Sort, float] = {}
         """What tasks that are no jobs have taken at most lately, by their sort."""
-        self._rehearsed_s = 0.0
-        """What a job and all else of a step took together before the first of them, or a file if that took longer; 0 if nobody
-        knows."""
+        self._rehearsed_job_s = self._rehearsed_round_s = 0.0
+        """What they took with made-up numbers; 0 if nobody knows."""
         self._since_s = 0.0
         """When what is in work began."""
 
@@ -111,7 +114,8 @@ class Device:
 
     def begin_stage(self) -> None:
         """Jobs of another stage are to come: nobody knows yet how long they take."""
-        self.job_s, self._longest_s, self._rehearsed_s = 0.0, {}, 0.0
+        self.job_s, self._longest_s = 0.0, {}
+        self._rehearsed_job_s = self._rehearsed_round_s = 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -142,7 +146,8 @@ class Device:
         elif not isinstance(outcome, Emitted):
             self._ended(outcome, taken_s)
         if isinstance(outcome, Built):
-            self._rehearsed_s = outcome.rehearsed_s
+            self._rehearsed_job_s = min(outcome.job_s, MOST_REHEARSED_S)
+            self._rehearsed_round_s = min(outcome.round_s, MOST_REHEARSED_S)
         if isinstance(outcome, Ran) and outcome.lease not in self._running:
             # Of a life that was given up, perhaps for this very job: whoever is slower than anybody thought learns so.
             self.job_s = max(self.job_s, outcome.compute_s)
@@ -156,9 +161,7 @@ class Device:
         for place, (task, sort) in enumerate(self._unanswered):
             if kind in (None, task):
                 del self._unanswered[place]
-                if kind is Export:
-                    self._rehearsed_s = max(self._rehearsed_s, taken_s)
-                elif kind is not None and sort is not None and sort is not JOB:
+                if kind is not None and sort is not None and sort is not JOB:
                     self._learn(sort, taken_s)
                 return
 
@@ -210,18 +213,21 @@ class Device:
 
     @property
     def usual_s(self) -> float:
-        """Return how long the tasks in work usually take, the longest of them; 0 without one, or if nobody knows.
+        """Return how long the tasks in work usually take, the longest of them; 0 without one, or if of one nobody knows.
 
-        A file or a reset, and the first task of its sort, is taken to be as long as a job or the rehearsal.
+        A reset, and the first task of its sort, is taken to be as long as a job or a round of the rehearsal.
         """
-        if not self._unanswered or any(task in UNKNOWN for task, _ in self._unanswered):
+        if not self._unanswered or any(task in UNTIMED for task, _ in self._unanswered):
             return 0.0
-        sorts = {sort for task, sort in self._unanswered if task is not Reset} or {None}
-        return max(self._usual_s(sort) for sort in sorts)
+        usual_s = {self._usual_s(sort) for task, sort in self._unanswered if task is not Reset}
+        return 0.0 if 0.0 in usual_s else max(usual_s, default=self._usual_s(None))
 
     def _usual_s(self, sort: Sort) -> float:
-        known_s = self.job_s if sort is JOB else self._longest_s.get(sort, 0.0)
-        return known_s or max(self.job_s, self._rehearsed_s)
+        job_s = self.job_s or self._rehearsed_job_s
+        if sort is JOB:
+            return job_s
+        longest_s, others_s = self._longest_s.get(sort, 0.0), max(job_s, self._rehearsed_round_s)
+        return max(longest_s, others_s) if sort is FILE else longest_s or others_s
 
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one.
@@ -246,11 +252,11 @@ class Device:
 
 
 def _sort(task: Task) -> Sort:
-    """Return the sort of a task. A file may be there already or be made anew, and layers are of all sizes."""
+    """Return the sort of a task."""
     match task:
         case Run():
             return JOB
-        case Snapshot() | Sum() | Assemble():
+        case Snapshot() | Sum() | Assemble() | Export():
             return type(task).__name__
         case Apply():
             return Apply.__name__, task.snapshot, bool(task.retained), bool(task.gradients)

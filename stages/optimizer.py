@@ -101,7 +101,7 @@ class FlatOptimizer:
         add(multiply(mean, beta1, out=mean), scratch, out=mean)
         multiply(multiply(gradient, gradient, out=scratch), 1.0 - beta2, out=scratch)
         add(multiply(square, beta2, out=square), scratch, out=square)
-        # Both sides of the quotient are left larger by what corrects the square's bias: one product less.
+        # What corrects the square's bias is a factor of the whole quotient: one product less.
         correction = math.sqrt(1.0 - power(beta2, step))
         add(root(square, out=scratch), EPSILON * correction, out=scratch)
         divide(mean, scratch, out=scratch)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stages.model import load_model
+from stages.model import Model, load_model
 from stages.optimizer import num_states
 from stages.trace import LayerTrace, cost, trace
 from zswarm import limits
@@ -86,6 +86,21 @@ def plan(config: RunConfig) -> Partition:
         _check_unit(config, stages[-1], index)
         first += count
     return Partition(stages=tuple(stages), targets_per_sample=config.sequence_length)
+
+
+def layers_of_stage(config: RunConfig, model: Model, stage: int) -> range:
+    """Return the layers of one stage; quick where the configuration says the split.
+
+    Raises:
+        UserError: as `plan`.
+
+    """
+    if config.pipeline.split == "auto":
+        counts = plan(config).layers_per_stage
+    else:
+        counts = checked_split(config, len(model.layers))
+    first = sum(counts[:stage])
+    return range(first, first + counts[stage])
 
 
 def checked_split(config: RunConfig, num_layers: int) -> tuple[int, ...]:

@@ -8,62 +8,82 @@ does not end is noticed soon.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from stages.partition import TOKEN_DTYPE, StagePlan
-from stages.tasks import Assemble, Outcome, Ran, Reset, Run, Snapshot, Snapshotted, Sum, Summed, Task
-from zswarm.compression import decode_untrusted, encode
-from zswarm.config import RunConfig
+from stages.passes import Passes
+from stages.tasks import Assemble, Assembled, Build, Ran, Run, Snapshot, Snapshotted, Sum, Summed
+from zswarm.compression import encode
+from zswarm.config import BYTE_VALUES, Commission
 from zswarm.ids import Attempt, Branch, JobKind, Lease, Microbatch, Purpose, Round, Step
 
 KEY = (Branch(0), Step(0), Purpose.TRAIN, Microbatch(0), Attempt(0))
 ROUND = Round(0)
 
 
-def rehearse(
-    perform: Callable[[Task], Iterator[Outcome]], stage: StagePlan, config: RunConfig, *, is_last: bool
-) -> float:
-    """Have every task done that leaves the parameters as they are, on one microbatch; returns the seconds that they took.
+def rehearse_job(passes: Passes, task: Build, config: Commission) -> float:
+    """Do all jobs of one microbatch at this stage; returns the seconds that they took. What they leave is for `clear`.
 
-    Nothing is counted or kept afterwards. What the tasks raise is passed on: a layer may refuse numbers that no layer made.
+    Raises whatever they raise: a layer may refuse numbers that no layer made.
     """
-    codec = config.wire.codec
-    labels = torch.zeros((config.batch.microbatch, config.sequence_length), dtype=TOKEN_DTYPE)
-    x = encode([_made_up(stage.input_shape, stage.input_dtype), labels], codec)
-    run = partial(Run, lease=Lease(0), key=KEY, accumulate=True, emit=True, x=x)
+    x = _tokens(config) if task.stage == 0 else torch.zeros(config.inputs[task.stage])
+    given = encode([x, _tokens(config)], config.wire.codec)
+    run = partial(Run, lease=Lease(0), key=KEY, accumulate=True, emit=True, x=given)
     begun_s = time.perf_counter()
-    if is_last:
-        _last(perform(run(kind=JobKind.FUSED, dy=None)))
+    if task.stage == task.num_stages - 1:
+        _do(passes, run(kind=JobKind.FUSED, dy=None))
     else:
-        ran = _last(perform(run(kind=JobKind.FORWARD, dy=None)))
-        assert isinstance(ran, Ran)
-        assert ran.y is not None
-        _last(perform(run(kind=JobKind.BACKWARD, dy=encode(decode_untrusted(ran.y)[:1], codec))))
-    snapshotted = _last(perform(Snapshot(round=ROUND, num_shards=1)))
-    assert isinstance(snapshotted, Snapshotted)
-    summed = _last(perform(Sum(round=ROUND, shard=0, contributions=snapshotted.shards)))
-    assert isinstance(summed, Summed)
-    _last(perform(Assemble(round=ROUND, shards=(summed.chunks,))))
-    _last(perform(Reset()))
+        y = _do(passes, run(kind=JobKind.FORWARD, dy=None)).y
+        _do(passes, run(kind=JobKind.BACKWARD, dy=y))
     return time.perf_counter() - begun_s
 
 
-def buffers_of(layers: list[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    """Return each buffer with a copy: what a forward has changed can be put back."""
-    return [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+def rehearse_round(
+    snapshot: Callable[[Snapshot], Snapshotted], add: Callable[[Sum], Summed], assemble: Callable[[Assemble], Assembled]
+) -> float:
+    """Reduce the gradient with itself; returns the seconds that it took."""
+    begun_s = time.perf_counter()
+    shares = snapshot(Snapshot(round=ROUND, num_shards=1)).shards
+    chunks = add(Sum(round=ROUND, shard=0, contributions=shares * 2)).chunks
+    assemble(Assemble(round=ROUND, shards=(chunks,)))
+    return time.perf_counter() - begun_s
 
 
-def _last(outcomes: Iterator[Outcome]) -> Outcome:
-    *_, last = outcomes
-    return last
+@contextmanager
+def unchanged(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Let layers work on copies of their buffers, and give them back what they had."""
+    places = [
+        (module._buffers, name, buffer)  # noqa: SLF001 - no public way to those that are None
+        for layer in layers
+        for module in layer.modules()
+        for name, buffer in module._buffers.items()  # noqa: SLF001
+    ]
+    copies: dict[int, Tensor] = {}
+    for buffers, name, buffer in places:
+        if buffer is not None:
+            buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    try:
+        yield
+    finally:
+        for buffers, name, buffer in places:
+            buffers[name] = buffer
 
 
-def _made_up(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return numbers as they come out of a normalised layer; tokens are all the same."""
-    if not dtype.is_floating_point:
-        return torch.zeros(shape, dtype=dtype)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+def _do(passes: Passes, task: Run) -> Ran:
+    """Do a job and what it leaves unfinished."""
+    outcomes = list(passes.run(task))
+    while passes.unfinished is not None:
+        outcomes += passes.go_on()
+    *_, ran = outcomes
+    assert isinstance(ran, Ran)
+    return ran
+
+
+def _tokens(config: Commission) -> Tensor:
+    shape = (config.batch.microbatch, config.sequence_length)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, BYTE_VALUES, shape, generator=generator, dtype=torch.uint8)

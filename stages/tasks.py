@@ -143,16 +143,17 @@ Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Expor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """The stage exists, and all that a step consists of but for Apply has been done once with numbers that were made up.
+    """The stage exists, and a job and a round have been done with made-up numbers.
 
-    That took `rehearsed_s`; 0 if the layers refuse such numbers.
+    They took `job_s`, 0 where the layers refuse such numbers, and `round_s`.
     """
 
     num_parameters: int
     first_layer: int
     num_layers: int
     parameter_digest: int
-    rehearsed_s: float
+    job_s: float
+    round_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

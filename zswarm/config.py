@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -238,7 +239,7 @@ class RunConfig(Section):
         return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
-    def from_json_untrusted(cls, buffer: bytes) -> RunConfig:
+    def from_json_untrusted(cls, buffer: bytes) -> Self:
         """Read what `canonical_json` wrote and the network brought.
 
         Raises:
@@ -249,6 +250,19 @@ class RunConfig(Section):
             return cls.model_validate_json(bytes(buffer))
         except (ValidationError, RecursionError) as error:
             raise RemoteProtocolError(f"the run's configuration is not valid: {error}") from None
+
+
+class Commission(RunConfig):
+    """What workers are told: the run file, and what was worked out of it once."""
+
+    inputs: tuple[tuple[PositiveInt, ...], ...] = ()
+    """Shape of one microbatch at each stage's input; empty where nobody knows."""
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> Self:
+        if self.inputs and len(self.inputs) != self.pipeline.stages:
+            raise ValueError(f"{len(self.inputs)} inputs for {self.pipeline.stages} stages")
+        return self
 
 
 def load_run_file(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

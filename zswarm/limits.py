@@ -92,7 +92,7 @@ STUCK_HEARTBEATS = 3.5
 """The least time that a worker may be busy with one task ..."""
 STUCK_TIMES = 5.0
 """... and the same in multiples of what such a task usually takes: a job on average, an optimizer's step or a sum
-at most, lately, the first of its sort what the rehearsal took. The longer of the two counts."""
+at most, lately, or what the rehearsal took. The longer of the two counts."""
 STUCK_ENDS = 6.0
 """A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less."""
 STUCK_FIRST_S = 300.0

@@ -36,9 +36,9 @@ class Fixture:
     def get(self, message, frames=(), peer=TRAINER_AT):
         return self.do(Received(peer=peer, message=message, frames=frames))
 
-    def build(self, *, rehearsed_s: float = 0.0):
-        built = Built(num_parameters=1, first_layer=4, num_layers=2, parameter_digest=5, rehearsed_s=rehearsed_s)
-        return self.do(built)
+    def build(self, *, job_s: float = 0.5, round_s: float = 0.1):
+        layers = {"num_parameters": 1, "first_layer": 4, "num_layers": 2}
+        return self.do(Built(**layers, parameter_digest=5, job_s=job_s, round_s=round_s))
 
     def tick(self, now_s: float):
         self.now_s = now_s

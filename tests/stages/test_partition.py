@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.model import load_model
-from stages.partition import plan, split_evenly
+from stages.partition import layers_of_stage, plan, split_evenly
 from stages.trace import trace
 from zswarm.compression import encode
 from zswarm.errors import UserError
@@ -65,9 +65,10 @@ def test_the_users_split_is_taken(make_config):
     """A list of layer counts is the cut, and each stage knows its layers from it."""
     config = make_config(pipeline={"stages": 2, "split": [1, 3]})
     assert plan(config).layers_per_stage == (1, 3)
-    assert [(stage.first_layer, stage.num_layers) for stage in plan(config).stages] == [(0, 1), (1, 3)]
-    automatic = plan(make_config(pipeline={"stages": 2}))
-    assert [(stage.first_layer, stage.num_layers) for stage in automatic.stages] == [(0, 3), (3, 1)]
+    model = load_model("gpt", config.model.arguments)
+    assert [layers_of_stage(config, model, stage) for stage in (0, 1)] == [range(1), range(1, 4)]
+    automatic = make_config(pipeline={"stages": 2})
+    assert [layers_of_stage(automatic, model, stage) for stage in (0, 1)] == [range(3), range(3, 4)]
 
 
 @pytest.mark.parametrize(

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from stages.compute import Compute
-from stages.rehearsal import KEY
-from stages.tasks import Build, Built, Snapshot, Unfit
+from stages.partition import plan
+from stages.passes import Passes
+from stages.rehearsal import KEY, unchanged
+from stages.tasks import Broken, Build, Built, Snapshot, Unfit
 from tests.stages.computing import PLENTY, only
-from zswarm.ids import JobKind, Round, Stage
+from zswarm.config import Commission
+from zswarm.ids import Round, Stage
 
 OWN = {"sequence_length": 12}
+EXHAUSTED = MemoryError("2.00 GiB")
 
 
 def built(config, stage):
+    inputs = tuple(one.input_shape for one in plan(config).stages)
+    commission = Commission(**dict(config), inputs=inputs)
     compute = Compute(gauge=lambda: PLENTY)
-    build = Build(stage=Stage(stage), num_stages=config.pipeline.stages, configuration=config.canonical_json())
+    build = Build(stage=Stage(stage), num_stages=config.pipeline.stages, configuration=commission.canonical_json())
     return compute, only(compute.perform(build))
 
 
 def is_untouched(compute):
-    """Is nothing counted, kept or unfinished?"""
+    """Is nothing counted, kept, measured, reduced or unfinished?"""
     counted = only(compute.perform(Snapshot(round=Round(1), num_shards=1))).shards[0][0]
-    is_kept = compute._built.kept.take(KEY) != (None, None)
+    kept = compute._built.kept
+    is_kept = kept.take(KEY) != (None, None) or kept.graph_bytes or compute._reduced is not None
     return not (any(bytes(counted.frames[0])) or is_kept or compute.has_unfinished)
 
 
@@ -35,30 +43,64 @@ def test_each_stage_rehearses_and_begins_a_run_as_if_it_had_not(make_config, cod
     for stage in range(stages):
         compute, outcome = built(config, stage)
         assert isinstance(outcome, Built)
-        assert outcome.rehearsed_s > 0.0
+        assert min(outcome.job_s, outcome.round_s) > 0.0
         assert is_untouched(compute)
 
 
 @pytest.mark.parametrize(("stage", "kinds"), [(0, ["FORWARD", "BACKWARD"]), (2, ["FUSED"])])
-def test_it_is_what_a_step_consists_of(make_config, monkeypatch, stage, kinds):
-    """All sorts of tasks but for the optimizer's, and the kinds of jobs that the stage has, through the codec."""
-    done = []
-    perform = Compute._perform
+def test_the_jobs_are_those_of_the_stage(make_config, monkeypatch, stage, kinds):
+    """Counted, with a dx, and with the weights' gradients that a backward leaves unfinished."""
+    done, run, go_on = [], Passes.run, Passes.go_on
 
     def spy(self, task):
-        done.append(JobKind(task.kind).name if hasattr(task, "kind") else type(task).__name__)
-        return perform(self, task)
+        done.append(task.kind.name)
+        assert task.accumulate
+        assert task.emit
+        return run(self, task)
 
-    monkeypatch.setattr(Compute, "_perform", spy)
+    def spy_rest(self):
+        done.append("rest")
+        return go_on(self)
+
+    monkeypatch.setattr(Passes, "run", spy)
+    monkeypatch.setattr(Passes, "go_on", spy_rest)
     built(make_config(pipeline={"stages": 3}), stage)
-    assert done == ["Build", *kinds, "Snapshot", "Sum", "Assemble", "Reset"]
+    assert [kind for kind in done if kind != "rest"] == kinds
+    assert done[-1] == "rest"
+
+
+def test_without_the_shape_of_the_input_only_the_round_is_rehearsed(make_config):
+    compute = Compute(gauge=lambda: PLENTY)
+    build = Build(stage=Stage(1), num_stages=3, configuration=make_config(pipeline={"stages": 3}).canonical_json())
+    outcome = only(compute.perform(build))
+    assert outcome.job_s == 0.0
+    assert outcome.round_s > 0.0
 
 
 def test_what_layers_remember_is_put_back(make_config):
     compute, outcome = built(make_config(model={"factory": "own_models:remembering", **OWN}), 0)
-    assert outcome.rehearsed_s > 0.0
+    assert outcome.job_s > 0.0
     (seen,) = (buffer for layer in compute._built.engine.layers for buffer in layer.buffers())
     assert torch.equal(seen, torch.zeros(8))
+
+
+def test_buffers_of_any_kind_are_put_back():
+    """Changed in place, made anew, not there before, one of two modules, or a view that cannot be written to."""
+    layer, other, shared = nn.Module(), nn.Module(), torch.zeros(2)
+    layer.register_buffer("changed", shared)
+    layer.register_buffer("made", torch.zeros(2))
+    layer.register_buffer("late", None)
+    layer.register_buffer("mask", torch.ones(1, 3).expand(4, 3), persistent=False)
+    other.register_buffer("changed", shared)
+    before = [dict(module._buffers) for module in (layer, other)]
+    with unchanged([layer, other]):
+        assert layer.changed is other.changed
+        layer.changed += 1.0
+        layer.made = layer.made + 1.0
+        layer.late = torch.ones(1)
+    after = [dict(module._buffers) for module in (layer, other)]
+    assert all(a[name] is b[name] for a, b in zip(before, after, strict=True) for name in a)
+    assert torch.equal(shared, torch.zeros(2))
 
 
 @pytest.mark.parametrize("accumulation", ["float32", "exact"])
@@ -69,15 +111,58 @@ def test_layers_may_refuse_what_no_layer_made(make_config, accumulation):
     )
     compute, outcome = built(config, 0)
     assert isinstance(outcome, Built)
-    assert outcome.rehearsed_s == 0.0
+    assert outcome.job_s == 0.0
+    assert outcome.round_s > 0.0
     assert is_untouched(compute)
 
 
-def test_a_stage_for_which_there_is_too_little_memory_is_refused_before_anybody_waits_for_it(make_config, monkeypatch):
-    def full(*_args):
-        raise MemoryError("2.00 GiB")
+@pytest.mark.parametrize(
+    "place",
+    [
+        "torch.nn.Embedding.forward",
+        "stages.engine.StageEngine.rest",
+        "stages.kernels.TorchKernels.add_weight_gradient",
+        "stages.shards.cut",
+        "stages.shards.join",
+    ],
+)
+def test_a_stage_for_which_there_is_too_little_memory_is_refused_before_anybody_waits_for_it(
+    make_config, monkeypatch, place
+):
+    """Whatever lacks it, a layer, what a backward leaves unfinished, or the all-reduce."""
+    monkeypatch.setattr("stages.engine.kernels_for", lambda _: __import__("stages.kernels").kernels.TorchKernels())
+    config = make_config()
+    inputs = tuple(one.input_shape for one in plan(config).stages)
 
-    monkeypatch.setattr("stages.shards.cut", full)
-    _, outcome = built(make_config(), 0)
+    def full(*_args):
+        raise EXHAUSTED
+
+    monkeypatch.setattr(place, full)
+    build = Build(
+        stage=Stage(0), num_stages=1, configuration=Commission(**dict(config), inputs=inputs).canonical_json()
+    )
+    outcome = only(Compute(gauge=lambda: PLENTY).perform(build))
     assert isinstance(outcome, Unfit)
     assert "does not fit into the device's memory" in outcome.text
+
+
+def test_what_only_this_machine_lacks_leaves_the_run_to_others(make_config, monkeypatch):
+    """A library that the codec needs, say. A device that does not work is another matter."""
+
+    class LostDevice(RuntimeError):
+        pass
+
+    monkeypatch.setattr("stages.devices.ACCELERATOR_ERRORS", (LostDevice,))
+    for error, kind, says in (
+        (ImportError("no library"), Unfit, "a rehearsal with made-up numbers failed: ImportError: no library"),
+        (LostDevice("CUDA error"), Broken, "CUDA error"),
+    ):
+
+        def failing(*_args, error=error):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr("stages.rehearsal.encode", failing)
+            _, outcome = built(make_config(), 0)
+        assert isinstance(outcome, kind)
+        assert says in outcome.text

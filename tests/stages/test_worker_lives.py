@@ -338,11 +338,17 @@ def test_tasks_that_are_not_answered_take_no_time(worker):
 # -- a device that hangs -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_done", [0, 1])
-def test_a_reset_that_does_not_end_ends_the_process(worker, num_done):
-    for lease in range(1, num_done + 1):
-        worker.work(lease, F, lease)
-    limit_s = STUCK_ENDS * max(STUCK_HEARTBEATS, STUCK_TIMES * 0.5) if num_done else STUCK_FIRST_S
+def rehearsed(job_s):
+    """Return a worker that has done nothing yet but to rehearse."""
+    worker = Fixture(built=False)
+    worker.build(job_s=job_s)
+    return worker
+
+
+@pytest.mark.parametrize("job_s", [0.0, 0.9])
+def test_a_reset_that_does_not_end_ends_the_process(job_s):
+    worker = rehearsed(job_s)
+    limit_s = STUCK_ENDS * STUCK_TIMES * job_s or STUCK_FIRST_S
     worker.get_job(9, B, 9)
     worker.get(fence(ME))
     at_s = 0.0
@@ -354,12 +360,11 @@ def test_a_reset_that_does_not_end_ends_the_process(worker, num_done):
     assert (end.code, HANGS) == (70, 70)
 
 
-@pytest.mark.parametrize("num_done", [0, 1])
-def test_a_worker_reports_at_once_and_once_that_its_device_is_at_one_task_for_too_long(worker, num_done):
+@pytest.mark.parametrize("job_s", [0.0, 0.5])
+def test_a_worker_reports_at_once_and_once_that_its_device_is_at_one_task_for_too_long(job_s):
     """Not with its next heartbeat: whoever gives it up for that has four heartbeats in all."""
-    for lease in range(1, num_done + 1):
-        worker.work(lease, F, lease)
-    limit_s = max(STUCK_HEARTBEATS, STUCK_TIMES * 0.5) if num_done else STUCK_FIRST_S
+    worker = rehearsed(job_s)
+    limit_s = max(STUCK_HEARTBEATS, STUCK_TIMES * job_s) if job_s else STUCK_FIRST_S
     worker.get_job(9, B, 9)
     be_patient(worker, limit_s - 1.0 - limit_s % 1.0)
     worker.tick(limit_s - 0.25)
@@ -401,7 +406,7 @@ def test_a_device_hangs_only_if_one_task_takes_too_long(worker):
     for task in (first, second):
         be_patient(worker, limit_s - 1.0)
         worker.do(Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=9, load=load("file")))
-    be_patient(worker, STUCK_FIRST_S - 1.0)
+    be_patient(worker, limit_s - 1.0)
     assert worker.machine.next_deadline_s() == worker.now_s + 1.0
     assert [end.code for end in of_type(worker.tick(worker.now_s + 1.0), Exit)] == [HANGS]
 
@@ -431,9 +436,8 @@ def test_a_task_has_as_long_as_the_longest_of_its_sort_several_times(worker):
 def test_a_file_has_as_long_as_the_longest_of_them_and_as_the_rehearsal():
     """One range is there already, the next one is the first of a large layer: a healthy donor was given up for it."""
     worker = Fixture(built=False)
-    worker.build(rehearsed_s=2.0)
-    worker.work(1, F, 0)
-    for layer, before_s, taken_s in ((4, 2.0, 1.0), (5, 2.0, 9.0), (4, 9.0, 1.0), (5, 9.0, 1.0)):
+    worker.build(round_s=2.0)
+    for layer, before_s, taken_s in ((4, 2.0, 1.0), (5, 2.0, 9.0), (4, 9.0, 1.0), (5, 8.2, 1.0)):
         (task,) = of_type(worker.get(pull(layer), peer=Link(b"asker")), Export)
         assert worker.machine.work.device.overdue_at_s(1.0) == pytest.approx(worker.now_s + STUCK_TIMES * before_s)
         be_patient(worker, taken_s)
@@ -443,7 +447,7 @@ def test_a_file_has_as_long_as_the_longest_of_them_and_as_the_rehearsal():
 def test_the_first_tasks_have_as_long_as_the_rehearsal_several_times():
     """A device that hung in its first job was given five minutes: nobody knew how long a job takes."""
     worker = Fixture(built=False)
-    worker.build(rehearsed_s=3.0)
+    worker.build(job_s=3.0, round_s=2.0)
     device = worker.machine.work.device
     (run,) = of_type(worker.get_job(1, F, 0), Run)
     assert (device.usual_s, device.overdue_at_s(1.0)) == (3.0, 15.0)
@@ -451,14 +455,35 @@ def test_the_first_tasks_have_as_long_as_the_rehearsal_several_times():
     worker.get_job(2, F, 1)
     assert (device.usual_s, device.overdue_at_s(1.0)) == (0.5, STUCK_HEARTBEATS), "a job is known, and is quicker"
     device.submitted(Snapshot(round=1, num_shards=1), 0.0)
-    assert device.overdue_at_s(1.0) == 15.0
+    assert device.overdue_at_s(1.0) == 10.0
+
+
+def test_of_layers_that_refuse_the_rehearsal_nobody_knows_how_long_the_first_job_takes():
+    """A file that was quick says nothing of it; and whatever is no job is known from the round."""
+    worker = Fixture(built=False)
+    worker.build(job_s=0.0, round_s=1.0)
+    device = worker.machine.work.device
+    (task,) = of_type(worker.get(pull(4), peer=Link(b"asker")), Export)
+    assert device.overdue_at_s(1.0) == 5.0
+    worker.do(Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=9, load=load("file")))
+    worker.get_job(1, F, 0)
+    assert device.overdue_at_s(1.0) == STUCK_FIRST_S
+    device.submitted(Snapshot(round=1, num_shards=1), 0.0)
+    assert (device.usual_s, device.overdue_at_s(1.0)) == (0.0, STUCK_FIRST_S)
+
+
+def test_a_rehearsal_in_which_something_was_compiled_gives_nobody_more_time_than_nothing():
+    worker = Fixture(built=False)
+    worker.build(job_s=200.0, round_s=100.0)
+    worker.get_job(1, F, 0)
+    assert worker.machine.work.device.overdue_at_s(1.0) == STUCK_FIRST_S
 
 
 def test_nobody_knows_how_long_it_takes_to_build_and_to_adopt():
     worker = Fixture(built=False)
     device = worker.machine.work.device
     assert (device.usual_s, device.overdue_at_s(1.0)) == (0.0, STUCK_FIRST_S)
-    worker.build(rehearsed_s=1.0)
+    worker.build(job_s=1.0)
     assert device.overdue_at_s(1.0) is None
     device.submitted(Adopt(), 5.0)
     assert (device.usual_s, device.overdue_at_s(1.0)) == (0.0, 5.0 + STUCK_FIRST_S)
@@ -543,12 +568,11 @@ def test_a_worker_says_where_it_is(worker):
     assert worker.machine.health(0.0) == Health(text="stage 1 of 3, step 0")
 
 
-@pytest.mark.parametrize("num_done", [0, 1])
-def test_a_device_that_does_not_answer_is_not_well(worker, num_done):
+@pytest.mark.parametrize("job_s", [0.0, 0.5])
+def test_a_device_that_does_not_answer_is_not_well(job_s):
     """Though nobody has fenced this worker: a trainer that is gone does not."""
-    for lease in range(1, num_done + 1):
-        worker.work(lease, F, lease)
-    limit_s = max(STUCK_HEARTBEATS, STUCK_TIMES * 0.5) if num_done else STUCK_FIRST_S
+    worker = rehearsed(job_s)
+    limit_s = max(STUCK_HEARTBEATS, STUCK_TIMES * job_s) if job_s else STUCK_FIRST_S
     (run,) = of_type(worker.get_job(9, B, 9), Run)
     assert worker.machine.health(limit_s - 0.1).is_well
     assert worker.machine.health(limit_s) == Health(

@@ -87,7 +87,8 @@ class Computer:
                     first_layer=task.stage,
                     num_layers=1,
                     parameter_digest=self.digest,
-                    rehearsed_s=0.0,
+                    job_s=0.0,
+                    round_s=0.1,
                 )
             case Run():
                 if task.accumulate:

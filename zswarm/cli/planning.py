@@ -17,6 +17,7 @@ def plan_run(config: RunConfig) -> Plan:
     partition = plan(config)
     return Plan(
         layers_per_stage=partition.layers_per_stage,
+        inputs=tuple(stage.input_shape for stage in partition.stages),
         unit_bytes=partition.unit_bytes,
         stage_costs=tuple(stage.cost for stage in partition.stages),
         state_bytes=tuple(stage.state_bytes for stage in partition.stages),

@@ -13,7 +13,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from zswarm import limits
-from zswarm.config import RunConfig
+from zswarm.config import Commission, RunConfig
 from zswarm.data import Source
 from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import Address, Generation, Purpose, RunId, Session, Version
@@ -57,8 +57,10 @@ class Plan:
     """How the model is cut, worked out where torch is."""
 
     layers_per_stage: tuple[int, ...]
+    inputs: tuple[tuple[int, ...], ...]
+    """Shape of one microbatch at each stage's input."""
     unit_bytes: tuple[int, ...]
-    """Size of one microbatch at each stage's input."""
+    """Its size."""
     stage_costs: tuple[float, ...]
     """Of one microbatch at each stage, relative to the others."""
     state_bytes: tuple[int, ...]
@@ -88,7 +90,7 @@ def coordinator_settings(
 ) -> CoordinatorSettings:
     """Return what the coordinator is told, but for the checkpoint; workers get the split that was worked out once."""
     pipeline = config.pipeline.model_copy(update={"split": plan.layers_per_stage})
-    configuration = config.model_copy(update={"pipeline": pipeline}).canonical_json()
+    commission = Commission(**dict(config) | {"pipeline": pipeline, "inputs": plan.inputs})
     return CoordinatorSettings(
         run=recovered.run if recovered is not None else RunId(secrets.randbits(63) or 1),
         generation=recovered.generation if recovered is not None else Generation(1),
@@ -106,7 +108,7 @@ def coordinator_settings(
         stage_costs=plan.stage_costs,
         state_bytes=plan.state_bytes,
         rebalancing=config.pipeline.rebalancing,
-        configuration=configuration,
+        configuration=commission.canonical_json(),
         workers_per_stage=options.workers_per_stage,
         brokers_per_stage=options.brokers_per_stage,
         heartbeat_s=limits.HEARTBEAT_S,
