@@ -54,8 +54,6 @@ Timed = tuple[float, tasks.Outcome]
 MOST_PARTS = 3
 UNITS = {JobKind.FORWARD: 1.0, JobKind.BACKWARD: 2.0, JobKind.FUSED: 3.0, JobKind.EVALUATE: 1.0}
 """How long a job takes, in forwards."""
-REHEARSED_JOB, REHEARSED_ROUND = 3.0, 0.3
-"""The same of what Build does with made-up numbers."""
 
 
 class SymbolicCompute:
@@ -121,9 +119,7 @@ class SymbolicCompute:
         units = 0.1
         if isinstance(task, tasks.Run):
             units = UNITS[task.kind]
-        elif isinstance(task, tasks.Build):
-            units = 1.0 + REHEARSED_JOB + REHEARSED_ROUND
-        elif isinstance(task, (tasks.Apply, tasks.Adopt)):
+        elif isinstance(task, (tasks.Build, tasks.Apply, tasks.Adopt)):
             units = 1.0
         return pace.forward_s * units * self.slowdown * (1.0 + pace.jitter * self._random.expovariate(1.0))
 
@@ -282,8 +278,8 @@ class SymbolicCompute:
             first_layer=first,
             num_layers=len(self._layers),
             parameter_digest=self.version,
-            job_s=took_s * REHEARSED_JOB / (1.0 + REHEARSED_JOB + REHEARSED_ROUND),
-            round_s=took_s * REHEARSED_ROUND / (1.0 + REHEARSED_JOB + REHEARSED_ROUND),
+            job_s=took_s * (UNITS[JobKind.FORWARD] + UNITS[JobKind.BACKWARD]),
+            round_s=0.3 * took_s,
         )
 
     def _apply(self, task: tasks.Apply) -> tasks.Applied:

@@ -2,7 +2,7 @@
 
     silent       not heard of for SILENCE_HEARTBEATS
     gone         its connection was lost, and it has not spoken over another one for GONE_HEARTBEATS
-    stuck        busy with one task for far longer than such a one takes, or far longer than jobs where nobody knows
+    stuck        busy with one task for far longer than such a one usually takes; minutes where nobody knows
     cut off      what others wait for: both ends of such a pair live, and one of them goes; or it does not hear the trainer
     needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, and its own has several: whoever
                  begins a new life goes to the stage with the fewest
