@@ -9,6 +9,8 @@ from safetensors.torch import load as load_safetensors
 
 from stages.compute import Compute
 from stages.memory import Memory
+from stages.partition import plan
+from stages.rehearsal import KEY
 from stages.tasks import (
     Applied,
     Apply,
@@ -26,6 +28,7 @@ from stages.tasks import (
     Sum,
 )
 from zswarm.clipping import clip_scale
+from zswarm.config import Commission
 from zswarm.ids import Attempt, Branch, JobKind, Lease, Microbatch, Purpose, Round, Stage, StatePart, Step
 from zswarm.schedule import learning_rate
 from zswarm.trainer.samples import pack
@@ -45,6 +48,26 @@ PLENTY = Memory(total_bytes=1 << 40, free_bytes=1 << 40)
 
 def key(step, microbatch, purpose=Purpose.TRAIN, attempt=0):
     return (Branch(0), Step(step), purpose, Microbatch(microbatch), Attempt(attempt))
+
+
+def commissioned(config):
+    """Return what a trainer would tell its workers."""
+    return Commission(**dict(config), inputs=tuple(stage.input_shape for stage in plan(config).stages))
+
+
+def built(commission, stage, device="cpu"):
+    """Return a worker that has built a stage, and what it says of that."""
+    compute = Compute(device=torch.device(device), gauge=lambda: PLENTY)
+    stages, configuration = commission.pipeline.stages, commission.canonical_json()
+    return compute, only(compute.perform(Build(stage=Stage(stage), num_stages=stages, configuration=configuration)))
+
+
+def is_untouched(compute):
+    """Is nothing counted, kept, measured, reduced or unfinished?"""
+    counted = only(compute.perform(Snapshot(round=Round(1), num_shards=1))).shards[0][0]
+    kept = compute._built.kept
+    is_kept = kept.take(KEY) != (None, None) or kept.graph_bytes or compute._reduced is not None
+    return not (any(bytes(counted.frames[0])) or is_kept or compute.has_unfinished)
 
 
 def finish(unfinished):

@@ -10,9 +10,11 @@ from stages.exact_reference import exact_reference
 from stages.optimizer import TORCH_OPERATIONS, FlatOptimizer
 from stages.precision import Arithmetic
 from stages.reference import reference
-from tests.stages.computing import Swarm
+from stages.tasks import Build, Built, Unfit
+from tests.stages.computing import Swarm, built, commissioned, is_untouched, only
 from zswarm.compression import CPU, decode_untrusted, encode
 from zswarm.config import OptimizerSection
+from zswarm.ids import Stage
 
 CARD = pytest.param(
     "cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no card on this machine")
@@ -73,7 +75,8 @@ def assert_same_bits(settings, device):
 @pytest.mark.parametrize("device", [CARD])
 @pytest.mark.parametrize("codec", ["none", "bf16", "int8", "bnb8"])
 def test_what_a_device_encodes_any_other_decodes(codec, device):
-    values, labels = torch.randn(2, 50, 128), torch.arange(100).reshape(2, 50).to(torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(2, 50, 128, generator=generator), torch.arange(100).reshape(2, 50).to(torch.uint8)
     here, there = (encode([values.to(on), labels.to(on)], codec) for on in (CPU, device))
     if codec != "bnb8":
         assert b"".join(map(bytes, here.frames)) == b"".join(map(bytes, there.frames))
@@ -82,7 +85,7 @@ def test_what_a_device_encodes_any_other_decodes(codec, device):
         found, found_labels = decode_untrusted(load, on)
         assert found.device.type == on.type
         assert torch.equal(found_labels.cpu(), expected_labels)
-        assert float((found.cpu() - expected).abs().max()) < (0.05 if codec == "bnb8" else 1e-6)
+        assert float((found.cpu() - expected).abs().max()) < (0.1 if codec == "bnb8" else 1e-6), "a step of the map"
 
 
 def train(config, source, **swarm):
@@ -148,3 +151,34 @@ def test_float32_is_float32(precision, device):
     Arithmetic(torch.device(device), precision).set_up(is_exact=False)
     is_tf32 = precision == "tf32"
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (is_tf32, is_tf32)
+
+
+@pytest.mark.parametrize("device", [CARD])
+@pytest.mark.parametrize("codec", ["int8", "bnb8"])
+@pytest.mark.parametrize(
+    ("precision", "accumulation"), [("float32", "exact"), ("tf32", "float32"), ("bfloat16", "float32")]
+)
+def test_a_card_rehearses(make_config, precision, accumulation, codec, device):
+    sections = {"pipeline": {"stages": 2, "precision": precision}, "batch": {"accumulation": accumulation}}
+    commission = commissioned(make_config(**sections, wire={"codec": codec}))
+    for stage in (0, 1):
+        compute, outcome = built(commission, stage, device)
+        assert min(outcome.job_s, outcome.round_s) > 0.0
+        assert is_untouched(compute)
+
+
+@pytest.mark.parametrize("device", [CARD])
+def test_a_stage_whose_jobs_do_not_fit_into_the_cards_memory_is_refused(make_config, device):
+    """Its parameters fit: that a job does not was found out with real ones, one after the other. With memory it is built."""
+    batch = {"global_batch": 16384, "microbatch": 16384}
+    commission = commissioned(make_config(batch=batch, pipeline={"stages": 2, "recompute": "never"}))
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(100e6 / total_bytes)
+    try:
+        compute, outcome = built(commission, 1, device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert isinstance(outcome, Unfit)
+    assert "does not fit into the device's memory" in outcome.text
+    build = Build(stage=Stage(1), num_stages=2, configuration=commission.canonical_json())
+    assert isinstance(only(compute.perform(build)), Built)

@@ -6,33 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from stages import kernels
 from stages.compute import Compute
-from stages.partition import plan
 from stages.passes import Passes
-from stages.rehearsal import KEY, unchanged
-from stages.tasks import Broken, Build, Built, Snapshot, Unfit
-from tests.stages.computing import PLENTY, only
-from zswarm.config import Commission
-from zswarm.ids import Round, Stage
+from stages.rehearsal import unchanged
+from stages.tasks import Broken, Build, Built, Unfit
+from tests.stages.computing import PLENTY, built, commissioned, is_untouched, only
+from zswarm.ids import Stage
 
 OWN = {"sequence_length": 12}
 EXHAUSTED = MemoryError("2.00 GiB")
-
-
-def built(config, stage):
-    inputs = tuple(one.input_shape for one in plan(config).stages)
-    commission = Commission(**dict(config), inputs=inputs)
-    compute = Compute(gauge=lambda: PLENTY)
-    build = Build(stage=Stage(stage), num_stages=config.pipeline.stages, configuration=commission.canonical_json())
-    return compute, only(compute.perform(build))
-
-
-def is_untouched(compute):
-    """Is nothing counted, kept, measured, reduced or unfinished?"""
-    counted = only(compute.perform(Snapshot(round=Round(1), num_shards=1))).shards[0][0]
-    kept = compute._built.kept
-    is_kept = kept.take(KEY) != (None, None) or kept.graph_bytes or compute._reduced is not None
-    return not (any(bytes(counted.frames[0])) or is_kept or compute.has_unfinished)
 
 
 @pytest.mark.parametrize("accumulation", ["float32", "exact"])
@@ -41,7 +24,7 @@ def is_untouched(compute):
 def test_each_stage_rehearses_and_begins_a_run_as_if_it_had_not(make_config, codec, accumulation, stages):
     config = make_config(pipeline={"stages": stages}, wire={"codec": codec}, batch={"accumulation": accumulation})
     for stage in range(stages):
-        compute, outcome = built(config, stage)
+        compute, outcome = built(commissioned(config), stage)
         assert isinstance(outcome, Built)
         assert min(outcome.job_s, outcome.round_s) > 0.0
         assert is_untouched(compute)
@@ -64,7 +47,7 @@ def test_the_jobs_are_those_of_the_stage(make_config, monkeypatch, stage, kinds)
 
     monkeypatch.setattr(Passes, "run", spy)
     monkeypatch.setattr(Passes, "go_on", spy_rest)
-    built(make_config(pipeline={"stages": 3}), stage)
+    built(commissioned(make_config(pipeline={"stages": 3})), stage)
     assert [kind for kind in done if kind != "rest"] == kinds
     assert done[-1] == "rest"
 
@@ -78,7 +61,7 @@ def test_without_the_shape_of_the_input_only_the_round_is_rehearsed(make_config)
 
 
 def test_what_layers_remember_is_put_back(make_config):
-    compute, outcome = built(make_config(model={"factory": "own_models:remembering", **OWN}), 0)
+    compute, outcome = built(commissioned(make_config(model={"factory": "own_models:remembering", **OWN})), 0)
     assert outcome.job_s > 0.0
     (seen,) = (buffer for layer in compute._built.engine.layers for buffer in layer.buffers())
     assert torch.equal(seen, torch.zeros(8))
@@ -109,7 +92,7 @@ def test_layers_may_refuse_what_no_layer_made(make_config, accumulation):
     config = make_config(
         model={"factory": "own_models:raising", "where": "backward", **OWN}, batch={"accumulation": accumulation}
     )
-    compute, outcome = built(config, 0)
+    compute, outcome = built(commissioned(config), 0)
     assert isinstance(outcome, Built)
     assert outcome.job_s == 0.0
     assert outcome.round_s > 0.0
@@ -130,18 +113,15 @@ def test_a_stage_for_which_there_is_too_little_memory_is_refused_before_anybody_
     make_config, monkeypatch, place
 ):
     """Whatever lacks it, a layer, what a backward leaves unfinished, or the all-reduce."""
-    monkeypatch.setattr("stages.engine.kernels_for", lambda _: __import__("stages.kernels").kernels.TorchKernels())
-    config = make_config()
-    inputs = tuple(one.input_shape for one in plan(config).stages)
 
     def full(*_args):
         raise EXHAUSTED
 
+    monkeypatch.setattr("stages.engine.kernels_for", lambda _: kernels.TorchKernels())
+    config = make_config()
+    commission = commissioned(config)
     monkeypatch.setattr(place, full)
-    build = Build(
-        stage=Stage(0), num_stages=1, configuration=Commission(**dict(config), inputs=inputs).canonical_json()
-    )
-    outcome = only(Compute(gauge=lambda: PLENTY).perform(build))
+    _, outcome = built(commission, 0)
     assert isinstance(outcome, Unfit)
     assert "does not fit into the device's memory" in outcome.text
 
@@ -163,6 +143,6 @@ def test_what_only_this_machine_lacks_leaves_the_run_to_others(make_config, monk
 
         with monkeypatch.context() as patched:
             patched.setattr("stages.rehearsal.encode", failing)
-            _, outcome = built(make_config(), 0)
+            _, outcome = built(commissioned(make_config()), 0)
         assert isinstance(outcome, kind)
         assert says in outcome.text
