@@ -52,6 +52,9 @@ class Accumulator(Protocol):
     def reduced(self, sums: Tensor) -> Tensor:
         """Return the float32 gradient that the sum of all contributions stands for; both are on the host."""
 
+    def alone(self) -> Tensor:
+        """Return a copy, float32 on the device, of the gradient that results if nobody else contributes."""
+
     def clear(self) -> None:
         """Count from nothing again; the gradients' buffer is cleared elsewhere."""
 
@@ -79,6 +82,11 @@ class FloatAccumulator:
     def reduced(self, sums: Tensor) -> Tensor:
         """Return the sums, which are the gradient."""
         return sums
+
+    def alone(self) -> Tensor:
+        """Return a copy of the gradients, which leave the device for nobody."""
+        self._parameters.attach_gradients()
+        return self._parameters.gradients.clone()
 
     def clear(self) -> None:
         """Do nothing: the gradients' buffer is all there is."""
@@ -125,6 +133,10 @@ class ExactAccumulator:
         # No second rounding: a power of two, and what is not zero stays far above the smallest float32.
         values *= np.float32(2.0**-SCALE_BITS)
         return gradient
+
+    def alone(self) -> Tensor:
+        """Return the sums as float32, rounded on the host as those of several workers are."""
+        return self.reduced(to_host(self._sums)).to(self._sums.device)
 
     def clear(self) -> None:
         """Set the sums to zero."""

@@ -105,6 +105,8 @@ class Compute:
         self._gauge = gauge or gauge_of(self._device)
         self._allowed = allowed
         self._built: _Built | None = None
+        self._alone: tuple[Round, Tensor] | None = None
+        """The gradient of a round that nobody else takes part in."""
         self._reduced: Tensor | None = None
         self._reduced_round: Round | None = None
 
@@ -142,6 +144,8 @@ class Compute:
             case Discard():
                 if self._reduced_round == task.round:
                     self._reduced_round = None
+                if self._alone is not None and self._alone[0] == task.round:
+                    self._alone = None
             case Reset():
                 self._clear()
                 yield WasReset()
@@ -168,7 +172,7 @@ class Compute:
         return self._built
 
     def _build(self, task: Build) -> Built:
-        self._built = self._reduced = self._reduced_round = None
+        self._built = self._alone = self._reduced = self._reduced_round = None
         # The layers that were here before go in circles, and would take their parameters' place until somebody looks.
         gc.collect()
         if self._device.type == "cuda":
@@ -232,7 +236,7 @@ class Compute:
     def _clear(self) -> None:
         """Forget all that was counted, kept and reduced in this step."""
         stage = self._stage
-        self._reduced = self._reduced_round = None
+        self._alone = self._reduced = self._reduced_round = None
         stage.passes.clear()
         stage.kept.clear()
         stage.engine.clear_gradients()
@@ -241,7 +245,12 @@ class Compute:
     # -- the all-reduce and the optimizer step -------------------------------------------------------
 
     def _snapshot(self, task: Snapshot) -> Snapshotted:
-        return Snapshotted(round=task.round, shards=shards.cut(self._stage.accumulator.contribution(), task.num_shards))
+        accumulator = self._stage.accumulator
+        if task.num_shards == 1:
+            # Nobody else is to have it: no chunks, and the result is known.
+            self._alone = task.round, accumulator.alone()
+            return Snapshotted(round=task.round, shards=((),))
+        return Snapshotted(round=task.round, shards=shards.cut(accumulator.contribution(), task.num_shards))
 
     def _sum(self, task: Sum) -> Summed:
         chunks = shards.add(task.contributions, self._stage.sums.numpy().dtype)
@@ -250,8 +259,12 @@ class Compute:
     def _assemble(self, task: Assemble) -> Assembled:
         stage = self._stage
         self._reduced_round = None
-        shards.join(task.shards, stage.sums.numpy())
-        self._reduced = stage.accumulator.reduced(stage.sums).to(self._device)
+        if self._alone is not None and self._alone[0] == task.round:
+            _, self._reduced = self._alone
+            self._alone = None
+        else:
+            shards.join(task.shards, stage.sums.numpy())
+            self._reduced = stage.accumulator.reduced(stage.sums).to(self._device)
         squares = square_norm(self._reduced)
         finite = math.isfinite(squares)
         self._reduced_round = task.round

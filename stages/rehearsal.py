@@ -47,9 +47,9 @@ def rehearse_round(
 ) -> float:
     """Reduce the gradient with itself; returns the seconds that it took."""
     begun_s = time.perf_counter()
-    shares = snapshot(Snapshot(round=ROUND, num_shards=1)).shards
-    chunks = add(Sum(round=ROUND, shard=0, contributions=shares * 2)).chunks
-    assemble(Assemble(round=ROUND, shards=(chunks,)))
+    first, second = snapshot(Snapshot(round=ROUND, num_shards=2)).shards
+    chunks = add(Sum(round=ROUND, shard=0, contributions=(first, first))).chunks
+    assemble(Assemble(round=ROUND, shards=(chunks, second)))
     return time.perf_counter() - begun_s
 
 

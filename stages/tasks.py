@@ -44,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Copy the accumulator for a round of `num_shards` participants. Answer: Snapshotted."""
+    """Copy the accumulator for a round of `num_shards` participants; one alone sends nothing. Answer: Snapshotted."""
 
     round: Round
     num_shards: int
@@ -179,7 +179,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshotted:
-    """The own contribution, `shards[i]` in chunks of at most `REDUCE_CHUNK_BYTES`."""
+    """The own contribution, `shards[i]` in chunks of at most `REDUCE_CHUNK_BYTES`; none where nobody else takes part."""
 
     round: Round
     shards: tuple[tuple[Load, ...], ...]

@@ -64,7 +64,7 @@ def built(commission, stage, device="cpu"):
 
 def is_untouched(compute):
     """Is nothing counted, kept, measured, reduced or unfinished?"""
-    counted = only(compute.perform(Snapshot(round=Round(1), num_shards=1))).shards[0][0]
+    counted = only(compute.perform(Snapshot(round=Round(1), num_shards=2))).shards[0][0]
     kept = compute._built.kept
     is_kept = kept.take(KEY) != (None, None) or kept.graph_bytes or compute._reduced is not None
     return not (any(bytes(counted.frames[0])) or is_kept or compute.has_unfinished)

@@ -26,6 +26,7 @@ from stages.tasks import (
     Run,
     Snapshot,
     Snapshotted,
+    Sum,
     Unfit,
     WasReset,
 )
@@ -146,9 +147,9 @@ def test_without_accumulate_only_dx_comes_of_it(pair):
     """Asked for dx alone, a worker hands out the same bytes and its contribution stays as it was."""
     swarm, _, y, dy = pair
     worker = swarm.worker(1, 0)
-    before = only(worker.perform(Snapshot(round=Round(1), num_shards=1)))
+    before = only(worker.perform(Snapshot(round=Round(1), num_shards=2)))
     ran, dx = swarm.run(worker, JobKind.FUSED, key(0, 0, attempt=1), x=y, accumulate=False)
-    after = only(worker.perform(Snapshot(round=Round(2), num_shards=1)))
+    after = only(worker.perform(Snapshot(round=Round(2), num_shards=2)))
     assert bytes(dx.frames[0]) == bytes(dy.frames[0])
     assert ran.loss_sum > 0
     assert [chunk.parcel for chunk in before.shards[0]] == [chunk.parcel for chunk in after.shards[0]]
@@ -170,7 +171,7 @@ def test_without_emit_the_gradient_is_the_same_and_dx_is_not_handed_out(make_con
             worker = middle
             _, dy = swarm.run(middle, JobKind.BACKWARD, key(0, 0), dy=dy, emit=emit)
         assert (dy is not None) == emit
-        contributions.append(only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards[0][0])
+        contributions.append(only(worker.perform(Snapshot(round=Round(1), num_shards=2))).shards[0][0])
     assert any(bytes(contributions[0].frames[0]))
     assert contributions[0].parcel == contributions[1].parcel
 
@@ -179,11 +180,11 @@ def test_with_neither_a_count_nor_dx_a_loss_is_all_that_comes(pair):
     """A microbatch of which nothing is missing but the loss adds nothing."""
     swarm, _, y, _ = pair
     worker = swarm.worker(1, 0)
-    before = only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards[0][0]
+    before = only(worker.perform(Snapshot(round=Round(1), num_shards=2))).shards[0][0]
     ran, dx = swarm.run(worker, JobKind.FUSED, key(0, 0, attempt=1), x=y, accumulate=False, emit=False)
     assert dx is None
     assert ran.loss_sum > 0
-    assert only(worker.perform(Snapshot(round=Round(2), num_shards=1))).shards[0][0].parcel == before.parcel
+    assert only(worker.perform(Snapshot(round=Round(2), num_shards=2))).shards[0][0].parcel == before.parcel
 
 
 @pytest.mark.parametrize("accumulation", ["float32", "exact"])
@@ -197,7 +198,7 @@ def test_a_reset_forgets_the_step_and_nothing_else(make_config, make_source, acc
     _, dy = swarm.run(swarm.worker(1, 0), JobKind.FUSED, key(0, 0), x=y.y)
     swarm.run(worker, JobKind.BACKWARD, key(0, 0), dy=dy)
     swarm.run(worker, JobKind.FORWARD, key(0, 1), x=x)
-    counted = only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards
+    counted = only(worker.perform(Snapshot(round=Round(1), num_shards=2))).shards
     only(worker.perform(Assemble(round=Round(1), shards=counted)))
     parameters = export(worker, 0)
     assert only(worker.perform(Reset())) == WasReset()
@@ -205,10 +206,38 @@ def test_a_reset_forgets_the_step_and_nothing_else(make_config, make_source, acc
     assert swarm.run(worker, JobKind.BACKWARD, key(0, 1), dy=dy)[0].status is JobStatus.NEEDS_INPUT
     apply = Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=True, snapshot=False)
     assert "no reduced gradient of round 1" in only(worker.perform(apply)).text
-    assert not any(bytes(only(worker.perform(Snapshot(round=Round(2), num_shards=1))).shards[0][0].frames[0]))
+    assert not any(bytes(only(worker.perform(Snapshot(round=Round(2), num_shards=2))).shards[0][0].frames[0]))
     swarm.run(worker, JobKind.BACKWARD, key(0, 0), x=x, dy=dy)
-    again = only(worker.perform(Snapshot(round=Round(3), num_shards=1))).shards
+    again = only(worker.perform(Snapshot(round=Round(3), num_shards=2))).shards
     assert again[0][0].parcel == counted[0][0].parcel
+
+
+@pytest.mark.parametrize("accumulation", ["float32", "exact"])
+def test_who_reduces_alone_has_the_bits_of_a_round_and_sends_nothing(make_config, make_source, accumulation):
+    """Also after a round that was given up, of which nothing is left."""
+    config = make_config(batch={"accumulation": accumulation})
+    swarm, source = Swarm(config), make_source(config)
+    worker = swarm.worker(0, 0)
+
+    def reduce(round_, num_shards):
+        own = only(worker.perform(Snapshot(round=Round(round_), num_shards=num_shards))).shards
+        sums = [
+            only(worker.perform(Sum(round=Round(round_), shard=shard, contributions=(share,)))).chunks
+            for shard, share in enumerate(own)
+        ]
+        return own, only(worker.perform(Assemble(round=Round(round_), shards=tuple(sums))))
+
+    swarm.train(0, 0, source.samples(0, 0))
+    _, several = reduce(1, 3)
+    assert not list(worker.perform(Discard(round=Round(1))))
+    own, alone = reduce(2, 1)
+    assert own == ((),)
+    assert (alone.digest, alone.finite, alone.square_norm) == (several.digest, True, several.square_norm)
+    only(worker.perform(Snapshot(round=Round(3), num_shards=1)))
+    assert not list(worker.perform(Discard(round=Round(3))))
+    assert isinstance(only(worker.perform(Assemble(round=Round(3), shards=((),)))), Failed)
+    swarm.train(0, 1, source.samples(0, 1))
+    assert reduce(4, 1)[1].digest == reduce(5, 3)[1].digest != alone.digest
 
 
 @pytest.mark.parametrize("accumulation", ["float32", "exact"])
@@ -253,7 +282,7 @@ def rest(worker):
 
 def counted(worker):
     """Return the bytes of what has been counted."""
-    *_, snapshotted = worker.perform(Snapshot(round=Round(1), num_shards=1))
+    *_, snapshotted = worker.perform(Snapshot(round=Round(1), num_shards=2))
     return b"".join(bytes(frame) for chunk in snapshotted.shards[0] for frame in chunk.frames)
 
 
@@ -283,7 +312,7 @@ def test_the_time_of_a_job_is_its_own(two_jobs, monkeypatch):
 def test_a_snapshot_holds_what_was_unfinished(two_jobs):
     worker, (first, _) = two_jobs()
     assert isinstance(only(worker.perform(first)), Emitted)
-    ran, snapshotted = worker.perform(Snapshot(round=Round(1), num_shards=1))
+    ran, snapshotted = worker.perform(Snapshot(round=Round(1), num_shards=2))
     assert (type(ran), type(snapshotted), worker.has_unfinished) == (Ran, Snapshotted, False)
     other, (first, _) = two_jobs()
     perform(other, first)
@@ -323,7 +352,7 @@ def test_a_part_that_raises_fails_its_own_job(two_jobs, monkeypatch):
         patched.setattr(type(worker._built.engine._deferred.kernels), "add_weight_gradient", raising)
         failed = only(worker.go_on())
     assert failed == Failed(layer="Run", text="RuntimeError: out of memory", lease=Lease(100))
-    ran, _ = worker.perform(Snapshot(round=Round(1), num_shards=1))
+    ran, _ = worker.perform(Snapshot(round=Round(1), num_shards=2))
     assert (type(ran), ran.lease) == (Ran, 101)
 
 
@@ -349,10 +378,10 @@ def test_a_snapshot_is_a_copy(pair):
     """What is on its way to others does not change when more is accumulated."""
     swarm, _, y, _ = pair
     worker = swarm.worker(1, 0)
-    (chunk,) = only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards[0]
+    (chunk,) = only(worker.perform(Snapshot(round=Round(1), num_shards=2))).shards[0]
     swarm.run(worker, JobKind.FUSED, key(0, 1), x=y)
     assert verify(chunk.parcel, chunk.frames)
-    (now,) = only(worker.perform(Snapshot(round=Round(2), num_shards=1))).shards[0]
+    (now,) = only(worker.perform(Snapshot(round=Round(2), num_shards=2))).shards[0]
     assert now.parcel.crc != chunk.parcel.crc
 
 
@@ -363,7 +392,7 @@ def test_a_step_that_is_not_applied_clears_and_nothing_else(pair):
     before = export(worker, 3)
     only(worker.perform(Apply(step=Step(0), round=Round(1), scale=1.0, lr=0.1, apply=False, snapshot=False)))
     assert export(worker, 3) == before
-    (chunk,) = only(worker.perform(Snapshot(round=Round(2), num_shards=1))).shards[0]
+    (chunk,) = only(worker.perform(Snapshot(round=Round(2), num_shards=2))).shards[0]
     assert not any(bytes(chunk.frames[0]))
 
 
@@ -371,7 +400,7 @@ def test_only_the_round_that_is_held_can_be_applied(pair):
     """A result that was discarded, or belongs to another round, is not applied."""
     swarm, _, _, _ = pair
     worker = swarm.worker(1, 0)
-    own = only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards
+    own = only(worker.perform(Snapshot(round=Round(1), num_shards=2))).shards
     only(worker.perform(Assemble(round=Round(1), shards=own)))
     apply = Apply(step=Step(0), round=Round(2), scale=1.0, lr=0.1, apply=True, snapshot=False)
     assert "no reduced gradient of round 2" in only(worker.perform(apply)).text
@@ -388,7 +417,7 @@ def test_a_gradient_that_is_not_finite_is_reported(pair):
     x, labels = decode_untrusted(y)
     x[0, 0, 0] = math.nan
     swarm.run(worker, JobKind.FUSED, key(0, 1), x=encode([x, labels], "none"))
-    own = only(worker.perform(Snapshot(round=Round(1), num_shards=1))).shards
+    own = only(worker.perform(Snapshot(round=Round(1), num_shards=2))).shards
     assembled = only(worker.perform(Assemble(round=Round(1), shards=own)))
     assert (assembled.finite, assembled.square_norm) == (False, 0.0)
 
@@ -452,7 +481,7 @@ def test_payloads_that_do_not_fit_fail(pair, kind, make_payloads, says):
 def test_a_stage_that_cannot_be_built_says_why(make_config):
     """What plan refuses, Build refuses too; nothing works before a Build."""
     compute = Compute(gauge=lambda: PLENTY)
-    assert "before Build" in only(compute.perform(Snapshot(round=Round(1), num_shards=1))).text
+    assert "before Build" in only(compute.perform(Snapshot(round=Round(1), num_shards=2))).text
     for config, says in (
         (make_config(pipeline={"stages": 9}), "the model has 4 layers"),
         (make_config(pipeline={"stages": 2, "split": [1, 1]}), "adds up to 2 layers"),
@@ -463,7 +492,7 @@ def test_a_stage_that_cannot_be_built_says_why(make_config):
         assert (failed.layer, failed.lease) == ("", None)
         assert says in failed.text
     assert "not valid" in only(compute.perform(Build(stage=Stage(0), num_stages=1, configuration=b"{}"))).text
-    assert "before Build" in only(compute.perform(Snapshot(round=Round(1), num_shards=1))).text
+    assert "before Build" in only(compute.perform(Snapshot(round=Round(1), num_shards=2))).text
 
 
 SHORTAGES = [
@@ -483,7 +512,7 @@ def test_what_a_lack_of_memory_means(make_config, make_source, monkeypatch, shor
         raise shortage
 
     run = Run(lease=Lease(9), kind=JobKind.FORWARD, key=key(0, 0), accumulate=True, emit=True, x=x, dy=None)
-    snapshot = Snapshot(round=Round(1), num_shards=1)
+    snapshot = Snapshot(round=Round(1), num_shards=2)
     build = Build(stage=Stage(0), num_stages=2, configuration=config.canonical_json())
     for task, place, kind in (
         (run, "torch.nn.Embedding.forward", Failed),
