@@ -31,7 +31,7 @@ from stages.engine import LayerFailed, StageEngine, one_line
 from stages.flat import digest, square_norm
 from stages.kept import Kept
 from stages.memory import MemoryGauge, gauge_of
-from stages.model import build_layer, load_model
+from stages.model import Model, build_layer, load_model
 from stages.optimizer import FlatOptimizer
 from stages.partition import layers_of_stage
 from stages.passes import Passes
@@ -70,6 +70,9 @@ from zswarm.config import Commission
 from zswarm.errors import LocalProtocolError, ZswarmError
 from zswarm.ids import Lease, Round
 from zswarm.wire import parcelled
+
+EMPTY_SHARE = 0.9
+"""Of a device's memory that is free before a stage is built on it, if nobody else uses it."""
 
 
 @dataclass(slots=True)
@@ -143,7 +146,7 @@ class Compute:
                 yield self._assemble(task)
             case Discard():
                 if self._reduced_round == task.round:
-                    self._reduced_round = None
+                    self._reduced = self._reduced_round = None
                 if self._alone is not None and self._alone[0] == task.round:
                     self._alone = None
             case Reset():
@@ -180,6 +183,27 @@ class Compute:
         config = Commission.from_json_untrusted(task.configuration)
         model = load_model(config.model.factory, config.model.arguments, self._allowed)
         own = layers_of_stage(config, model, task.stage)
+        memory = self._gauge()
+        is_empty = memory.free_bytes >= EMPTY_SHARE * memory.total_bytes
+        self._built = self._made(task, config, model, own)
+        fresh = digest(self._built.engine.parameters.values)
+        job_s, round_s = self._rehearse(task, config, is_empty=is_empty)
+        if digest(self._built.engine.parameters.values) != fresh:
+            # A forward that sets parameters, by the first numbers that it sees, say, is to see real ones first.
+            self._built = None
+            gc.collect()
+            self._built = self._made(task, config, model, own)
+        return Built(
+            num_parameters=self._built.engine.parameters.num_parameters,
+            first_layer=own.start,
+            num_layers=len(own),
+            parameter_digest=fresh,
+            job_s=job_s,
+            round_s=round_s,
+        )
+
+    def _made(self, task: Build, config: Commission, model: Model, own: range) -> _Built:
+        """Return the stage with fresh parameters."""
         arithmetic = Arithmetic(self._device, config.pipeline.precision)
         arithmetic.set_up(is_exact=config.batch.accumulation == "exact")
         engine = StageEngine(
@@ -193,7 +217,7 @@ class Compute:
         kept = Kept(config.pipeline.recompute, self._gauge)
         accumulator = accumulator_named(config.batch.accumulation, engine.parameters, config.num_microbatches)
         optimizer = FlatOptimizer(config.optimizer, engine.parameters.values, engine.parameters.regions)
-        self._built = _Built(
+        return _Built(
             engine=engine,
             kept=kept,
             accumulator=accumulator,
@@ -202,36 +226,32 @@ class Compute:
             state=StageState(engine, optimizer),
             sums=host_memory(accumulator.num_values, accumulator.dtype, self._device),
         )
-        try:
-            job_s, round_s = self._rehearse(task, config)
-        except Exception as error:
-            if _is_of_the_device(error):
-                raise
-            raise NotHere(f"a rehearsal with made-up numbers failed: {one_line(error)}") from error
-        return Built(
-            num_parameters=engine.parameters.num_parameters,
-            first_layer=own.start,
-            num_layers=len(own),
-            parameter_digest=digest(engine.parameters.values),
-            job_s=job_s,
-            round_s=round_s,
-        )
 
-    def _rehearse(self, task: Build, config: Commission) -> tuple[float, float]:
-        """Return how long a job and a round took; 0 for a job that is not known, or whose layers refuse made-up numbers."""
-        stage, job_s = self._stage, 0.0
-        if config.inputs:
-            with unchanged(stage.engine.layers):
+    def _rehearse(self, task: Build, config: Commission, *, is_empty: bool) -> tuple[float, float]:
+        """Return how long a job and a round took; 0 for what is not known, or refuses made-up numbers.
+
+        `is_empty`: but for this stage, the device's memory is free. What does not fit then never does.
+        """
+        stage, found = self._stage, [0.0, 0.0]
+
+        def job() -> float:
+            return rehearse_job(stage.passes, task, config) if config.inputs else 0.0
+
+        def round_() -> float:
+            return rehearse_round(self._snapshot, self._sum, self._assemble)
+
+        with unchanged(stage.engine.layers):
+            for index, part in enumerate((job, round_)):
                 try:
-                    job_s = rehearse_job(stage.passes, task, config)
-                except LayerFailed as error:
-                    if _is_of_the_device(error):
+                    found[index] = part()
+                except (Exception, SystemExit) as error:
+                    cause = error.__cause__ if isinstance(error, LayerFailed) else error
+                    if cause is not None and (is_broken(cause) or (is_out_of_memory(cause) and is_empty)):
                         raise
-        round_s = rehearse_round(self._snapshot, self._sum, self._assemble)
         self._clear()
         # What the first real job keeps is measured: its numbers may be of another dtype.
         stage.kept.graph_bytes = 0
-        return job_s, round_s
+        return found[0], found[1]
 
     def _clear(self) -> None:
         """Forget all that was counted, kept and reduced in this step."""
@@ -342,7 +362,7 @@ def _of_the_device(error: BaseException | None, name: str, lease: Lease | None) 
 
     A job that lacks memory is a job that has failed: the worker begins anew with all memory free, and others try, too.
     """
-    if error is None or not _is_of_the_device(error) or (is_out_of_memory(error) and lease is not None):
+    if error is None or not (is_broken(error) or (is_out_of_memory(error) and lease is None)):
         return None
     if is_broken(error) or name != Build.__name__:
         return Broken(text=one_line(error))
@@ -350,8 +370,3 @@ def _of_the_device(error: BaseException | None, name: str, lease: Lease | None) 
         text="the stage does not fit into the device's memory; more stages, smaller microbatches or recompute = "
         f'"always" need less: {one_line(error)}'
     )
-
-
-def _is_of_the_device(error: BaseException) -> bool:
-    """Does an error, or what a layer's is about, say that the device lacks memory or does not work any more?"""
-    return any(is_broken(each) or is_out_of_memory(each) for each in (error, error.__cause__) if each is not None)

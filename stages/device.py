@@ -70,13 +70,12 @@ TASK_OF: dict[type[Outcome], type[Task]] = {
     Adopted: Adopt,
 }
 """What an outcome ends; WasReset ends whatever came before its task, and the others may be of any."""
-UNTIMED: tuple[type[Task], ...] = (Build, Adopt)
-"""Nobody knows how long these take: a library may be compiled, and gigabytes of files wait before the one that ends them."""
+UNTIMED: dict[type[Task], float] = {Build: 2.0 * limits.STUCK_FIRST_S / limits.STUCK_TIMES, Adopt: 0.0}
+"""Nobody knows how long these take: parameters are made, and a job is rehearsed, for which something may be compiled; gigabytes of
+files wait before the one that ends them."""
 Sort = Hashable
 """Tasks of one sort take about the same time; None is the sort of those that are not timed."""
 JOB: Sort = Run.__name__
-FILE: Sort = Export.__name__
-"""Each range of a file may take another time: one is there already, the next one is the first of a large layer."""
 MOST_REHEARSED_S = limits.STUCK_FIRST_S / limits.STUCK_TIMES
 """A rehearsal in which something was compiled gives nobody longer than if nothing were known."""
 
@@ -215,19 +214,20 @@ class Device:
     def usual_s(self) -> float:
         """Return how long the tasks in work usually take, the longest of them; 0 without one, or if of one nobody knows.
 
-        A reset, and the first task of its sort, is taken to be as long as a job or a round of the rehearsal.
+        Whatever is no job is taken to be as long as a job, a round of the rehearsal, or the longest of its sort lately.
         """
-        if not self._unanswered or any(task in UNTIMED for task, _ in self._unanswered):
+        if not self._unanswered:
             return 0.0
-        usual_s = {self._usual_s(sort) for task, sort in self._unanswered if task is not Reset}
-        return 0.0 if 0.0 in usual_s else max(usual_s, default=self._usual_s(None))
+        usual_s = {self._usual_s(task, sort) for task, sort in self._unanswered if task is not Reset}
+        return 0.0 if 0.0 in usual_s else max(usual_s, default=self._usual_s(Reset, None))
 
-    def _usual_s(self, sort: Sort) -> float:
+    def _usual_s(self, task: type[Task], sort: Sort) -> float:
         job_s = self.job_s or self._rehearsed_job_s
-        if sort is JOB:
+        if task is Run:
             return job_s
-        longest_s, others_s = self._longest_s.get(sort, 0.0), max(job_s, self._rehearsed_round_s)
-        return max(longest_s, others_s) if sort is FILE else longest_s or others_s
+        if task in UNTIMED:
+            return UNTIMED[task]
+        return max(self._longest_s.get(sort, 0.0), job_s, self._rehearsed_round_s)
 
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one.

@@ -10,6 +10,8 @@ participants hold identical bits.
                                                   +---- all summed shards here --> ASSEMBLE --> result
                                                                                     (task)
 
+One participant alone has no chunks: its shard is empty, and its compute thread keeps the result.
+
 Chunks are acknowledged one by one, `REDUCE_WINDOW` per peer on the way, and repeated until then. Chunks
 that come before the own Prepare wait in the inbox. A round ends by Commit or Abort, never by itself.
 """

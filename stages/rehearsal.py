@@ -1,8 +1,8 @@
 """A job and a round of the all-reduce with made-up numbers, before a worker is given real ones.
 
 What is slow or fails the first time is so while nobody waits for it: kernels are loaded, libraries imported, memory is found to
-be too little. And of each task, also of the first of its sort, it is known about how long it takes, so that one that
-does not end is noticed soon.
+be too little. And it is known about how long tasks take, also the first of their sort, so that one that does not
+end is noticed soon.
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ def rehearse_job(passes: Passes, task: Build, config: Commission) -> float:
 
     Raises whatever they raise: a layer may refuse numbers that no layer made.
     """
-    x = _tokens(config) if task.stage == 0 else torch.zeros(config.inputs[task.stage])
-    given = encode([x, _tokens(config)], config.wire.codec)
+    shape = (config.batch.microbatch, config.sequence_length)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, BYTE_VALUES, shape, generator=generator, dtype=torch.uint8)
+    # Zeros are the numbers that most layers take, of which some are an index or a share, and the label that every loss has.
+    x = tokens if task.stage == 0 else torch.zeros(config.inputs[task.stage])
+    given = encode([x, torch.zeros_like(tokens)], config.wire.codec)
     run = partial(Run, lease=Lease(0), key=KEY, accumulate=True, emit=True, x=given)
     begun_s = time.perf_counter()
     if task.stage == task.num_stages - 1:
@@ -55,7 +59,7 @@ def rehearse_round(
 
 @contextmanager
 def unchanged(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Let layers work on copies of their buffers, and give them back what they had."""
+    """Let layers work on copies of their buffers, and give them back what they had, no more and no less."""
     places = [
         (module._buffers, name, buffer)  # noqa: SLF001 - no public way to those that are None
         for layer in layers
@@ -69,6 +73,9 @@ def unchanged(layers: Sequence[nn.Module]) -> Iterator[None]:
     try:
         yield
     finally:
+        for layer in layers:
+            for module in layer.modules():
+                module._buffers.clear()  # noqa: SLF001
         for buffers, name, buffer in places:
             buffers[name] = buffer
 
@@ -81,9 +88,3 @@ def _do(passes: Passes, task: Run) -> Ran:
     *_, ran = outcomes
     assert isinstance(ran, Ran)
     return ran
-
-
-def _tokens(config: Commission) -> Tensor:
-    shape = (config.batch.microbatch, config.sequence_length)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, BYTE_VALUES, shape, generator=generator, dtype=torch.uint8)

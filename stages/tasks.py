@@ -145,7 +145,7 @@ Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Expor
 class Built:
     """The stage exists, and a job and a round have been done with made-up numbers.
 
-    They took `job_s`, 0 where the layers refuse such numbers, and `round_s`.
+    They took `job_s` and `round_s`; 0 where that is not known: layers may refuse such numbers.
     """
 
     num_parameters: int

@@ -85,8 +85,27 @@ class Remembering(nn.Module):
         return self.linear(x)
 
 
+class Initialising(nn.Module):
+    """Sets its scale by the first numbers that it sees, as normalising flows do."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.is_set = False
+
+    def forward(self, x):
+        if not self.is_set:
+            self.scale.data.copy_(1.0 / (1.0 + x.detach().std()))
+            self.is_set = True
+        return x * self.scale
+
+
 def head():
     return nn.Linear(WIDTH, 256)
+
+
+def initialising(sequence_length):
+    return [Tokens, Initialising, head]
 
 
 def remembering(sequence_length):

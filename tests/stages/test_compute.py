@@ -235,9 +235,12 @@ def test_who_reduces_alone_has_the_bits_of_a_round_and_sends_nothing(make_config
     assert (alone.digest, alone.finite, alone.square_norm) == (several.digest, True, several.square_norm)
     only(worker.perform(Snapshot(round=Round(3), num_shards=1)))
     assert not list(worker.perform(Discard(round=Round(3))))
+    assert worker._alone is None
     assert isinstance(only(worker.perform(Assemble(round=Round(3), shards=((),)))), Failed)
+    only(worker.perform(Snapshot(round=Round(4), num_shards=1)))
     swarm.train(0, 1, source.samples(0, 1))
-    assert reduce(4, 1)[1].digest == reduce(5, 3)[1].digest != alone.digest
+    assert only(worker.perform(Assemble(round=Round(4), shards=((),)))).digest == alone.digest, "it is a copy"
+    assert reduce(5, 1)[1].digest == reduce(6, 3)[1].digest != alone.digest
 
 
 @pytest.mark.parametrize("accumulation", ["float32", "exact"])

@@ -8,6 +8,8 @@ from torch import nn
 
 from stages import kernels
 from stages.compute import Compute
+from stages.flat import digest
+from stages.memory import Memory
 from stages.passes import Passes
 from stages.rehearsal import unchanged
 from stages.tasks import Broken, Build, Built, Unfit
@@ -81,7 +83,9 @@ def test_buffers_of_any_kind_are_put_back():
         layer.changed += 1.0
         layer.made = layer.made + 1.0
         layer.late = torch.ones(1)
+        layer.register_buffer("new", torch.ones(1))
     after = [dict(module._buffers) for module in (layer, other)]
+    assert [list(buffers) for buffers in before] == [list(buffers) for buffers in after]
     assert all(a[name] is b[name] for a, b in zip(before, after, strict=True) for name in a)
     assert torch.equal(shared, torch.zeros(2))
 
@@ -126,17 +130,26 @@ def test_a_stage_for_which_there_is_too_little_memory_is_refused_before_anybody_
     assert "does not fit into the device's memory" in outcome.text
 
 
-def test_what_only_this_machine_lacks_leaves_the_run_to_others(make_config, monkeypatch):
-    """A library that the codec needs, say. A device that does not work is another matter."""
+def test_a_lack_of_memory_that_others_may_be_the_cause_of_is_left_to_real_jobs(make_config, monkeypatch):
+    """A worker that began again beside others, whose card they had filled, was sent away for good."""
 
+    def full(*_args):
+        raise EXHAUSTED
+
+    monkeypatch.setattr("stages.passes.encode", full)
+    commission = commissioned(make_config(pipeline={"stages": 2}))
+    build = Build(stage=Stage(0), num_stages=2, configuration=commission.canonical_json())
+    for free_bytes, kind in ((80, Built), (95, Unfit)):
+        compute = Compute(gauge=lambda free_bytes=free_bytes: Memory(total_bytes=100, free_bytes=free_bytes))
+        assert isinstance(only(compute.perform(build)), kind)
+
+
+def test_what_fails_in_a_rehearsal_ends_nothing_but_a_broken_device(make_config, monkeypatch):
     class LostDevice(RuntimeError):
         pass
 
     monkeypatch.setattr("stages.devices.ACCELERATOR_ERRORS", (LostDevice,))
-    for error, kind, says in (
-        (ImportError("no library"), Unfit, "a rehearsal with made-up numbers failed: ImportError: no library"),
-        (LostDevice("CUDA error"), Broken, "CUDA error"),
-    ):
+    for error, kind in ((ImportError("no library"), Built), (SystemExit(3), Built), (LostDevice("lost"), Broken)):
 
         def failing(*_args, error=error):
             raise error
@@ -145,4 +158,14 @@ def test_what_only_this_machine_lacks_leaves_the_run_to_others(make_config, monk
             patched.setattr("stages.rehearsal.encode", failing)
             _, outcome = built(commissioned(make_config()), 0)
         assert isinstance(outcome, kind)
-        assert says in outcome.text
+        assert getattr(outcome, "job_s", 0.0) == 0.0
+
+
+def test_layers_that_set_their_parameters_see_real_numbers_first(make_config):
+    compute, outcome = built(commissioned(make_config(model={"factory": "own_models:initialising", **OWN})), 0)
+    assert outcome.job_s > 0.0
+    (layer,) = (layer for layer in compute._built.engine.layers if hasattr(layer, "is_set"))
+    assert not layer.is_set
+    assert torch.equal(layer.scale, torch.ones(8))
+    assert digest(compute._built.engine.parameters.values) == outcome.parameter_digest
+    assert is_untouched(compute)

@@ -60,7 +60,7 @@ class Plan:
     inputs: tuple[tuple[int, ...], ...]
     """Shape of one microbatch at each stage's input."""
     unit_bytes: tuple[int, ...]
-    """Its size."""
+    """Encoded size of one microbatch at each stage."""
     stage_costs: tuple[float, ...]
     """Of one microbatch at each stage, relative to the others."""
     state_bytes: tuple[int, ...]
