@@ -235,19 +235,19 @@ class Compute:
         stage, found = self._stage, [0.0, 0.0]
 
         def job() -> float:
-            return rehearse_job(stage.passes, task, config) if config.inputs else 0.0
+            with unchanged(stage.engine.layers):
+                return rehearse_job(stage.passes, task, config) if config.inputs else 0.0
 
         def round_() -> float:
             return rehearse_round(self._snapshot, self._sum, self._assemble)
 
-        with unchanged(stage.engine.layers):
-            for index, part in enumerate((job, round_)):
-                try:
-                    found[index] = part()
-                except (Exception, SystemExit) as error:
-                    cause = error.__cause__ if isinstance(error, LayerFailed) else error
-                    if cause is not None and (is_broken(cause) or (is_out_of_memory(cause) and is_empty)):
-                        raise
+        for index, part in enumerate((job, round_)):
+            try:
+                found[index] = part()
+            except (Exception, SystemExit) as error:
+                cause = error.__cause__ if isinstance(error, LayerFailed) else error
+                if cause is not None and (is_broken(cause) or (is_out_of_memory(cause) and is_empty)):
+                    raise
         self._clear()
         # What the first real job keeps is measured: its numbers may be of another dtype.
         stage.kept.graph_bytes = 0

@@ -154,11 +154,13 @@ def test_what_fails_in_a_rehearsal_ends_nothing_but_a_broken_device(make_config,
         def failing(*_args, error=error):
             raise error
 
-        with monkeypatch.context() as patched:
-            patched.setattr("stages.rehearsal.encode", failing)
-            _, outcome = built(commissioned(make_config()), 0)
-        assert isinstance(outcome, kind)
-        assert getattr(outcome, "job_s", 0.0) == 0.0
+        for place in ("stages.rehearsal.encode", "torch.Tensor.clone"):
+            commission = commissioned(make_config(model={"factory": "own_models:remembering", **OWN}))
+            with monkeypatch.context() as patched:
+                patched.setattr(place, failing)
+                _, outcome = built(commission, 0)
+            assert isinstance(outcome, kind)
+            assert getattr(outcome, "job_s", 0.0) == 0.0
 
 
 def test_layers_that_set_their_parameters_see_real_numbers_first(make_config):
