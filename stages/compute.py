@@ -67,7 +67,7 @@ from stages.tasks import (
 from zswarm import limits
 from zswarm.compression import CPU, host_memory
 from zswarm.config import Commission
-from zswarm.errors import LocalProtocolError, ZswarmError
+from zswarm.errors import LocalProtocolError, RemoteProtocolError, ZswarmError
 from zswarm.ids import Lease, Round
 from zswarm.wire import parcelled
 
@@ -180,7 +180,10 @@ class Compute:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        config = Commission.from_json_untrusted(task.configuration)
+        try:
+            config = Commission.from_json_untrusted(task.configuration)
+        except RemoteProtocolError as error:
+            raise NotHere(f"{error}; `zswarm --version` is to be the trainer's") from error
         model = load_model(config.model.factory, config.model.arguments, self._allowed)
         own = layers_of_stage(config, model, task.stage)
         memory = self._gauge()
