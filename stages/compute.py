@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -235,26 +236,16 @@ class Compute:
 
         `is_empty`: but for this stage, the device's memory is free. What does not fit then never does.
         """
-        stage, found = self._stage, [0.0, 0.0]
-
-        def job() -> float:
-            with unchanged(stage.engine.layers):
-                return rehearse_job(stage.passes, task, config) if config.inputs else 0.0
-
-        def round_() -> float:
-            return rehearse_round(self._snapshot, self._sum, self._assemble)
-
-        for index, part in enumerate((job, round_)):
-            try:
-                found[index] = part()
-            except (Exception, SystemExit) as error:
-                cause = error.__cause__ if isinstance(error, LayerFailed) else error
-                if cause is not None and (is_broken(cause) or (is_out_of_memory(cause) and is_empty)):
-                    raise
+        stage, job_s, round_s = self._stage, 0.0, 0.0
+        with _leniently(is_empty=is_empty), unchanged(stage.engine.layers):
+            if config.inputs:
+                job_s = rehearse_job(stage.passes, task, config)
+        with _leniently(is_empty=is_empty):
+            round_s = rehearse_round(self._snapshot, self._sum, self._assemble)
         self._clear()
         # What the first real job keeps is measured: its numbers may be of another dtype.
         stage.kept.graph_bytes = 0
-        return found[0], found[1]
+        return job_s, round_s
 
     def _clear(self) -> None:
         """Forget all that was counted, kept and reduced in this step."""
@@ -358,6 +349,17 @@ def _guarded(outcomes: Iterator[Outcome], name: str, lease: Lease | None) -> Ite
         yield _of_the_device(error.__cause__, name, lease) or Failed(layer="", text=text, lease=lease)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of the compute thread
         yield _of_the_device(error, name, lease) or Failed(layer=name, text=one_line(error), lease=lease)
+
+
+@contextmanager
+def _leniently(*, is_empty: bool) -> Iterator[None]:
+    """Let pass what a rehearsal raises, unless the device is broken, or has too little memory though nobody else uses it."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        cause = error.__cause__ if isinstance(error, LayerFailed) else error
+        if cause is not None and (is_broken(cause) or (is_out_of_memory(cause) and is_empty)):
+            raise
 
 
 def _of_the_device(error: BaseException | None, name: str, lease: Lease | None) -> Unfit | Broken | None:

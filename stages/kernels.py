@@ -80,7 +80,7 @@ class MixedKernels(OneDnnKernels):
 
     def add_weight_gradient(self, total: Tensor, g: Tensor, x: Tensor) -> None:
         """Add g^T x to `total`."""
-        total.addmm_(g.t(), x)
+        TorchKernels().add_weight_gradient(total, g, x)
 
 
 class Processor(NamedTuple):

@@ -338,16 +338,16 @@ def test_tasks_that_are_not_answered_take_no_time(worker):
 # -- a device that hangs -----------------------------------------------------------------------------
 
 
-def rehearsed(job_s):
-    """Return a worker that has done nothing yet but to rehearse."""
+def rehearsed(**took):
+    """Return a worker that has done nothing yet but to rehearse, and what that took."""
     worker = Fixture(built=False)
-    worker.build(job_s=job_s)
+    worker.build(**took)
     return worker
 
 
 @pytest.mark.parametrize("job_s", [0.0, 0.9])
 def test_a_reset_that_does_not_end_ends_the_process(job_s):
-    worker = rehearsed(job_s)
+    worker = rehearsed(job_s=job_s)
     limit_s = STUCK_ENDS * STUCK_TIMES * job_s or STUCK_FIRST_S
     worker.get_job(9, B, 9)
     worker.get(fence(ME))
@@ -363,7 +363,7 @@ def test_a_reset_that_does_not_end_ends_the_process(job_s):
 @pytest.mark.parametrize("job_s", [0.0, 0.5])
 def test_a_worker_reports_at_once_and_once_that_its_device_is_at_one_task_for_too_long(job_s):
     """Not with its next heartbeat: whoever gives it up for that has four heartbeats in all."""
-    worker = rehearsed(job_s)
+    worker = rehearsed(job_s=job_s)
     limit_s = max(STUCK_HEARTBEATS, STUCK_TIMES * job_s) if job_s else STUCK_FIRST_S
     worker.get_job(9, B, 9)
     be_patient(worker, limit_s - 1.0 - limit_s % 1.0)
@@ -435,8 +435,7 @@ def test_a_task_has_as_long_as_the_longest_of_its_sort_several_times(worker):
 
 def test_a_file_has_as_long_as_the_longest_of_them_and_as_the_rehearsal():
     """One range is there already, the next one is the first of a large layer: a healthy donor was given up for it."""
-    worker = Fixture(built=False)
-    worker.build(round_s=2.0)
+    worker = rehearsed(round_s=2.0)
     for layer, before_s, taken_s in ((4, 2.0, 1.0), (5, 2.0, 9.0), (4, 9.0, 1.0), (5, 8.2, 1.0)):
         (task,) = of_type(worker.get(pull(layer), peer=Link(b"asker")), Export)
         assert worker.machine.work.device.overdue_at_s(1.0) == pytest.approx(worker.now_s + STUCK_TIMES * before_s)
@@ -446,8 +445,7 @@ def test_a_file_has_as_long_as_the_longest_of_them_and_as_the_rehearsal():
 
 def test_the_first_tasks_have_as_long_as_the_rehearsal_several_times():
     """A device that hung in its first job was given five minutes: nobody knew how long a job takes."""
-    worker = Fixture(built=False)
-    worker.build(job_s=3.0, round_s=2.0)
+    worker = rehearsed(job_s=3.0, round_s=2.0)
     device = worker.machine.work.device
     (run,) = of_type(worker.get_job(1, F, 0), Run)
     assert (device.usual_s, device.overdue_at_s(1.0)) == (3.0, 15.0)
@@ -460,8 +458,7 @@ def test_the_first_tasks_have_as_long_as_the_rehearsal_several_times():
 
 def test_of_layers_that_refuse_the_rehearsal_nobody_knows_how_long_the_first_job_takes():
     """A file that was quick says nothing of it; and whatever is no job is known from the round."""
-    worker = Fixture(built=False)
-    worker.build(job_s=0.0, round_s=1.0)
+    worker = rehearsed(job_s=0.0, round_s=1.0)
     device = worker.machine.work.device
     (task,) = of_type(worker.get(pull(4), peer=Link(b"asker")), Export)
     assert device.overdue_at_s(1.0) == 5.0
@@ -473,8 +470,7 @@ def test_of_layers_that_refuse_the_rehearsal_nobody_knows_how_long_the_first_job
 
 
 def test_a_rehearsal_in_which_something_was_compiled_gives_nobody_more_time_than_nothing():
-    worker = Fixture(built=False)
-    worker.build(job_s=200.0, round_s=100.0)
+    worker = rehearsed(job_s=200.0, round_s=100.0)
     worker.get_job(1, F, 0)
     assert worker.machine.work.device.overdue_at_s(1.0) == STUCK_FIRST_S
 
@@ -571,7 +567,7 @@ def test_a_worker_says_where_it_is(worker):
 @pytest.mark.parametrize("job_s", [0.0, 0.5])
 def test_a_device_that_does_not_answer_is_not_well(job_s):
     """Though nobody has fenced this worker: a trainer that is gone does not."""
-    worker = rehearsed(job_s)
+    worker = rehearsed(job_s=job_s)
     limit_s = max(STUCK_HEARTBEATS, STUCK_TIMES * job_s) if job_s else STUCK_FIRST_S
     (run,) = of_type(worker.get_job(9, B, 9), Run)
     assert worker.machine.health(limit_s - 0.1).is_well
