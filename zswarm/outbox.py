@@ -113,6 +113,10 @@ class Outbox:
         """Return what is known of the next stage's brokers, sorted by session."""
         return list(self._brokers.values())
 
+    def unanswered_bytes(self, broker: Session) -> int:
+        """Return what credit Forwards took of which this broker has not said whether they came."""
+        return sum(entry.credit_bytes for entry in self._sent.values() if entry.broker == broker)
+
     def set_brokers(self, addresses: dict[Session, Address]) -> None:
         """Replace the brokers of the next stage by these (session -> work address)."""
         self._addresses = dict(addresses)
@@ -176,8 +180,7 @@ class Outbox:
             return []
         state.granted_bytes = max(state.granted_bytes, room.granted_bytes)
         state.received_bytes = max(state.received_bytes, room.received_bytes)
-        unanswered_bytes = sum(entry.credit_bytes for entry in self._sent.values() if entry.broker == broker)
-        state.sent_bytes = min(state.sent_bytes, state.received_bytes + unanswered_bytes)
+        state.sent_bytes = min(state.sent_bytes, state.received_bytes + self.unanswered_bytes(broker))
         state.sent_bytes = max(state.sent_bytes, state.received_bytes)
         state.free_bytes, state.depth, state.response_s = room.free_bytes, room.depth, room.response_s
         if room.closes:

@@ -15,6 +15,7 @@ from zswarm.ids import TRAINER, Attempt, Branch, Direction, Link, Microbatch, Pu
 from zswarm.ledger import from_bytes
 from zswarm.machine import Exit, Send
 from zswarm.messages import Backward, Commit, Forward, Stop, Welcome, WorkerHeartbeat
+from zswarm.outbox import Entry
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.schedule import Schedule
 from zswarm.simulation.swarm import Swarm
@@ -317,6 +318,25 @@ def test_i8_sees_an_output_that_is_never_taken() -> None:
         return command
 
     with pytest.raises(Violation, match=r"I8: worker-. still wants to send"):
+        run_with(tamper)
+
+
+def test_i8_sees_an_answer_that_never_comes() -> None:
+    """Nobody needs what was given up, but the credit that it took stays lost until its broker says whether it came."""
+    outputs: list[Forward] = []
+
+    def tamper(swarm: Swarm, command: Any) -> Any:
+        message = getattr(command, "message", None)
+        if isinstance(message, Forward) and message.session != TRAINER:
+            outputs.append(message)
+        elif isinstance(message, Stop):
+            (outbox,) = (worker.outbox for worker in workers(swarm) if worker.membership.session == outputs[-1].session)
+            assert outbox is not None
+            entry = Entry(outputs[-1], (), outputs[-1].route[-1], None, 0.0, 0.0, is_given_up=True)
+            outbox._sent[Direction.FORWARD, outputs[-1].key] = entry
+        return command
+
+    with pytest.raises(Violation, match=r"I8: worker-. still waits for the answers"):
         run_with(tamper)
 
 
