@@ -158,12 +158,17 @@ LINGER_S = 0.2
 """How long a process that ends waits for its last messages to leave."""
 
 GREET_S = 0.5
-"""How often a beacon greets those that it hears: a run is noticed within this, and n machines of n - 1 others each send
-and answer 4 (n - 1) small messages a second."""
+"""How often a trainer with a run to offer greets the beacons that it hears, and who looks for one: a run is noticed within
+this."""
+GREET_CALM_S = 2.0
+"""How often beacons that hear each other greet each other: of n machines each sends and answers n - 1 small messages a
+second, all in all."""
 GREET_LONGEST_S = 4.0
 """Between two tries of an address that does not answer: each takes twice the wait of the one before it."""
 GREETED_S = 2.0
-"""Whoever has not answered, or offered its run again, for so long is not heard any more."""
+"""A run that has not been offered again for so long is over."""
+MISSED_GREETINGS = 4
+"""Whoever has not answered for so many intervals is not heard any more."""
 FORGET_S = 60.0
 """An address that has not answered for so long is dropped, unless it is a seed; whoever is there says so again."""
 MAX_CONTACTS = 256

@@ -35,7 +35,7 @@ def lab(numbers=(1, 2, 3), down=()) -> World:
         world.add(number, seeds=[numbers[0]])
     world.run(3.0)
     world.down = set(down)
-    world.run(2 * limits.GREETED_S)
+    world.run((limits.MISSED_GREETINGS + 1) * limits.GREET_CALM_S)
     return world
 
 

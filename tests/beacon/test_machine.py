@@ -204,3 +204,15 @@ def test_whatever_was_cut_all_find_all_once_the_network_is_whole(num_machines, d
     world.down.clear()
     world.run(2 * limits.GREET_LONGEST_S + 4 * limits.GREET_S)
     assert everybody_sees_everybody(world, numbers)
+
+
+def test_beacons_that_hear_each_other_say_little():
+    """What they cost a machine is paid for as long as it is in the swarm."""
+    world = World()
+    for number in (1, 2, 3):
+        world.add(number, seeds=[1])
+    world.run(5.0)
+    sent, interval_s = world.num_sent, 20.0
+    world.run(interval_s)
+    # Each of the six pairs, in both directions: a greeting and an answer.
+    assert world.num_sent - sent <= 2 * 6 * (interval_s / limits.GREET_CALM_S + 1)

@@ -1,6 +1,6 @@
 """The beacons that one beacon knows of: whom to greet when, who answers, whom to forget.
 
-    CANDIDATE --answers--> HEARD --silent for GREETED_S--> CANDIDATE --silent for FORGET_S--> forgotten (a seed: never)
+    CANDIDATE --answers--> HEARD --MISSED_GREETINGS--> CANDIDATE --silent for FORGET_S--> forgotten (a seed: never)
 
 An address comes from the operator (a seed), from mDNS, from another beacon, or from its own greeting. Where it comes
 from decides nothing but who makes room when there are too many: it is a hint where to knock. Who is there is known
@@ -50,9 +50,10 @@ class Contact:
 
 
 class Contacts:
-    """See the module."""
+    """See the module. Whoever answers is greeted every `interval_s`."""
 
-    def __init__(self, seeds: Iterable[Address], now: float) -> None:
+    def __init__(self, seeds: Iterable[Address], now: float, *, interval_s: float) -> None:
+        self._interval_s = interval_s
         self._by_address: dict[Address, Contact] = {}
         for address in seeds:
             self.add(address, Origin.SEED, now)
@@ -110,15 +111,17 @@ class Contacts:
         """Note a sign of life; True if there had been none lately."""
         is_news = not contact.is_heard
         contact.heard_at_s, contact.is_heard, contact.problem = now, True, ""
-        contact.wait_s = limits.GREET_S
-        contact.greet_at_s = min(contact.greet_at_s, now + limits.GREET_S)
+        contact.wait_s = self._interval_s
+        if is_news:
+            contact.greet_at_s = min(contact.greet_at_s, now + limits.GREET_S)
         return is_news
 
     def silenced(self, now: float) -> list[Contact]:
         """Return who has fallen silent since this was last asked: they are candidates again."""
-        silent = [c for c in self._by_address.values() if c.is_heard and now - c.heard_at_s > limits.GREETED_S]
+        longest_s = limits.MISSED_GREETINGS * self._interval_s
+        silent = [c for c in self._by_address.values() if c.is_heard and now - c.heard_at_s > longest_s]
         for contact in silent:
-            contact.is_heard, contact.known_at_s = False, now
+            contact.is_heard, contact.known_at_s, contact.wait_s = False, now, limits.GREET_S
         return silent
 
     def forgotten(self, now: float) -> list[Address]:

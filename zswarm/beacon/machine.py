@@ -102,7 +102,10 @@ class Beacon:
     def __init__(self, settings: BeaconSettings, *, choose: Callable[[int], int], now: float) -> None:
         self._settings = settings
         self._choose = choose
-        self.contacts = Contacts((seed for seed in settings.seeds if seed != settings.address), now)
+        seeds = (seed for seed in settings.seeds if seed != settings.address)
+        # Who listens is in nobody's way when it hears of a newcomer late: that one greets it, and it answers.
+        interval_s = limits.GREET_CALM_S if settings.address else limits.GREET_S
+        self.contacts = Contacts(seeds, now, interval_s=interval_s)
         self._own = {settings.address} - {Address("")}
         """Addresses at which this very process has met itself."""
         self._offers: dict[Offer, float] = {}
