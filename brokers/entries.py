@@ -80,6 +80,8 @@ class Entry:
     """Where it stands in the backlog, in the two queued states."""
     record: LeaseRecord | None = None
     """Of the lease that is out, in the two leased states."""
+    hedge: LeaseRecord | None = None
+    """Of a second one, at another worker."""
     affine: Session | None = None
     """The worker that ran the forward and still has the input, perhaps even the graph."""
     done_by: Session | None = None
@@ -106,6 +108,13 @@ class Entry:
     def size_bytes(self) -> int:
         """What its producer spent on it; twice that is reserved for it."""
         return self.x.parcel.size_bytes
+
+    @property
+    def is_hedgeable(self) -> bool:
+        """May two workers do what it needs next? A gradient would be counted twice, and an attempt of a microbatch to train
+        on that was sent on twice would have two homes."""
+        yields_gradient = self.kind is JobKind.FUSED or self.state is EntryState.BACKWARD_LEASED
+        return not self.trains or (yields_gradient and not self.accumulate)
 
     @property
     def has_backward(self) -> bool:
@@ -157,6 +166,7 @@ class LeaseRecord:
     worker: Session
     kind: JobKind
     with_input: bool
+    since_s: float
     sent_at_s: float
     num_sent: int = 0
     asked_at_s: float = 0.0

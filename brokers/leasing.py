@@ -3,6 +3,10 @@
 A lease is one assignment of a job to a session of a worker. It ends with the worker's answer, or with the entry, or
 when the worker leaves. The entry goes back into the backlog only if the worker has left, or has answered anything but
 DONE: what has been asked back (Revoke) stays leased until then.
+
+A job that changes nothing where it is done, an evaluation or a gradient that is only passed on, is hedged: whoever has
+nothing else to do gets it, too, when it takes another worker long. The first answer counts. With one that is counted that
+cannot be: its gradient may be in the accumulator already.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from brokers import pool
 from brokers.backlog import Backlog
 from brokers.entries import Entry, EntryState, LeaseRecord, Worker, first_lease
 from zswarm import limits
-from zswarm.ids import JobKind, Lease, Link, Session
+from zswarm.ids import JobKind, Lease, Session
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Job, Revoke
@@ -29,6 +33,10 @@ class Leasing:
         self.workers: dict[Session, Worker] = {}
         self.backlog = Backlog(self.workers)
         self.num_leased = 0
+        self._num_hedged = 0
+        """Entries of which two leases are out."""
+        self.num_hedges = 0
+        """Jobs that a second worker was given, ever."""
         self._next_lease = first_lease(membership.session)
         self._patience_s = 2 * limits.RESEND_HEARTBEATS * membership.heartbeat_s
         """How long a worker is waited for before it is told a second time."""
@@ -36,7 +44,7 @@ class Leasing:
     @property
     def depth(self) -> int:
         """Entries with a job to do: queued or leased."""
-        return self.backlog.num_entries + self.num_leased
+        return self.backlog.num_entries + self.num_leased - self._num_hedged
 
     def dispatch(self, now: float) -> list[Send]:
         """Give jobs to workers while there are both, to the one with the fewest leases first."""
@@ -52,31 +60,35 @@ class Leasing:
                     break
             else:
                 break
-        if self.num_leased > 1 and len(self.workers) > 1:
-            sends += self._ask_back(now)
+        if self.num_leased and len(self.workers) > 1:
+            sends += self._relieve(now)
         return sends
 
     def _lease(self, worker: Worker, entry: Entry, now: float) -> Send:
+        back = entry.state is EntryState.BACKWARD_QUEUED
+        self.backlog.remove(entry)
+        entry.state = EntryState.BACKWARD_LEASED if back else EntryState.FORWARD_LEASED
+        entry.record = self._make_lease(worker, entry, now)
+        return self._job(entry.record, worker, now)
+
+    def _make_lease(self, worker: Worker, entry: Entry, now: float) -> LeaseRecord:
         lease = self._next_lease
         self._next_lease = Lease(lease + 1)
-        back = entry.state is EntryState.BACKWARD_QUEUED
-        record = LeaseRecord(
+        back = entry.state is EntryState.BACKWARD_LEASED
+        record = worker.leases[lease] = LeaseRecord(
             lease=lease,
             entry=entry,
             worker=worker.session,
             kind=JobKind.BACKWARD if back else entry.kind,
             with_input=not back or entry.affine != worker.session,
+            since_s=now,
             sent_at_s=now,
         )
-        self.backlog.remove(entry)
         self.num_leased += 1
-        entry.record = record
-        entry.state = EntryState.BACKWARD_LEASED if back else EntryState.FORWARD_LEASED
-        worker.leases[lease] = record
-        assert worker.work is not None
-        return self._job(record, worker.work, now)
+        return record
 
-    def _job(self, record: LeaseRecord, link: Link, now: float) -> Send:
+    def _job(self, record: LeaseRecord, worker: Worker, now: float) -> Send:
+        assert worker.work is not None
         record.sent_at_s = now
         record.num_sent += 1
         me, entry = self._me, record.entry
@@ -102,26 +114,39 @@ class Leasing:
             x=x.parcel if x else None,
             dy=dy.parcel if dy else None,
         )
-        return make_send(peer=link, message=message, frames=(x.frames if x else ()) + (dy.frames if dy else ()))
+        return make_send(peer=worker.work, message=message, frames=(x.frames if x else ()) + (dy.frames if dy else ()))
 
-    def _ask_back(self, now: float) -> list[Send]:
-        """Ask workers that have more than one job to leave one to each that has none."""
+    def _relieve(self, now: float) -> list[Send]:
+        """Find something to do for each worker that has no job, among those that others have."""
         sends: list[Send] = []
         without_job = [w for w in self.workers.values() if not w.leases and w.free_slots > 0]
-        if not without_job or not (busy := [w for w in self.workers.values() if len(w.leases) > 1]):
+        if not without_job:
             return sends
+        busy = [w for w in self.workers.values() if len(w.leases) > 1]
         for idle in without_job:
-            if (record := pool.to_ask_back(self.workers, busy, idle)) is None:
-                continue
-            is_early = record.num_asked and now - record.asked_at_s <= patience(self._patience_s, record.num_asked)
-            link = self.workers[record.worker].work
-            if is_early or link is None:
-                continue
-            record.asked_for, record.asked_at_s = idle.session, now
-            record.num_asked += 1
-            message = Revoke(**self._me.header(), worker=record.worker, lease=record.lease)
-            sends.append(Send(peer=link, message=message))
+            if (record := pool.to_ask_back(self.workers, busy, idle)) is not None:
+                sends += self._ask_back(record, idle, now)
+            elif (record := pool.to_hedge(self.workers, idle, now)) is not None:
+                record.entry.hedge = hedge = self._make_lease(idle, record.entry, now)
+                self._num_hedged += 1
+                self.num_hedges += 1
+                sends.append(self._job(hedge, idle, now))
         return sends
+
+    def _ask_back(self, record: LeaseRecord, idle: Worker, now: float) -> list[Send]:
+        """Ask a worker that has more than one job to leave one to another that has none."""
+        if record.num_asked and now - record.asked_at_s <= patience(self._patience_s, record.num_asked):
+            return []
+        record.asked_for, record.asked_at_s = idle.session, now
+        record.num_asked += 1
+        return self._revoke(record)
+
+    def _revoke(self, record: LeaseRecord) -> list[Send]:
+        worker = self.workers.get(record.worker)
+        if worker is None or worker.work is None:
+            return []
+        message = Revoke(**self._me.header(), worker=record.worker, lease=record.lease)
+        return [Send(peer=worker.work, message=message)]
 
     def repeat(self, worker: Worker, held: tuple[Lease, ...], now: float) -> list[Send]:
         """Send the jobs again that a worker should have got by now and does not hold."""
@@ -129,29 +154,44 @@ class Leasing:
         for record in worker.leases.values():
             overdue = now - record.sent_at_s > patience(self._patience_s, record.num_sent)
             if record.lease not in held and overdue and worker.work is not None:
-                sends.append(self._job(record, worker.work, now))
+                sends.append(self._job(record, worker, now))
         return sends
 
     def end(self, record: LeaseRecord) -> None:
-        """A lease is over."""
+        """A lease is over; if another worker has the same job, that stays."""
         if worker := self.workers.get(record.worker):
             del worker.leases[record.lease]
         self.num_leased -= 1
-        record.entry.record = None
+        entry = record.entry
+        if record is entry.record:
+            entry.record = entry.hedge
+        self._num_hedged -= entry.hedge is not None
+        entry.hedge = None
+
+    def settle(self, record: LeaseRecord) -> list[Send]:
+        """A job is done: nobody need do it a second time."""
+        entry = record.entry
+        self.end(record)
+        if (other := entry.record) is None:
+            return []
+        self.end(other)
+        return self._revoke(other)
 
     def withdraw(self, entry: Entry) -> None:
         """Let nobody have this entry to do: neither the backlog nor a worker."""
-        if entry.record is not None:
+        while entry.record is not None:
             self.end(entry.record)
-        elif entry.line is not None:
+        if entry.line is not None:
             self.backlog.remove(entry)
 
     def requeue(self, record: LeaseRecord) -> None:
-        """Put the entry of a lease back at the head of its line."""
+        """Put the entry of a lease back at the head of its line, unless another worker has it, too."""
         self.end(record)
         entry = record.entry
         if entry.affine == record.worker:
             entry.affine = None
+        if entry.record is not None:
+            return
         back = record.kind is JobKind.BACKWARD
         entry.state = EntryState.BACKWARD_QUEUED if back else EntryState.FORWARD_QUEUED
         self.backlog.add(entry, again=True)

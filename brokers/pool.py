@@ -1,5 +1,5 @@
-"""What a broker makes of its workers: who is silent, and which lease a busy one, with two or more, could leave to an
-idle one."""
+"""What a broker makes of its workers: who is silent, which lease a busy one, with two or more, could leave to an idle one, and
+which the idle one could do as well."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from brokers.entries import LeaseRecord, Worker
 from zswarm import limits
 from zswarm.ids import JobKind, Session
 
+HEDGE_TIMES = 3.0
+"""How many times longer than one takes for a job another one must have had it, for the one to do it, too."""
 Pool = Mapping[Session, Worker]
 
 
@@ -44,6 +46,24 @@ def to_ask_back(workers: Pool, busy: list[Worker], idle: Worker) -> LeaseRecord 
             if not is_asked_for and _is_worth_it(record, owner, idle) and may_do(idle, record.entry, workers):
                 return record
     return None
+
+
+def to_hedge(workers: Pool, idle: Worker, now: float) -> LeaseRecord | None:
+    """Return the lease, the oldest, that a worker that has nothing to do shall have a copy of; None if there is none.
+
+    Nobody knows how long a worker takes that has done no job yet.
+    """
+    if not idle.job_s:
+        return None
+    before_s = now - HEDGE_TIMES * idle.job_s
+    late = [
+        record
+        for owner in workers.values()
+        for record in owner.leases.values()
+        if record.since_s < before_s and record.entry.is_hedgeable and record.entry.hedge is None
+    ]
+    late.sort(key=lambda record: record.since_s)
+    return next((r for r in late if r.entry.version == idle.version and may_do(idle, r.entry, workers)), None)
 
 
 def _not_begun(owner: Worker) -> Iterator[LeaseRecord]:

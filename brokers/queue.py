@@ -167,7 +167,8 @@ class Queue:
         self.leasing.backlog.forget_worker(leaver.session)
         for record in reversed(leaver.leases.values()):
             if record.kind is JobKind.FORWARD and record.entry.key[2] is Purpose.TRAIN:
-                self._pass_on(record, affine=None)
+                self.leasing.end(record)
+                self._pass_on(record.entry, affine=None)
             else:
                 self.leasing.requeue(record)
         for entry in reversed(self.retention.take_back(leaver.session)):
@@ -363,8 +364,7 @@ class Queue:
         if message.status is JobStatus.DONE:
             worker.job_s = average(worker.job_s, message.compute_s)
             self._response_s = average(self._response_s, now - record.entry.arrived_at_s)
-            self._done(record, kept=message.kept)
-            sends = self.leasing.dispatch(now)
+            sends = self._done(record, kept=message.kept) + self.leasing.dispatch(now)
             if granted := self._grant():
                 sends += self._announce(granted)
             return sends
@@ -378,17 +378,17 @@ class Queue:
             self.leasing.requeue(record)
         return self._announce(self._grant()) + self.leasing.dispatch(now)
 
-    def _done(self, record: LeaseRecord, *, kept: bool) -> None:
-        entry = record.entry
+    def _done(self, record: LeaseRecord, *, kept: bool) -> list[Send]:
+        entry, sends = record.entry, self.leasing.settle(record)
         if record.kind is JobKind.FORWARD:
-            self._pass_on(record, affine=record.worker if kept else None)
-            return
-        self.leasing.end(record)
+            self._pass_on(entry, affine=record.worker if kept else None)
+            return sends
         self._forget(entry)
         if entry.accumulate:
             self.retention.keep(entry, record.worker)
         else:
             self.credits.release(entry.size_bytes)
+        return sends
 
     def void(self, message: Void, now: float) -> list[Send]:
         """Drop the attempts that the coordinator has given up, and refuse them until their step is over."""
@@ -424,10 +424,8 @@ class Queue:
         del self.entries[entry.key]
         self._settled.add(entry.key)
 
-    def _pass_on(self, record: LeaseRecord, *, affine: Session | None) -> None:
+    def _pass_on(self, entry: Entry, *, affine: Session | None) -> None:
         """A forward is done, or is not to be done again: what comes next is the gradient, if this stage gets one."""
-        entry = record.entry
-        self.leasing.end(record)
         if entry.has_backward:
             entry.state, entry.affine = EntryState.WAITING, affine
             return

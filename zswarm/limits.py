@@ -58,6 +58,8 @@ MAX_FAILED_WORKERS = 3
 MAX_FAILURES = 9
 """Times that one microbatch may fail before the run ends, however few workers that were."""
 
+GENERATION_LEAP = 1 << 16
+"""A trainer that starts again takes one of so many next generations, at random: 65 000 starts fit the field."""
 HEARTBEAT_S = 1.0
 """Default heartbeat interval; every deadline follows from it."""
 SILENCE_HEARTBEATS = 3.0

@@ -340,6 +340,108 @@ def test_room_that_a_void_frees_is_told():
     assert {int(send.peer) for send in broker.void(1, 0, 1)} == {11, 12}
 
 
+# -- jobs that two workers have ------------------------------------------------------------------------
+
+MASKED = bytes([0b001])
+"""Stage 1 passes the gradient on and counts nothing."""
+
+
+def slow_and_idle(broker: Broker) -> None:
+    """Let 21 have a backward that is not counted for long; 22, which takes a second, has nothing to do."""
+    broker.ready(22, slots=1)
+    broker.forward(7, producer=12)
+    broker.result(22, 1, compute_s=1.0, slots=0)
+    broker.ready(21, slots=1)
+    broker.forward(0, mask=MASKED)
+    broker.result(21, 2, kept=True, slots=1)
+    assert jobs(broker.backward(0)) == [(21, BACKWARD, 0)]
+
+
+def late(broker: Broker, *, slots: int = 1) -> list[tuple[int, JobKind, int]]:
+    """Return what 22 gets when 21 has had it for more than three of its jobs."""
+    broker.now_s = 3.01
+    return jobs(broker.ready(22, slots=slots))
+
+
+def test_a_job_without_effects_is_done_by_an_idle_worker_too_when_it_takes_long(broker):
+    slow_and_idle(broker)
+    broker.now_s = 2.99
+    assert jobs(broker.ready(22, slots=1)) == []
+    broker.now_s = 3.01
+    (job,) = of_type(broker.ready(22, slots=1), Job)
+    assert (job.kind, job.key[3], job.accumulate, job.worker) == (BACKWARD, 0, False, 22)
+    assert job.x is not None, "its forward was done elsewhere"
+    assert jobs(broker.ready(22, held=(3,), slots=1)) == []
+    assert broker.queue.leasing.depth == 1
+
+
+@pytest.mark.parametrize(("first", "second", "lease"), [(21, 22, 3), (22, 21, 4)])
+def test_the_first_answer_counts(broker, first, second, lease):
+    slow_and_idle(broker)
+    late(broker)
+    sends = broker.result(first, lease, slots=0)
+    assert revoked(sends) == [(second, second, 7 - lease)], "the other one may leave it"
+    assert broker.entry(0) is None
+    assert (broker.queue.leasing.num_leased, broker.queue.credits.reserved_bytes) == (0, 2 * SIZE_BYTES)
+    assert not broker.result(second, 7 - lease, slots=0), "it comes too late"
+
+
+@pytest.mark.parametrize(("leaver", "lease"), [(21, 3), (22, 4)])
+@pytest.mark.parametrize("how", ["leaves", "fails"])
+def test_of_two_workers_one_may_be_lost(broker, leaver, lease, how):
+    slow_and_idle(broker)
+    late(broker)
+    if how == "leaves":
+        broker.set_members((43 - leaver,))
+    else:
+        assert jobs(broker.result(leaver, lease, JobStatus.FAILED, slots=0)) == []
+    assert broker.queue.leasing.num_leased == 1
+    assert broker.entry(0).record.worker == 43 - leaver
+    broker.result(43 - leaver, 7 - lease, slots=0)
+    assert broker.entry(0) is None
+
+
+def test_a_void_takes_it_from_both(broker):
+    slow_and_idle(broker)
+    late(broker)
+    broker.void(1, 0)
+    assert broker.queue.leasing.num_leased == 0
+    assert not any(worker.leases for worker in broker.queue.workers.values())
+
+
+@pytest.mark.parametrize(
+    ("purpose", "stage", "kind"), [(Purpose.EVALUATE, 1, FORWARD), (Purpose.EVALUATE, 2, JobKind.EVALUATE)]
+)
+def test_evaluations_are_hedged(purpose, stage, kind):
+    broker = Broker(stage=stage)
+    slow_worker_has(broker, purpose=purpose)
+    assert late(broker) == [(22, kind, 0)]
+
+
+@pytest.mark.parametrize(("stage", "mask"), [(1, b"\xff"), (1, MASKED), (2, b"\xff")])
+def test_what_is_counted_or_has_a_home_at_the_next_stage_is_not(stage, mask):
+    """Twice done it would be counted twice, or an attempt would have two homes."""
+    broker = Broker(stage=stage)
+    slow_worker_has(broker, mask=mask)
+    assert late(broker) == []
+
+
+def slow_worker_has(broker: Broker, **of) -> None:
+    """Let 21 have a stage input for long; 22, which takes a second, has nothing to do."""
+    broker.ready(22, slots=1)
+    broker.forward(7, producer=12)
+    broker.result(22, 1, compute_s=1.0, slots=0)
+    broker.ready(21, slots=1)
+    assert len(jobs(broker.forward(0, **of))) == 1
+
+
+def test_nobody_knows_how_long_a_worker_takes_that_has_done_nothing(broker):
+    broker.ready(21, slots=1)
+    broker.forward(0, purpose=Purpose.EVALUATE)
+    broker.now_s = 100.0
+    assert jobs(broker.ready(22, slots=1)) == []
+
+
 # -- leases that are asked back ------------------------------------------------------------------------
 
 

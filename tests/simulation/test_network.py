@@ -123,6 +123,16 @@ def test_messages_are_lost_repeated_late_and_overtaken_about_as_often_as_asked()
     assert max(d.time_s for d in came) > 4.0
 
 
+def test_what_is_corrupted_is_lost_with_its_connection() -> None:
+    made = network(Weather(corruption=0.1, fair_from_s=9.0))
+    came = burst(made, 1000)
+    assert made.counters["corrupted"] == pytest.approx(100, rel=0.35)
+    assert len(came) == 1000 - made.counters["corrupted"]
+    first, last = came[0].peer, came[-1].peer
+    assert first != last
+    assert made.is_gone(first)
+
+
 def test_one_direction_keeps_its_order_if_asked() -> None:
     came = burst(network(Weather(jitter=5.0, straggling=0.1, fair_from_s=9.0, in_order=True)))
     assert [d.time_s for d in came] == sorted(d.time_s for d in came)

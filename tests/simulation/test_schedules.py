@@ -23,8 +23,19 @@ GROUP_LENGTH = 100
 SEEDS = sorted((Path(__file__).parents[1] / "seeds").glob("*.json"))
 OFTEN = (
     *("Forward sent again", "Job sent again", "Commit sent again", "Fence sent again"),
-    *("Void sent again", "lost", "duplicated", "reordered", "blocked", "unreachable", "processes started again"),
+    *(
+        "Void sent again",
+        "lost",
+        "corrupted",
+        "duplicated",
+        "reordered",
+        "blocked",
+        "unreachable",
+        "processes started again",
+    ),
     *("given up: gone", "given up: silent", "given up: started again", "trainers that took a run up"),
+    *("given up: stuck", "given up: cut off", "given up: drained", "fences", "steps given to who came late"),
+    *("replay records", "rollback records", "abort records", "jobs hedged"),
     *("jobs done again for a count that was lost", "microbatches admitted again", "jobs that failed"),
     *("jobs left to others", "backwards with input", "backwards without input", "needs input"),
     *("restores from a worker", "restores by making parameters anew", "checkpoint records", "commit records"),

@@ -25,7 +25,16 @@ def commit(step, *, apply=True):
         (JOIN, "worker-3 has joined stage 1"),
         (LEAVE, "worker-3 (stage 1) is gone: its connection was lost; 4 microbatches are computed again"),
         (LEAVE | {"lost": 1}, "worker-3 (stage 1) is gone: its connection was lost; 1 microbatch is computed again"),
-        (LEAVE | {"lost": 0}, "worker-3 (stage 1) is gone: its connection was lost"),
+        (LEAVE | {"lost": 0, "redone_s": 0.0}, "worker-3 (stage 1) is gone: its connection was lost"),
+        (
+            LEAVE | {"redone_s": 1.234},
+            "worker-3 (stage 1) is gone: its connection was lost; 4 microbatches are computed again, about 1.2 s of work",
+        ),
+        (
+            LEAVE | {"node": "broker-3", "lost": 0, "queued": 2},
+            "broker-3 (stage 1) is gone: its connection was lost; 2 microbatches are to go another way",
+        ),
+        (LEAVE | {"lost": 0, "queued": 0}, "worker-3 (stage 1) is gone: its connection was lost"),
         (
             {"event": "replay", "step": 17, "attempt": 1, "microbatches": [1, 5, 6]},
             "step 17: 3 microbatches are sent through the pipeline again",
@@ -46,6 +55,19 @@ def commit(step, *, apply=True):
             {"event": "checkpoint", "branch": 0, "step": 100, "problem": "No space left on device"},
             "no checkpoint of step 100: No space left on device; the run goes on without it",
         ),
+        (
+            {
+                "event": "rollback",
+                "branch": 1,
+                "step": 100,
+                "reason": "stage 2 has lost its last worker",
+                "again_s": 61.26,
+            },
+            "stage 2 has lost its last worker; the run goes back from step 140 to the checkpoint of step 100: "
+            "61.3 s of it are done again",
+        ),
+        (commit(140) | {"late_s": 2.06}, "step 140 took 2.1 s longer than usual"),
+        (commit(140) | {"late_s": -0.4}, "step 140 took no longer than usual"),
         ({"event": "checkpoint", "branch": 0, "step": 100}, None),
         (commit(140), None),
         ({"event": "what nobody knows yet"}, None),

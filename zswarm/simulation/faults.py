@@ -17,6 +17,7 @@ class Fault(StrEnum):
     """What may go wrong in a schedule."""
 
     LOSS = "loss"
+    CORRUPTION = "corruption"
     DUPLICATION = "duplication"
     REORDERING = "reordering"
     STRAGGLING = "straggling"

@@ -74,6 +74,7 @@ class Invariants:
         self._nodes = lives.nodes
         self._num_brokers = schedule.num_stages * schedule.brokers_per_stage + schedule.late_brokers
         self._bounds_bytes: dict[tuple[int, int], int] = {}
+        self._num_hedges: Counter[tuple[int, int]] = Counter()
         self._unheld_since_s: dict[tuple[tuple[Branch, Step], Ticket], float] = {}
         fair_s = 0.0 if schedule.weather.is_fair else schedule.weather.fair_from_s
         self._quiet_from_s = max(fair_s, schedule.calm_from_s)
@@ -244,6 +245,9 @@ class Invariants:
                 elif known_bytes < bound_bytes:
                     self._bounds_bytes[life] = bound_bytes
                 check_queue(node.name, machine.queue, bound_bytes, most=most_leases(machine.membership.stage))
+                if (num_hedges := machine.queue.leasing.num_hedges) > self._num_hedges[life]:
+                    self.counters["jobs hedged"] += num_hedges - self._num_hedges[life]
+                    self._num_hedges[life] = num_hedges
         elif isinstance(machine, WorkerMachine):
             check_worker(node.name, machine, num_brokers=self._num_brokers)
             if isinstance(event, Ran):

@@ -14,7 +14,8 @@ from typing import Any
 
 from brokers.machine import BrokerMachine
 from stages.worker import WorkerMachine
-from zswarm.ids import Address, Link, NodeId, Stage
+from zswarm import limits
+from zswarm.ids import Address, Generation, Link, NodeId, Stage
 from zswarm.machine import ASKED, Leave, Received, Tick
 from zswarm.membership import RUNLESS
 from zswarm.messages import Move
@@ -123,9 +124,10 @@ class Lives:
         recovered = recover(self.disk.read_log())
         settings = self._settings
         if recovered is not None:
+            leap = Random(f"generation of {life}").randrange(limits.GENERATION_LEAP)
             settings = replace(
                 settings,
-                generation=recovered.generation,
+                generation=Generation(recovered.generation + leap),
                 first_session=recovered.next_session,
                 recovered=recovered,
                 checkpoint=self.disk.newest(recovered),

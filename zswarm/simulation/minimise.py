@@ -20,6 +20,7 @@ MOST_TRIES = 80
 _FAIR = Weather()
 _CALM_WEATHER: dict[Fault, dict[str, Any]] = {
     Fault.LOSS: {"loss": 0.0},
+    Fault.CORRUPTION: {"corruption": 0.0},
     Fault.DUPLICATION: {"duplication": 0.0},
     Fault.STRAGGLING: {"straggling": 0.0},
     Fault.REORDERING: {"in_order": True},

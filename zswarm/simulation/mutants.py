@@ -10,6 +10,9 @@ no schedule could notice it; these rules save time, or are a second wall:
     a chunk of an all-reduce sent once   whoever waits for its acknowledgement accuses, and the round is begun anew
     Register is not idempotent           each repetition costs a life, until one Welcome arrives in time
     Fence is sent once                   the same: it is sent to whatever a session says that is void
+    Abort is sent once                   it is: the Prepare of the next round ends the one before, and is repeated
+    a broker knows who has counted what  it is asked only when that one leaves: what the coordinator admits again has a
+                                         mask and is a new attempt
     no excuse for an own stall           everybody is given up, begins a new life, and does the step again
     an older generation is believed      whatever it orders is of an older view, round or attempt
     a gradient for a home that is in no view yet is dropped, what is kept is not done again

@@ -226,6 +226,15 @@ def _idle_too_early() -> Patches:
     return {(Departure, "ask"): ask}
 
 
+def _rounds_rest() -> Patches:
+    original: Method = WorkerMachine._is_able.fget  # type: ignore[attr-defined]
+
+    def is_able(self: WorkerMachine) -> bool:
+        return bool(original(self)) and self.participant._reduction is None
+
+    return {(WorkerMachine, "_is_able"): property(is_able)}
+
+
 def _reports_a_moment() -> Patches:
     return {(Custody, "passed"): lambda *_: 0}
 
@@ -254,6 +263,7 @@ MUTANTS: dict[str, Mutant] = {
     "pulls-once": Mutant("a Pull is sent once", _pulls_once),
     "leaver-takes-jobs": Mutant("who leaves goes on taking jobs, and is let go between two", _leaver_takes_jobs),
     "idle-too-early": Mutant("who leaves is let go while a job is on its way to it", _idle_too_early),
+    "rounds-rest": Mutant("a worker whose stage has counted everything computes nothing for others", _rounds_rest),
     "reports-a-moment": Mutant("a report names what is held at its moment, and nothing else", _reports_a_moment),
     "does-not-clean-up": Mutant("a new life sends on what the last one owed", _does_not_clean_up),
     "views-of-a-dead-trainer": Mutant(

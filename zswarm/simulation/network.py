@@ -33,6 +33,8 @@ class Weather:
     jitter: float = 0.1
     """A delay is the typical latency times `1 + Exponential(jitter)`."""
     loss: float = 0.0
+    corruption: float = 0.0
+    """Rate of messages that are changed on the way: the receiver drops them, and the connection breaks."""
     duplication: float = 0.0
     """The second copy comes right after the first, or late by up to `straggle_s`, and keeps no order."""
     straggling: float = 0.0
@@ -50,7 +52,7 @@ class Weather:
     @property
     def is_fair(self) -> bool:
         """Is nothing ever lost, repeated or late?"""
-        return not (self.loss or self.duplication or self.straggling)
+        return not (self.loss or self.corruption or self.duplication or self.straggling)
 
 
 @dataclass(slots=True)
@@ -147,6 +149,10 @@ class Network:
         point = random()
         if point < weather.loss:
             self.counters["lost"] += 1
+            return []
+        if weather.corruption and random() < weather.corruption:
+            self.counters["corrupted"] += 1
+            self.reset(way.sender, way.receiver)
             return []
         if random() < weather.straggling:
             self.counters["straggling"] += 1

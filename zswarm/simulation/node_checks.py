@@ -35,6 +35,10 @@ def check_queue(name: str, queue: Queue, bound_bytes: int, *, most: int) -> None
         held += size_bytes + (entry.dy.parcel.size_bytes if entry.dy is not None else 0)
         is_leased = entry.record is not None
         num_leased += is_leased
+        if entry.hedge is not None:
+            num_leased += 1
+            if not is_leased or not entry.is_hedgeable:
+                raise Violation("I7", f"{name}: {entry.key} is {entry.state.name}, and is hedged")
         if is_leased != (entry.state in LEASED):
             raise Violation("I7", f"{name}: {entry.key} is {entry.state.name}, its lease is {entry.record}")
     if credits.reserved_bytes != reserved:
@@ -57,7 +61,7 @@ def check_queue(name: str, queue: Queue, bound_bytes: int, *, most: int) -> None
         if len(worker.leases) > most:
             raise Violation("I7", f"{name} leases {len(worker.leases)} jobs to session {worker.session}")
         for record in worker.leases.values():
-            if record.entry.record is not record:
+            if record is not record.entry.record and record is not record.entry.hedge:
                 raise Violation("I7", f"{name}: lease {record.lease} is not its entry's")
     if num_leased:
         raise Violation("I7", f"{name} has {num_leased} leased entries too many")

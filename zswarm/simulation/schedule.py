@@ -150,7 +150,17 @@ def _learning_rate(step: int) -> float:
 
 def make_schedule(seed: int) -> Schedule:
     """Draw a schedule; in some of them processes come and go on purpose, besides everything else."""
-    return _with_plans(_with_purpose(_accident(seed), Random(f"purpose {seed}")), Random(f"plans {seed}"))
+    schedule = _with_purpose(_accident(seed), Random(f"purpose {seed}"))
+    schedule = _with_corruption(schedule, Random(f"corruption {seed}"))
+    return _with_plans(schedule, Random(f"plans {seed}"))
+
+
+def _with_corruption(schedule: Schedule, random: Random) -> Schedule:
+    """Draw whether messages are changed on the way; each costs a connection, too."""
+    if random.random() < 0.85:
+        return schedule
+    weather = replace(schedule.weather, corruption=random.choice((0.005, 0.02)))
+    return replace(schedule, faults=schedule.faults | {Fault.CORRUPTION}, weather=weather)
 
 
 def _with_plans(schedule: Schedule, random: Random) -> Schedule:
@@ -219,7 +229,7 @@ def _accident(seed: int) -> Schedule:
 def _faults(random: Random) -> frozenset[Fault]:
     """Draw a subset: of the weather and of the strikes each as many as it happens, now and then none of one sort."""
     some, struck = random.choice((0.0, 0.15, 0.35, 0.6)), random.choice((0.0, 0.1, 0.1, 0.2, 0.4))
-    accidents = [fault for fault in Fault if fault not in ON_PURPOSE]
+    accidents = [fault for fault in Fault if fault not in ON_PURPOSE and fault is not Fault.CORRUPTION]
     return frozenset(fault for fault in accidents if random.random() < (struck if fault in LASTS_S else some))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zswarm.ids import Role
 from zswarm.trainer.roster import Record
 from zswarm.trainer.settings import CoordinatorSettings
 
@@ -24,7 +25,14 @@ def start_record(settings: CoordinatorSettings) -> dict[str, Any]:
 
 
 def leave_record(record: Record, reason: str, *, num_lost: int, now: float) -> dict[str, Any]:
-    """Return the line that says who is out, why, and how many microbatches are to be done again for that."""
+    """Return the line that says who is out, why, and how many microbatches are to be done again for that.
+
+    For how long a worker would compute for these, and how many a broker had in its queue, is known from the last report.
+    """
+    if record.role is Role.WORKER:
+        cost: dict[str, Any] = {"redone_s": round(num_lost * record.job_s, 3)}
+    else:
+        cost = {"queued": (record.pending | record.ahead).bit_count()}
     return {
         "event": "leave",
         "node": record.node,
@@ -34,4 +42,5 @@ def leave_record(record: Record, reason: str, *, num_lost: int, now: float) -> d
         "reason": reason,
         "lost": num_lost,
         "silent_s": round(now - record.heard_at_s, 3),
+        **cost,
     }

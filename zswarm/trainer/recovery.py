@@ -47,7 +47,7 @@ class Recovered:
 
     run: RunId
     generation: Generation
-    """Of the trainer that reads this: one more than any in the log."""
+    """The least of the trainer that reads this: one more than any in the log."""
     next_session: Session
     branch: Branch
     step: Step

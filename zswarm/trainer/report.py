@@ -11,6 +11,7 @@ from zswarm.errors import RunFailed
 from zswarm.ids import Step
 from zswarm.json_lines import JsonLinesWriter
 from zswarm.logs import get_log
+from zswarm.trainer.costs import Costs
 from zswarm.trainer.pace import Pace
 from zswarm.trainer.progress import Progress, StepReport
 from zswarm.trainer.recovery import Recovered
@@ -45,17 +46,18 @@ class Report:
         self.wait: Callable[[float], bool] = do_not_wait
         """How to wait so many seconds for a disk that does not take a record; False if there is no use in it."""
         self._pace = Pace(config, now=begun_s)
-        self._narrator = Narrator()
+        self._narrator, self._costs = Narrator(), Costs()
         self._held_out: dict[Step, float] = {}
 
     def take_up(self, past: Recovered) -> None:
         """Go on with a run that has been reported so far by others."""
         self._pace.take_up(past.losses, wall_s=past.wall_s)
-        self._narrator = Narrator(step=past.step)
+        self._narrator, self._costs = Narrator(step=past.step), Costs(step=past.step)
         self._held_out = dict(past.held_out)
 
     def event(self, record: dict[str, Any], *, durable: bool) -> None:
-        """Write a record to the event log, with the time since the command began, and tell the user what is news.
+        """Write a record to the event log, with the time since the command began and what it cost, and tell the user what
+        is news.
 
         Returns only when the record is written, with `durable` when it is on the disk: what follows from it must not
         happen before.
@@ -64,9 +66,13 @@ class Report:
             GaveUp: it cannot be written, and nobody wants to wait any longer.
 
         """
-        self._append(self._folder.events, {"time_s": self._time_s(), **record}, durable=durable)
+        record = self._costs.priced({"time_s": self._time_s(), **record})
+        self._append(self._folder.events, record, durable=durable)
         log = self._log.debug if record["event"] == "commit" else self._log.info
-        log(record["event"], **{name: value for name, value in record.items() if name not in {"event", "stages"}})
+        log(
+            record["event"],
+            **{name: value for name, value in record.items() if name not in {"event", "stages", "time_s"}},
+        )
         if record["event"] == "rollback":
             self._roll_back(Step(record["step"]))
         if (sentence := self._narrator.sentence(record)) is not None:

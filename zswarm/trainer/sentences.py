@@ -9,6 +9,9 @@ SKIPPED_SHOWN = 10
 """Of steps that are skipped one after the other, the first is told and then each of this number."""
 
 
+LEAST_LATE_S = 0.1
+
+
 class Narrator:
     """Reads the records in their order and says what a user wants to know.
 
@@ -53,18 +56,28 @@ class Narrator:
             return f"step {record['step']} is skipped: its gradient is not finite, the parameters stay as they are"
         if self._num_skipped and self._num_skipped % SKIPPED_SHOWN == 0:
             return f"{self._num_skipped} steps in a row are skipped by now, up to step {record['step']}"
-        return None
+        late_s = record.get("late_s")
+        if late_s is None:
+            return None
+        longer = f"{late_s:.1f} s longer than" if late_s >= LEAST_LATE_S else "no longer than"
+        return f"step {record['step']} took {longer} usual"
 
     def _roll_back(self, record: dict[str, Any]) -> str:
         before, self._step = self._step, record["step"]
         target = f"the checkpoint of step {self._step}" if self._step else "its beginning"
-        return f"{record['reason']}; the run goes back from step {before} to {target}"
+        again_s = record.get("again_s")
+        again = f": {again_s:.1f} s of it are done again" if again_s is not None else ""
+        return f"{record['reason']}; the run goes back from step {before} to {target}{again}"
 
 
 def _leave(record: dict[str, Any]) -> str:
     lost = record.get("lost", 0)
     num_lost = len(lost) if isinstance(lost, Sized) else lost
     again = f"; {_microbatches(num_lost)} computed again" if num_lost else ""
+    if num_lost and (redone_s := record.get("redone_s")):
+        again += f", about {redone_s:.1f} s of work"
+    if queued := record.get("queued"):
+        again = f"; {_microbatches(queued)} to go another way"
     return f"{record['node']} (stage {record['stage']}) is gone: {record['reason']}{again}"
 
 

@@ -93,7 +93,7 @@ def coordinator_settings(
     commission = Commission(**dict(config) | {"pipeline": pipeline, "inputs": plan.inputs})
     return CoordinatorSettings(
         run=recovered.run if recovered is not None else RunId(secrets.randbits(63) or 1),
-        generation=recovered.generation if recovered is not None else Generation(1),
+        generation=_generation_after(recovered),
         first_session=recovered.next_session if recovered is not None else Session(1),
         layers_per_stage=plan.layers_per_stage,
         steps=config.run.steps,
@@ -115,6 +115,16 @@ def coordinator_settings(
         checkpoint_every=config.checkpoint.every,
         recovered=recovered,
     )
+
+
+def _generation_after(recovered: Recovered | None) -> Generation:
+    """Return the generation of a trainer that goes on with a run.
+
+    Two that do so from copies of one folder are not of the same one, or members would obey both.
+    """
+    if recovered is None:
+        return Generation(1)
+    return Generation(recovered.generation + secrets.randbelow(limits.GENERATION_LEAP))
 
 
 class Interruption:
