@@ -22,8 +22,9 @@ test: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --dist loadgroup
 
-# make chaos ROLES=trainer FAULTS=50 SEED=3 hits the trainer alone.
+# make chaos ROLES=trainer KINDS=kill FAULTS=50 SEED=3 kills the trainer and nobody else.
 ROLES := worker,broker,trainer
+KINDS := kill,stop
 FAULTS := 200
 EVERY := 2
 SEED := 0
@@ -31,7 +32,7 @@ STEPS := 1500
 chaos: $(INSTALLED)
 	out="runs/chaos-$$(date +%Y%m%d-%H%M%S)" && \
 	$(BIN)/zswarm chaos deploy/examples/chaos.toml --out "$$out" --json "$$out.json" \
-		--workers 2 --brokers 2 --roles $(ROLES) --faults $(FAULTS) --every $(EVERY) --seed $(SEED) \
+		--workers 2 --brokers 2 --roles $(ROLES) --kinds $(KINDS) --faults $(FAULTS) --every $(EVERY) --seed $(SEED) \
 		--set run.steps=$(STEPS)
 
 # A new pyproject.toml or constraints.txt installs again; otherwise once.

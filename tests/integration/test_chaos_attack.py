@@ -95,6 +95,7 @@ def attack(tmp_path, monkeypatch):
             "seed": 1,
             "every": 0.02,
             "roles": ("worker", "broker", "trainer"),
+            "kinds": tuple(faults.Kind),
             "spare_last": False,
             "reference": None,
             "limit_s": 30.0,

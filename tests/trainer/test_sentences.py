@@ -63,8 +63,10 @@ def commit(step, *, apply=True):
                 "reason": "stage 2 has lost its last worker",
                 "again_s": 61.26,
             },
-            "stage 2 has lost its last worker; the run goes back from step 140 to the checkpoint of step 100: "
-            "61.3 s of it are done again",
+            (
+                "stage 2 has lost its last worker; the run goes back from step 140 to the checkpoint of step 100: "
+                "61.3 s of it are done again"
+            ),
         ),
         (commit(140) | {"late_s": 2.06}, "step 140 took 2.1 s longer than usual"),
         (commit(140) | {"late_s": -0.4}, "step 140 took no longer than usual"),

@@ -36,6 +36,11 @@ def test_faults_are_of_both_kinds_at_the_rate_that_was_asked_for():
     assert all(STOP_LEAST_S <= fault.stop_s <= STOP_MOST_S for fault in faults)
 
 
+@pytest.mark.parametrize("kind", list(Kind))
+def test_faults_may_be_of_one_kind(kind):
+    assert {fault.kind for fault in draw(50, seed=0, mean_wait_s=1.0, kinds=(kind,))} == {kind}
+
+
 def test_whoever_lives_may_be_chosen_whatever_order_they_are_listed_in():
     names = ["worker-0", "worker-1", "broker-0", "trainer"]
     chosen = [choose(planned(chance), names) for chance in (0.0, 0.25, 0.5, 0.999)]

@@ -57,6 +57,7 @@ class ChaosOptions:
     every: float
     """Mean seconds between two faults."""
     roles: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     spare_last: bool
     reference: Path | None
     """The run folder of the same run in one process; None to run it."""
@@ -110,7 +111,7 @@ class Attack:
         self._options = options
         self._deadline_s = deadline_s
         self._tail = Tail(options.out / "events.jsonl")
-        self._planned = draw(options.faults, seed=options.seed, mean_wait_s=options.every)
+        self._planned = draw(options.faults, seed=options.seed, mean_wait_s=options.every, kinds=options.kinds)
         self._next_at_s: float | None = None
         self._frozen: dict[str, Fault] = {}
         self._resume_at_s: dict[str, float] = {}
@@ -194,8 +195,6 @@ def _judge(options: ChaosOptions, config: RunConfig, verdict: Verdict, *, deadli
         verdict.problems.append("there is no log to audit")
     if config.batch.accumulation != "exact":
         verdict.bits = 'not compared: batch.accumulation is not "exact"'
-    elif config.wire.codec != "none":
-        verdict.bits = f"not compared: one process has no wire.codec, and {config.wire.codec} rounds"
     elif not (options.out / MODEL).exists():
         verdict.bits = "not compared: the run did not come to its end"
     else:

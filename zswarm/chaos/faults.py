@@ -52,13 +52,13 @@ class Fault:
         return role_of(self.name)
 
 
-def draw(count: int, *, seed: int, mean_wait_s: float) -> list[Planned]:
-    """Return so many faults; the waits between them are exponential, so that none of them follows from the last."""
+def draw(count: int, *, seed: int, mean_wait_s: float, kinds: Sequence[Kind] = tuple(Kind)) -> list[Planned]:
+    """Return so many faults of some kinds; the waits between them are exponential: none of them follows from the last."""
     random = Random(seed)
     return [
         Planned(
             wait_s=random.expovariate(1 / mean_wait_s),
-            kind=random.choice(list(Kind)),
+            kind=random.choice(kinds),
             stop_s=random.uniform(STOP_LEAST_S, STOP_MOST_S),
             chance=random.random(),
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 ROLES = ("worker", "broker", "trainer")
+KINDS = ("kill", "stop")
 COUNT = click.IntRange(min=1)
 
 
@@ -19,12 +21,16 @@ def _finite(_: click.Context, param: click.Parameter, value: float) -> float:
     return value
 
 
-def _roles(_: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    roles = tuple(value.split(","))
-    for role in roles:
-        if role not in ROLES:
-            raise click.BadParameter(f"{role!r} is none of {', '.join(ROLES)}.", param=param)
-    return roles
+def _some_of(names: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
+    """Return a callback that takes some of these names, with commas between them."""
+
+    def chosen(_: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+        for name in value.split(","):
+            if name not in names:
+                raise click.BadParameter(f"{name!r} is none of {', '.join(names)}.", param=param)
+        return tuple(value.split(","))
+
+    return chosen
 
 
 @click.command()
@@ -42,7 +48,20 @@ def _roles(_: click.Context, param: click.Parameter, value: str) -> tuple[str, .
     help="Mean seconds between two faults.",
 )
 @click.option(
-    "--roles", callback=_roles, default=",".join(ROLES), show_default=True, metavar="ROLE,...", help="Whom to hit."
+    "--roles",
+    callback=_some_of(ROLES),
+    default=",".join(ROLES),
+    show_default=True,
+    metavar="ROLE,...",
+    help="Whom to hit.",
+)
+@click.option(
+    "--kinds",
+    callback=_some_of(KINDS),
+    default=",".join(KINDS),
+    show_default=True,
+    metavar="KIND,...",
+    help="What to do: kill, or stop for a while.",
 )
 @click.option("--spare-last", is_flag=True, help="Spare the last worker that holds a stage: no rollbacks.")
 @click.option("--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage.")
@@ -74,10 +93,11 @@ def chaos(**options: Any) -> None:
     """Train while processes are killed and frozen at random.
 
     Runs `zswarm local`, picks one of its processes at random times and kills it, or stops it for 0.3 to 6
-    seconds. Afterwards the log is audited, and with batch.accumulation = "exact" and wire.codec = "none" the
-    parameters must be those of one process to the bit.
+    seconds. Afterwards the log is audited, and with batch.accumulation = "exact" the parameters
+    must be those of one process to the bit.
     """
     from zswarm.chaos.command import ChaosOptions
     from zswarm.chaos.command import chaos as body
+    from zswarm.chaos.faults import Kind
 
-    body(ChaosOptions(**options))
+    body(ChaosOptions(**options | {"kinds": tuple(map(Kind, options["kinds"]))}))
