@@ -188,3 +188,73 @@ def test_who_is_killed_by_others_is_started_again_however_often() -> None:
     for life in range(4 * MAX_SHORT_LIVES):
         restarts.started("trainer", 10.0 * life)
         assert restarts.died("trainer", 10.0 * life + 1.0, was_killed=True)
+
+
+HUNG = """
+import ctypes, signal, sys, time
+from time import monotonic
+from zswarm.cli.family import Family
+from zswarm.machine import Health
+
+class Sockets:
+    def watch(self, fd, callback):
+        pass
+
+def child(holds_lock, is_well=True):
+    with_lock = ctypes.PyDLL(None)
+    family.lifeline.begin(Sockets(), lambda now: Health(text="", is_well=is_well))
+    while True:
+        family.lifeline.turned()
+        if holds_lock:
+            with_lock.sleep(60)  # and no other thread of this process runs meanwhile
+        time.sleep(0.05)
+
+with Family(watchdog_s=1.5) as family:
+    family.fork("worker-0", lambda: child(holds_lock=True))
+    family.fork("worker-1", lambda: child(holds_lock=False))
+    family.fork("worker-2", lambda: child(holds_lock=False, is_well=False))
+    family.fork("trainer-that-does-not-serve-yet", lambda: time.sleep(60))
+    killed = []
+    until_s = monotonic() + 30
+    while "worker-0" not in killed and monotonic() < until_s:
+        killed += family.kill_hung()
+        time.sleep(0.1)
+    time.sleep(0.2)
+    print(sorted(killed), sorted((e.name, e.code) for e in family.reap().values()), sorted(family.processes()))
+"""
+
+
+def test_a_child_that_holds_pythons_lock_is_killed():
+    """Its threads are still, libzmq's answer for it, and it can not end itself. Who is not well from the first is not watched yet."""
+    done = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout == (
+        "['worker-0'] [('worker-0', -9)] ['trainer-that-does-not-serve-yet', 'worker-1', 'worker-2']\n"
+    )
+
+
+STALLED = """
+import time
+from zswarm.cli import family as module
+from zswarm.cli.family import Family
+from zswarm.lifeline import Pulse
+
+now = [1000.0]
+module.monotonic = lambda: now[0]
+with Family(watchdog_s=60.0) as family:
+    pulse = Pulse()
+    pulse.beat(1000.0)
+    family._pulses[0] = pulse
+    family._names[0] = "worker-0"
+    killed = []
+    module.os.kill = lambda pid, number: killed.append((now[0], pid))
+    for now[0] in [*range(1000, 1030), *range(1100, 1200)]:
+        family.kill_hung()
+    print(killed)
+    family._names.clear()
+"""
+
+
+def test_whoever_has_stood_still_himself_gives_his_children_time():
+    done = subprocess.run([sys.executable, "-c", STALLED], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[(1160, 0)]\n"

@@ -12,6 +12,8 @@ from tests.integration.commands import all_gone
 from zswarm.audit import audit
 
 LONG = ("--set", "run.steps=100000")
+MANY_STEPS = 5000
+"""Far more than there are in the seconds that something takes."""
 RAISING = """
 from torch import nn
 
@@ -95,7 +97,8 @@ def test_whoever_is_killed_lives_again_and_the_run_goes_on(zswarm, name):
 
 
 def test_an_interrupted_run_goes_on_in_its_folder(zswarm):
-    """The same command again: from the newest checkpoint on, in another number of stages, to the last step."""
+    """The same command again: from the newest checkpoint on, in another number of stages with another number of workers each, to
+    the last step."""
     command = zswarm.start("local", "--set", "checkpoint.every=2", *LONG)
     step = 2
     while not any(event["event"] == "checkpoint" and "problem" not in event for event in command.events()):
@@ -103,7 +106,7 @@ def test_an_interrupted_run_goes_on_in_its_folder(zswarm):
     command.process.send_signal(signal.SIGINT)
     assert command.wait()[0] == 130
     num_steps = command.events()[-1]["steps"]
-    again = zswarm.start("local", "--set", f"run.steps={num_steps + 3}", "--set", "pipeline.stages=3")
+    again = zswarm.start("local", "--set", f"run.steps={num_steps + 3}", "--set", "pipeline.stages=3", "--workers", "1")
     code, errors = again.wait()
     assert code == 0, errors
     assert f"going on at step {num_steps}; the newest checkpoint is of step" in errors
@@ -131,6 +134,57 @@ def test_a_raising_layer_reaches_the_user_with_its_place(zswarm):
     assert "layer 2 (Raising)" in errors
     assert "this layer has had enough" in errors
     assert "Traceback" not in errors
+
+
+HOLDING = """
+import ctypes
+from pathlib import Path
+
+from torch import nn
+
+from stages.transformer import gpt
+
+class Holding(nn.Module):
+    def forward(self, x):
+        Holding.calls += 1
+        if Holding.calls > 30 and self.training:
+            try:
+                Path("held").touch(exist_ok=False)
+            except FileExistsError:
+                return x
+            ctypes.PyDLL(None).sleep(8)  # holds Python's lock: no thread of this process runs meanwhile
+        return x
+
+Holding.calls = 0
+
+def model(**arguments):
+    layers = list(gpt(**arguments).layers)
+    return [*layers[:2], Holding, *layers[2:]]
+"""
+
+
+def test_a_worker_that_holds_pythons_lock_is_given_up_and_comes_back(zswarm):
+    """Libzmq's threads answer for it, and its sockets stay open: only what the process itself says counts."""
+    (zswarm.folder / "mine.py").write_text(HOLDING)
+    command = zswarm.start("local", "--set", "model.factory=mine:model", *LONG, "--workers", "2")
+
+    def is_back() -> bool:
+        events = command.events()
+        lost = [event for event in events if event["event"] == "leave"]
+        joins = [event["node"] for event in events if event["event"] == "join"]
+        return bool(lost) and joins.count(lost[0]["node"]) > 1
+
+    step = 0
+    while not is_back():
+        command.wait_for_step(step := step + 1)
+        assert step < MANY_STEPS, command.events()[-1]
+    command.wait_for_step(step + 1)
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait()[0] == 130
+    assert (zswarm.folder / "held").exists()
+    lost = next(event for event in command.events() if event["event"] == "leave")
+    assert lost["reason"].startswith("silent for 3")
+    assert all(check.is_passed for check in audit(command.folder))
 
 
 def test_a_model_that_does_not_chain_starts_nothing(zswarm):

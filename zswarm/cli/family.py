@@ -1,7 +1,8 @@
 """The children of one command: forked, watched, and ended with it however it ends.
 
 Forking instead of starting anew is what makes eight workers cost one import of torch. Every child holds
-the reading end of a lifeline: if this process vanishes, they see it and end themselves.
+the reading end of a lifeline: if this process vanishes, they see it and end themselves. If a child stops turning, this
+process sees that and kills it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from time import monotonic
 from typing import Self
 
 from zswarm.errors import RunFailed, UserError, ZswarmError
-from zswarm.lifeline import Lifeline
+from zswarm.lifeline import Lifeline, Pulse
 from zswarm.logs import set_up_logs
 
 CRASHED = 70
 """Exit code of a child that ended with an unexpected exception, as `EX_SOFTWARE` of sysexits.h."""
 
+WATCHDOG_S = 60.0
+"""A child that has not turned for so long is killed, as systemd does it for the services (deploy/systemd)."""
+STALL_S = 5.0
+"""A parent that has not looked for so long was not running itself, and its children may not have been, either."""
 LOG_LEVEL = "warning"
 """Of the children: what a run has to say goes to its user and its folder."""
 
@@ -47,10 +52,13 @@ class Ended:
 class Family:
     """See the module. A context manager: on leaving, whoever still lives is killed."""
 
-    def __init__(self, *, is_gentle: bool = False) -> None:
+    def __init__(self, *, is_gentle: bool = False, watchdog_s: float = WATCHDOG_S) -> None:
         """Begin without children; see Lifeline for `is_gentle`."""
         self.lifeline = Lifeline(is_gentle=is_gentle)
+        self._watchdog_s = watchdog_s
         self._names: dict[int, str] = {}
+        self._pulses: dict[int, Pulse] = {}
+        self._looked_s = self._fair_from_s = monotonic()
 
     def fork(self, name: str, body: Callable[[], int]) -> int:
         """Run `body` in a child, whose exit code it returns; returns the child's process id.
@@ -59,11 +67,12 @@ class Family:
         """
         sys.stdout.flush()
         sys.stderr.flush()
+        pulse = Pulse()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             pid = os.fork()
             if pid:
-                self._names[pid] = name
+                self._names[pid], self._pulses[pid] = name, pulse
                 return pid
             # A later life is forked while its parent waits for signals: what it does about them is not the child's.
             signal.set_wakeup_fd(-1)
@@ -74,7 +83,7 @@ class Family:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         code = CRASHED
         try:
-            self.lifeline.enter_child()
+            self.lifeline.enter_child(pulse)
             set_up_logs(name, level=LOG_LEVEL)
             code = body()
         except ZswarmError as error:
@@ -93,9 +102,24 @@ class Family:
         for pid, name in list(self._names.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
-                del self._names[pid]
+                del self._names[pid], self._pulses[pid]
                 ended[pid] = Ended(name=name, code=os.waitstatus_to_exitcode(status))
         return ended
+
+    def kill_hung(self) -> list[str]:
+        """Kill the children that do not turn any more; returns their names. To be called every second."""
+        now = monotonic()
+        if now - self._looked_s > STALL_S:
+            self._fair_from_s = now
+        self._looked_s = now
+        limit_s = self._watchdog_s
+        if now - self._fair_from_s < limit_s:
+            return []
+        hung = [pid for pid, pulse in self._pulses.items() if pulse.overdue_s(now) > limit_s]
+        for pid in hung:
+            os.kill(pid, signal.SIGKILL)
+            self._pulses[pid].beat(0.0)
+        return [self._names[pid] for pid in hung]
 
     def processes(self) -> dict[str, int]:
         """Return the process ids of the children that have not been reaped, by name."""
@@ -119,7 +143,7 @@ class Family:
             os.kill(pid, signal.SIGKILL)
         for pid in list(self._names):
             os.waitpid(pid, 0)
-            del self._names[pid]
+            del self._names[pid], self._pulses[pid]
 
     def __enter__(self) -> Self:
         return self

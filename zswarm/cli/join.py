@@ -22,7 +22,7 @@ from zswarm.beacon.service import Place, serve_beacon
 from zswarm.cli.family import Ended, Family, wake_on_signals
 from zswarm.cli.pausing import is_paused
 from zswarm.cli.serving import serve_runs
-from zswarm.cli.supervisor import Restarts, say
+from zswarm.cli.supervisor import Restarts, say, say_hung
 from zswarm.errors import INTERRUPTED, RunFailed
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
@@ -134,6 +134,7 @@ class Caretaker:
                     return self._leave(wait, INTERRUPTED if signal.SIGINT in signals else 0)
                 for ended in self._family.reap().values():
                     self._bury(ended)
+                say_hung(self._family.kill_hung())
                 self._follow_pause()
                 for name in self._restarts.due(monotonic()):
                     if not (self._is_paused and name in self._pausable):

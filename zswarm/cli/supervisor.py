@@ -7,6 +7,7 @@ exit code               meaning                                  what follows
 78, of others           the run does not take it                 nothing: the run goes on without it, if another worker is left
 1, 130 of the trainer   the run has failed, or was interrupted   the run ends
 all else, signals       it crashed, or was killed                another life, after a pause
+none: it does not turn  it hangs, with Python's lock perhaps     it is killed (`Family.kill_hung`)
 
 The trainer's end is the end of the run. A pause grows as long as the child's lives are short. A child that keeps dying
 young by itself ends the run; one that is killed (SIGKILL: by a person, or for its memory) is started as often as that.
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from time import monotonic
 
-from zswarm.cli.family import Ended, Family, wake_on_signals
+from zswarm.cli.family import WATCHDOG_S, Ended, Family, wake_on_signals
 from zswarm.errors import INTERRUPTED, REFUSED
 
 TRAINER = "trainer"
@@ -149,6 +150,7 @@ class Supervisor:
                 if self._verdict is not None and (not is_there or monotonic() >= self._deadline_s):
                     return self._end(Ended(name=TRAINER, code=self._verdict))
                 self._start_due()
+                say_hung(self._family.kill_hung())
                 until_s = min(LOOK_S, self._deadline_s - monotonic(), self._restarts.next_s() - monotonic())
                 signals = wait(max(0.0, until_s))
                 if self._verdict is None and (signal.SIGINT in signals or signal.SIGTERM in signals):
@@ -203,6 +205,12 @@ class Supervisor:
             return code
         # Whoever interrupts a run in its last moment gets it whole.
         return 0 if (self._verdict, code) == (INTERRUPTED, 0) else self._verdict
+
+
+def say_hung(names: Iterable[str]) -> None:
+    """Tell the user who was killed since it hung."""
+    for name in names:
+        say(f"{name} has not moved for {WATCHDOG_S:.0f} s and is killed")
 
 
 def say(text: str) -> None:
