@@ -7,6 +7,8 @@ import time
 
 import psutil
 
+TOLERATED_CORES = 0.1
+"""More than so much of other processes makes a measurement suspect."""
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 """The states of a processor in which we could not have it; not every system has all of them."""
 

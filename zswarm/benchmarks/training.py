@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from zswarm.benchmarks.baselines import Shape
-from zswarm.benchmarks.bystanders import Bystanders
+from zswarm.benchmarks.bystanders import TOLERATED_CORES, Bystanders
 from zswarm.benchmarks.children import Children
 from zswarm.benchmarks.figures import Figure, claim, table_of
 from zswarm.benchmarks.intervals import alternating, common_rate_per_s, paired_ratios, rate_per_s
@@ -36,8 +36,6 @@ LIMIT, LIMIT_RECOMPUTE, LIMIT_OWN = "limit", "limit re", "limit own"
 ONE_F_ONE_B_2, ONE_F_ONE_B_4 = "1F1B 2", "1F1B 4"
 SWARM_2X1, SWARM_4X2 = "zswarm 2x1", "zswarm 4x2"
 SYSTEMS = (LIMIT, SWARM_2X1, ONE_F_ONE_B_2, SWARM_4X2, ONE_F_ONE_B_4, LIMIT_OWN, LIMIT_RECOMPUTE)
-TOLERATED_CORES = 0.1
-"""More than this used by others makes a round suspect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
