@@ -11,6 +11,7 @@ What is done stays charged like a reservation, but as *kept*: it counts as free,
 is given up before anything else happens (`brokers.retention` does that, told by `excess_bytes`). Taking what was
 granted needs no room, since it has been promised.
 
+A Forward costs its size, or a unit where that is more: at stage 0 tokens come and the gradient of an activation.
 Each producer is first given one unit (the size of one microbatch here), then more up to
 `CREDIT_UNITS`, round by round. The right-hand side lets everybody have that many however small the
 capacity, without which the credit of idle producers could starve a busy one for ever. When producers

@@ -74,6 +74,8 @@ class Entry:
     """A stage below counts it and wants the gradient of this stage's input."""
     x: Load
     arrived_at_s: float
+    credit_bytes: int
+    """What its producer spent on it; twice that is reserved for it."""
     dy: Load | None = None
     state: EntryState = EntryState.FORWARD_QUEUED
     line: Line | None = None
@@ -103,11 +105,6 @@ class Entry:
     def trains(self) -> bool:
         """Is it to be counted anywhere?"""
         return self.key[2] is Purpose.TRAIN
-
-    @property
-    def size_bytes(self) -> int:
-        """What its producer spent on it; twice that is reserved for it."""
-        return self.x.parcel.size_bytes
 
     @property
     def is_hedgeable(self) -> bool:
@@ -154,6 +151,7 @@ def make_entry(
         emit=emit,
         x=make_load(parcel=message.parcel, frames=frames),
         arrived_at_s=now,
+        credit_bytes=message.parcel.size_bytes,
     )
 
 

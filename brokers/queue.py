@@ -213,6 +213,7 @@ class Queue:
             return None
         return make_room(
             producer=producer,
+            unit_bytes=self._me.unit_bytes,
             trainer=self._trainer if producer == TRAINER else Generation(0),
             granted_bytes=account.granted_bytes,
             received_bytes=account.received_bytes,
@@ -257,9 +258,11 @@ class Queue:
             return [self._acknowledge(message, peer)]
         if self._is_stale(key):
             return [self._refuse(message, peer, NackCode.STALE)]
-        if not self.credits.take(producer, message.parcel.size_bytes):
-            return [self._refuse(message, peer, NackCode.BUSY)]
         entry = make_entry(key, message, frames, stage=me.stage, is_last=self._is_last, now=now)
+        # What comes back may be larger than what came, as at stage 0.
+        entry.credit_bytes = max(entry.credit_bytes, me.unit_bytes)
+        if not self.credits.take(producer, entry.credit_bytes):
+            return [self._refuse(message, peer, NackCode.BUSY)]
         self.entries[key] = entry
         self.leasing.backlog.add(entry)
         if entry.trains:
@@ -387,7 +390,7 @@ class Queue:
         if entry.accumulate:
             self.retention.keep(entry, record.worker)
         else:
-            self.credits.release(entry.size_bytes)
+            self.credits.release(entry.credit_bytes)
         return sends
 
     def void(self, message: Void, now: float) -> list[Send]:
@@ -430,12 +433,12 @@ class Queue:
             entry.state, entry.affine = EntryState.WAITING, affine
             return
         self._forget(entry)
-        self.credits.release(entry.size_bytes)
+        self.credits.release(entry.credit_bytes)
 
     def _drop(self, entry: Entry) -> None:
         self.leasing.withdraw(entry)
         self._forget(entry)
-        self.credits.release(entry.size_bytes)
+        self.credits.release(entry.credit_bytes)
 
     def _grant(self) -> list[Session]:
         """Promise what is free, at the cost of what is kept; returns the producers whose grant has changed."""

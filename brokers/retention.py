@@ -32,14 +32,14 @@ class Retention:
         """Keep what `by` has counted."""
         entry.state, entry.done_by, entry.affine = EntryState.DONE, by, None
         self._entries[entry.key] = entry
-        self._credits.keep(entry.size_bytes)
+        self._credits.keep(entry.credit_bytes)
 
     def take_back(self, by: Session) -> list[Entry]:
         """Return what `by` had counted, oldest first: it is a reservation again, not kept any more."""
         lost = [entry for entry in self._entries.values() if entry.done_by == by]
         for entry in lost:
             del self._entries[entry.key]
-            self._credits.reserve_again(entry.size_bytes)
+            self._credits.reserve_again(entry.credit_bytes)
         return lost
 
     def make_room(self) -> None:
@@ -54,4 +54,4 @@ class Retention:
 
     def _give_up(self, entry: Entry) -> None:
         del self._entries[entry.key]
-        self._credits.give_up(entry.size_bytes)
+        self._credits.give_up(entry.credit_bytes)

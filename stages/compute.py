@@ -54,6 +54,7 @@ from stages.tasks import (
     Exported,
     Failed,
     Import,
+    Imported,
     Outcome,
     Reset,
     Run,
@@ -158,7 +159,7 @@ class Compute:
             case Export():
                 yield self._export(task)
             case Import():
-                self._import(task)
+                yield self._import(task)
             case Adopt():
                 yield self._adopt()
             case _:
@@ -320,7 +321,7 @@ class Compute:
             load=parcelled(whole[offset : offset + limits.STATE_RANGE_BYTES], ()),
         )
 
-    def _import(self, task: Import) -> None:
+    def _import(self, task: Import) -> Imported:
         self._stage.state.receive_untrusted(
             task.part,
             task.layer,
@@ -328,6 +329,7 @@ class Compute:
             total_bytes=task.total_bytes,
             frames=task.load.frames,
         )
+        return Imported()
 
     def _adopt(self) -> Adopted:
         stage = self._stage

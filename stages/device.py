@@ -37,6 +37,7 @@ from stages.tasks import (
     Exported,
     Failed,
     Import,
+    Imported,
     Outcome,
     Ran,
     Reset,
@@ -67,12 +68,17 @@ TASK_OF: dict[type[Outcome], type[Task]] = {
     Assembled: Assemble,
     Applied: Apply,
     Exported: Export,
+    Imported: Import,
     Adopted: Adopt,
 }
 """What an outcome ends; WasReset ends whatever came before its task, and the others may be of any."""
-UNTIMED: dict[type[Task], float] = {Build: 2.0 * limits.STUCK_FIRST_S / limits.STUCK_TIMES, Adopt: 0.0}
-"""Nobody knows how long these take: parameters are made, and a job is rehearsed, for which something may be compiled; gigabytes of
-files wait before the one that ends them."""
+UNTIMED: dict[type[Task], float] = {
+    Build: 2.0 * limits.STUCK_FIRST_S / limits.STUCK_TIMES,
+    Import: 0.0,
+    Adopt: 0.0,
+}
+"""Nobody knows how long these take: parameters are made, and a job is rehearsed, for which something may be compiled; the last
+range of a file makes a layer of gigabytes."""
 Sort = Hashable
 """Tasks of one sort take about the same time; None is the sort of those that are not timed."""
 JOB: Sort = Run.__name__
@@ -130,8 +136,8 @@ class Device:
         return (held.job.key for held in self._running.values())
 
     def submitted(self, task: Task, now: float) -> None:
-        """A task goes to the thread; some are answered by nothing."""
-        if not isinstance(task, (Discard, Import)):
+        """A task goes to the thread; one sort is answered by nothing."""
+        if not isinstance(task, Discard):
             if not self._unanswered:
                 self._since_s = now
             self._unanswered.append((type(task), _sort(task)))

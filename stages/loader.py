@@ -13,6 +13,9 @@ many they are is bound by their bytes, which leaves the donor its uplink for the
 does not have what it is asked for any more answers with the beginning of the layer as it is now; any other State that is
 not the one asked for is a duplicate. One that does not answer is given up as long as there is another, who gives its
 layers, and steps, from their beginning: no version of a layer, and no step, is put together of what two gave.
+
+What comes faster than the device takes it would fill this process's memory: nothing more is asked for while that much
+waits to be taken.
 """
 
 from __future__ import annotations
@@ -45,15 +48,37 @@ class Fetch:
     num_asked: int = 0
     asked_at_s: float = 0.0
     resend_at_s: float = 0.0
+    waits: bool = False
+    """Nobody has been asked for its next range yet."""
+
+
+@dataclass(slots=True)
+class Importing:
+    """Ranges that the compute thread has been given and has not taken; of loads that were given up, too."""
+
+    num_ranges: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Are they as many as may be?"""
+        return self.num_ranges >= limits.MAX_IMPORTING
 
 
 class Loader:
     """See the module. `held` is the version of which all layers are here already, if any. Methods return what follows."""
 
     def __init__(
-        self, membership: Membership, order: Restore, *, layers: range, held: Version | None, resend_s: float
+        self,
+        membership: Membership,
+        order: Restore,
+        *,
+        layers: range,
+        held: Version | None,
+        resend_s: float,
+        importing: Importing,
     ) -> None:
         self._me = membership
+        self._importing = importing
         self.version: Version = (order.branch, order.step)
         """The newest that has been heard of: what all layers are brought to."""
         self.is_adopting = False
@@ -119,22 +144,37 @@ class Loader:
             total_bytes=message.total_bytes,
             load=load,
         )
+        self._importing.num_ranges += 1
         self._file_bytes[fetch.layer] = max(self._file_bytes.get(fetch.layer, 0), message.total_bytes)
         if fetch.num_asked == 1:
             self._resend_s = max(self._resend_s, PATIENCE * (now - fetch.asked_at_s))
         fetch.num_asked = 0
         fetch.offset_bytes += message.parcel.size_bytes
         if fetch.offset_bytes < message.total_bytes:
-            return [task, self._ask(fetch, now), *self._ask_idle(now)]
+            return [task, *self._ask_on(fetch, now), *self._ask_idle(now)]
         if fetch.part is StatePart.PARAMETERS:
             fetch = self._fetches[fetch.layer] = Fetch(fetch.donor, fetch.layer, StatePart.OPTIMIZER, version)
-            return [task, self._ask(fetch, now), *self._ask_idle(now)]
+            return [task, *self._ask_on(fetch, now), *self._ask_idle(now)]
         del self._fetches[fetch.layer]
         branch, step = version
         self._layers[fetch.layer] = (branch, Step(step + 1)) if fetch.part is StatePart.GRADIENT else version
         self._givers[fetch.layer] = fetch.donor
         self.is_adopting = all(held == self.version for held in self._layers.values())
         return [task, Adopt()] if self.is_adopting else [task, *self._ask_idle(now)]
+
+    def imported(self, now: float) -> list[Send | Task]:
+        """There is room for more: go on where that was lacking."""
+        if self._importing.is_full or self.is_adopting:
+            return []
+        waiting = next((fetch for fetch in self._fetches.values() if fetch.waits), None)
+        return [self._ask(waiting, now)] if waiting is not None else [*self._ask_idle(now)]
+
+    def _ask_on(self, fetch: Fetch, now: float) -> list[Send]:
+        """Ask for the next range of a file, as soon as there is room for it."""
+        if not self._importing.is_full:
+            return [self._ask(fetch, now)]
+        fetch.waits, fetch.resend_at_s = True, float("inf")
+        return []
 
     def resend_due(self, now: float) -> list[Send | Task]:
         """Ask again for what has not come in time, in the end another donor."""
@@ -157,7 +197,9 @@ class Loader:
         """Ask whoever has room for the next file: a step that a layer lacks, before a layer that is not here."""
         waiting = [layer for layer, held in self._layers.items() if held != self.version and layer not in self._fetches]
         waiting.sort(key=lambda layer: self._layers[layer] is None)
-        sends = []
+        sends: list[Send] = []
+        if self._importing.is_full:
+            return sends
         has_asked = True
         while waiting and has_asked:
             # In turns, so that all have something to give.
@@ -190,7 +232,7 @@ class Loader:
         return None
 
     def _ask(self, fetch: Fetch, now: float) -> Send:
-        fetch.num_asked, fetch.asked_at_s = fetch.num_asked + 1, now
+        fetch.num_asked, fetch.asked_at_s, fetch.waits = fetch.num_asked + 1, now, False
         fetch.resend_at_s = now + patience(self._resend_s, fetch.num_asked)
         branch, step = fetch.version
         message = Pull(

@@ -14,7 +14,7 @@ whoever asks (`donor.py`).
 from __future__ import annotations
 
 from stages.donor import Donor
-from stages.loader import Loader
+from stages.loader import Importing, Loader
 from stages.participant import StepState
 from stages.tasks import Adopted, Applied, Apply, Build, Built, Exported, Task
 from zswarm import limits
@@ -23,8 +23,8 @@ from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Commit, Load, Pull, Restore, State
 
-Cut = tuple[RunId, Stage, int]
-"""Run, stage and number of stages: what layers these are."""
+Cut = tuple[RunId, Stage, int, bytes]
+"""Run, stage, number of stages and configuration: what layers these are, and how they compute."""
 
 
 class Parameters:
@@ -40,12 +40,12 @@ class Parameters:
         self.digest = 0
         self.layers = range(0)
         self._cut: Cut | None = None
-        self._configuration = b""
         self._num_builds = 0
         """In work; the outcome of the last one counts."""
         self._fresh: Version | None = None
         """The version that fresh parameters are of; None if they are of no use."""
         self._loader: Loader | None = None
+        self._importing = Importing()
         self._donor = Donor(membership)
 
     # -- fresh ones ----------------------------------------------------------------------------------
@@ -53,8 +53,7 @@ class Parameters:
     def welcomed(self, configuration: bytes) -> list[Task]:
         """Build the stage, unless it is the one that exists."""
         me = self._me
-        self._configuration = configuration
-        cut = (me.run, me.stage, me.num_stages)
+        cut = (me.run, me.stage, me.num_stages, configuration)
         if cut == self._cut:
             return []
         self._cut = cut
@@ -63,13 +62,13 @@ class Parameters:
 
     def _build(self, fresh: Version | None) -> Build:
         assert self._cut is not None
-        _, stage, num_stages = self._cut
+        _, stage, num_stages, configuration = self._cut
         self.is_built = self.is_ready = False
         self._loader = self._donor.kept_version = None
         self._donor.forget()
         self._fresh = fresh
         self._num_builds += 1
-        return Build(stage=stage, num_stages=num_stages, configuration=self._configuration)
+        return Build(stage=stage, num_stages=num_stages, configuration=configuration)
 
     def built(self, outcome: Built) -> None:
         """The layers exist, with fresh parameters."""
@@ -114,12 +113,18 @@ class Parameters:
             layers=self.layers,
             held=self._state.version if is_behind else None,
             resend_s=limits.RESEND_HEARTBEATS * self._me.heartbeat_s,
+            importing=self._importing,
         )
         return self._loader.start(now)
 
     def received(self, message: State, load: Load, now: float) -> list[Send | Task]:
         """Take what has been asked for."""
         return self._loader.received(message, load, now) if self._loader is not None else []
+
+    def imported(self, now: float) -> list[Send | Task]:
+        """The compute thread has taken a range: go on, if that was waited for."""
+        self._importing.num_ranges -= 1
+        return self._loader.imported(now) if self._loader is not None else []
 
     def adopted(self, outcome: Adopted) -> None:
         """What was loaded is in place; ignored if the stage is another one by now."""

@@ -124,7 +124,7 @@ class Export:
 class Import:
     """Take a range of a file that somebody has exported; those of one file come in order, and one at offset 0 begins the
     file anew. With both files of its state complete, the layer becomes that; with a GRADIENT complete, it takes that step.
-    No answer; Failed, if a file is not what its layer needs: the layer is as it was then."""
+    Answer: Imported; or Failed, if a file is not what its layer needs: the layer is as it was then."""
 
     part: StatePart
     layer: int
@@ -224,6 +224,11 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """A range has been taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WasReset:
     """The accumulator is empty."""
 
@@ -277,6 +282,7 @@ Outcome = (
     | WasReset
     | Applied
     | Exported
+    | Imported
     | Adopted
     | Failed
     | Unfit

@@ -49,6 +49,7 @@ from stages.tasks import (
     Emitted,
     Exported,
     Failed,
+    Imported,
     Outcome,
     Ran,
     Reset,
@@ -428,6 +429,8 @@ class WorkerMachine:
                 self._applied(outcome)
             case Exported():
                 return [*self.parameters.exported(outcome)]
+            case Imported():
+                return [*self.parameters.imported(now)]
             case Failed():
                 return self._failed(outcome)
             case Unfit():

@@ -19,6 +19,7 @@ Legend: B sequences of a microbatch, T tokens of a sequence.
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import sysconfig
 from bisect import bisect_right
@@ -45,6 +46,8 @@ WINDOWS_PER_PART = 8
 """A chunk is made no shorter than what lets its smaller part hold this many windows."""
 RESIDENT_BYTES = 1 << 24
 """Larger files are mapped into memory instead of read."""
+HASHED_BYTES = 1 << 16
+"""Of such a file at its beginning and at its end."""
 EXCLUDED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"})
 """Not of the standard library, tests, and tables of character sets (half of their bytes are one escape)."""
 EXCLUDED_PREFIX = "_sysconfigdata"
@@ -92,6 +95,21 @@ class Source:
     def size_bytes(self) -> int:
         """Bytes of the whole corpus."""
         return self._ends[-1] if self._ends else 0
+
+    def digest(self) -> bytes:
+        """Return what tells this corpus from another one: the sizes of its pieces, and their first and last bytes.
+
+        What has been changed in the middle of a large file, with its length kept, is not noticed.
+        """
+        found = hashlib.blake2b(digest_size=16)
+        for piece in self._pieces:
+            found.update(len(piece).to_bytes(8, "big"))
+            if len(piece) <= RESIDENT_BYTES:
+                found.update(piece.data)
+            else:
+                found.update(piece[:HASHED_BYTES].tobytes())
+                found.update(piece[-HASHED_BYTES:].tobytes())
+        return found.digest()
 
     @property
     def num_held_out(self) -> int:

@@ -125,6 +125,8 @@ REDUCE_WINDOW = 8
 """Unacknowledged chunks per peer during an all-reduce."""
 STATE_RANGE_BYTES = 4 << 20
 """One answer to a Pull: enough that asking costs nothing, few enough that others get their turn."""
+MAX_IMPORTING = 32
+"""Ranges of a state that may wait for the compute thread before more are asked for."""
 OUTBOX_LENGTH = 4
 """Outputs waiting for credit at a worker before it takes no new jobs."""
 TURN_MESSAGES = 64

@@ -66,11 +66,8 @@ class Entry:
     num_sent: int = 1
     is_given_up: bool = False
     """Its microbatch does not need it any more."""
-
-    @property
-    def credit_bytes(self) -> int:
-        """What sending it took of the broker's credit."""
-        return self.message.parcel.size_bytes if isinstance(self.message, Forward) else 0
+    credit_bytes: int = 0
+    """What sending it took of the broker's credit; none but a Forward takes any."""
 
 
 def direction_of(message: Parcelled) -> Direction:
@@ -178,6 +175,7 @@ class Outbox:
         state = self._brokers.get(broker)
         if state is None or (room.producer, room.trainer) != self._me:
             return []
+        state.unit_bytes = room.unit_bytes
         state.granted_bytes = max(state.granted_bytes, room.granted_bytes)
         state.received_bytes = max(state.received_bytes, room.received_bytes)
         state.sent_bytes = min(state.sent_bytes, state.received_bytes + self.unanswered_bytes(broker))
@@ -213,7 +211,7 @@ class Outbox:
         else:
             del self._sent[nack.direction, nack.key]
             if isinstance(entry.message, Forward) and (state := self._brokers.get(entry.broker)) is not None:
-                state.sent_bytes -= entry.message.parcel.size_bytes
+                state.sent_bytes -= entry.credit_bytes
         return self.update_room(nack.session, nack.room, now) if nack.room else []
 
     def flush(self, now: float) -> list[Send]:
@@ -223,17 +221,20 @@ class Outbox:
             message, frames = self._waiting[0]
             size_bytes = message.parcel.size_bytes
             everybody = [state for state in self._brokers.values() if state.broker not in self.closing]
-            able = [state for state in everybody if state.credit_bytes >= size_bytes]
+            able = [state for state in everybody if state.credit_bytes >= max(size_bytes, state.unit_bytes)]
             broker = self._wiring.choose(able, everybody) if able else None
             if broker is None:
                 break
             self._waiting.popleft()
             state = self._brokers[broker]
-            state.sent_bytes += size_bytes
+            credit_bytes = max(size_bytes, state.unit_bytes)
+            state.sent_bytes += credit_bytes
             state.depth += 1
             message = replace(message, route=(*message.route, broker))
             peer = self._addresses[broker]
-            self._sent[Direction.FORWARD, message.key] = Entry(message, frames, broker, peer, now + self._resend_s, now)
+            self._sent[Direction.FORWARD, message.key] = Entry(
+                message, frames, broker, peer, now + self._resend_s, now, credit_bytes=credit_bytes
+            )
             sends.append(Send(peer=peer, message=message, frames=frames))
         return sends
 

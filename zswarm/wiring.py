@@ -22,6 +22,8 @@ class BrokerState:
     """What a producer knows of a broker, from the broker's own answers."""
 
     broker: Session
+    unit_bytes: int = 0
+    """What a microbatch costs there at the least."""
     granted_bytes: int = 0
     received_bytes: int = 0
     """As far as the broker has said."""

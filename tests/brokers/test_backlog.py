@@ -41,6 +41,7 @@ class Pool:
             emit=True,
             x=load("x"),
             arrived_at_s=0.0,
+            credit_bytes=0,
         )
         entry.state = EntryState.BACKWARD_QUEUED if name[0] == "B" else EntryState.FORWARD_QUEUED
         entry.affine = kept_by

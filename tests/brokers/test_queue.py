@@ -477,3 +477,21 @@ def test_a_view_that_changes_nothing_here_changes_nothing(broker, state):
     advance_to(broker, state)
     assert broker.set_members(WORKERS) == []
     assert getattr(broker.entry(0), "state", None) is state
+
+
+def test_what_is_smaller_than_a_unit_is_booked_as_a_unit():
+    """A broker of stage 0 gets tokens, and keeps the gradients of activations: it held thirty times its bound."""
+    broker = Broker(stage=0, capacity_bytes=100)
+    broker.queue._me.unit_bytes = unit_bytes = 7 * SIZE_BYTES
+    broker.queue = Queue(broker.queue._me, capacity_bytes=100)
+    broker.set_members(broker.workers, producers=())
+    (sent,) = broker.attach(TRAINER)
+    room = sent.message.room
+    assert (room.unit_bytes, room.granted_bytes) == (unit_bytes, 2 * unit_bytes)
+    codes = []
+    for microbatch in range(3):
+        sends = broker.queue.forward(forward(TRAINER, microbatch, route=(BROKER,)), ("x",), PEER, 0.0)
+        codes += of_type(sends, Nack)
+    assert len(codes) == 1, "two units hold two microbatches, however small they are"
+    assert broker.queue.credits.reserved_bytes == 4 * unit_bytes
+    assert broker.queue.credits.account(TRAINER).received_bytes == 2 * unit_bytes

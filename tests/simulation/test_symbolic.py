@@ -22,6 +22,7 @@ from stages.tasks import (
     Exported,
     Failed,
     Import,
+    Imported,
     Outcome,
     Ran,
     Reset,
@@ -295,7 +296,7 @@ def moved(giver: SymbolicCompute, taker: SymbolicCompute, layers: range, **of: A
                 task = Import(
                     part=part, layer=layer, offset_bytes=offset_bytes, total_bytes=total_bytes, load=exported.load
                 )
-                assert done(taker, task) == []
+                assert done(taker, task) == [Imported()]
                 offset_bytes += exported.load.parcel.size_bytes
 
 

@@ -22,6 +22,7 @@ from stages.tasks import (
     Export,
     Failed,
     Import,
+    Imported,
     Ran,
     Run,
     Snapshot,
@@ -196,13 +197,13 @@ def export(worker, layer, part=StatePart.PARAMETERS, **of):
 
 
 def send(worker, layer, part, content, *, range_bytes=1000):
-    """Give a worker a layer's file in ranges; return what it has to say."""
+    """Give a worker a layer's file in ranges; return what it has to say but that it has taken them."""
     said = []
     for offset in range(0, len(content), range_bytes):
         load = parcelled(content[offset : offset + range_bytes], ())
         task = Import(part=part, layer=layer, offset_bytes=offset, total_bytes=len(content), load=load)
         said += worker.perform(task)
-    return said
+    return [outcome for outcome in said if outcome != Imported()]
 
 
 def only(outcomes):

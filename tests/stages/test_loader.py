@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stages.loader import Loader
+from stages.loader import Importing, Loader
 from stages.tasks import Adopt, Import
 from tests.letters import SIZE_BYTES, load, of_type, restore, state
 from tests.stages.one_worker import ME, TRAINER_AT, new_machine
@@ -44,14 +44,21 @@ class Fixture:
 
     def __init__(self, *donors: int, held: Version | None = None) -> None:
         self.now_s = 0.0
+        self.takes_at_once = True
         me = new_machine().membership
         me.session = ME
-        self.loader = Loader(me, restore(*donors, step=3), layers=LAYERS, held=held, resend_s=1.0)
+        self.importing = Importing()
+        self.loader = Loader(
+            me, restore(*donors, step=3), layers=LAYERS, held=held, resend_s=1.0, importing=self.importing
+        )
         self.begun = asked(self.loader.start(0.0))
 
     def give(self, donor: int, layer: int, part: StatePart, offset_bytes: int = 0, *, step: int = 3) -> list[Any]:
         message = state(donor, layer, offset_bytes, TOTAL_BYTES, SIZE_BYTES, part=part, step=step)
-        return self.loader.received(message, load((donor, layer, part, offset_bytes, step)), self.now_s)
+        commands = self.loader.received(message, load((donor, layer, part, offset_bytes, step)), self.now_s)
+        if self.takes_at_once:
+            self.importing.num_ranges = 0
+        return commands
 
     def follow(self, *donors: int, step: int = 3, **of: Any) -> list[Ask]:
         return asked(self.loader.follow(restore(*donors, step=step, **of), self.now_s))
@@ -132,7 +139,7 @@ def test_all_of_it_comes_once_and_is_adopted(donors):
 
 def test_more_donors_than_layers_leave_some_with_nothing_to_do():
     me = new_machine().membership
-    loader = Loader(me, restore(22, 23, step=3), layers=range(1), held=None, resend_s=1.0)
+    loader = Loader(me, restore(22, 23, step=3), layers=range(1), held=None, resend_s=1.0, importing=Importing())
     assert len(asked(loader.start(0.0))) == 1
     assert loader.next_deadline_s() == 1.0
 
@@ -200,7 +207,9 @@ def test_a_silent_donor_that_is_named_again_is_not_asked_again_unless_it_is_the_
 
 def test_the_trainer_is_where_it_always_is():
     me = new_machine().membership
-    loader = Loader(me, restore(0, address="sim://nowhere", step=3), layers=range(1), held=None, resend_s=1.0)
+    loader = Loader(
+        me, restore(0, address="sim://nowhere", step=3), layers=range(1), held=None, resend_s=1.0, importing=Importing()
+    )
     assert [pull[0] for pull in asked(loader.start(0.0))] == [TRAINER_AT]
 
 
@@ -347,17 +356,18 @@ def test_layers_whose_size_is_not_known_are_taken_for_large_ones(monkeypatch):
 @pytest.mark.usefixtures("many_at_a_time")
 def test_of_small_layers_as_many_are_asked_for_as_a_donor_takes():
     """Each waits there for the end of a job: one at a time, and a job per step, would never get through all of them."""
-    me = new_machine().membership
-    loader = Loader(me, restore(22, step=3), layers=range(40), held=None, resend_s=1.0)
+    me, importing = new_machine().membership, Importing()
+    loader = Loader(me, restore(22, step=3), layers=range(40), held=None, resend_s=1.0, importing=importing)
     pulls = asked(loader.start(0.0))
     assert len(pulls) == limits.PULLED_BYTES // limits.STATE_RANGE_BYTES
     while pulls:
         _, layer, part, _, _ = pulls.pop(0)
         message = state(22, layer, 0, SIZE_BYTES, SIZE_BYTES, part=part, step=3)
         commands = loader.received(message, load("x"), 0.1)
+        importing.num_ranges = 0
         pulls += asked(commands)
     assert isinstance(commands[-1], Adopt)
-    loader = Loader(me, restore(22, step=4), layers=range(40), held=None, resend_s=1.0)
+    loader = Loader(me, restore(22, step=4), layers=range(40), held=None, resend_s=1.0, importing=Importing())
     loader._file_bytes = dict.fromkeys(range(40), SIZE_BYTES)
     assert len(asked(loader.start(0.0))) == MANY
 
@@ -386,3 +396,20 @@ def test_a_checkpoint_that_has_passed_is_asked_for_no_more():
     fixture = Fixture(0)
     assert {ask[4] for ask in fixture.begun} == {3}
     assert {ask[4] for ask in fixture.follow(0, step=4)} == {4}
+
+
+def test_what_comes_faster_than_it_is_taken_is_not_asked_for(monkeypatch):
+    """256 ranges that waited for one long job ended the process."""
+    monkeypatch.setattr(limits, "MAX_IMPORTING", 2)
+    fixture = Fixture(22)
+    fixture.takes_at_once = False
+    (first,) = fixture.begun
+    layer = first[1]
+    assert asked(fixture.give(22, layer, P)), "there is room for one more"
+    assert asked(fixture.give(22, layer, P, SIZE_BYTES)) == []
+    assert asked(fixture.tick(1000.0)) == [], "nobody owes an answer"
+    assert fixture.loader.imported(1000.0) == [], "there is no room yet"
+    fixture.importing.num_ranges -= 1
+    (ask,) = asked(fixture.loader.imported(1000.0))
+    assert ask[1:4] == (layer, OPTIMIZER, 0)
+    assert asked(fixture.tick(1000.0 + 1.5)) == [ask], "and if it is lost, again"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from stages.tasks import Adopt, Adopted, Apply, Failed, Import, Reset, WasReset
+from stages.tasks import Adopt, Adopted, Apply, Failed, Import, Imported, Reset, WasReset
 from tests.stages.computing import Swarm, export, only, send
 from zswarm.ids import STATE_FILES, Round, StatePart, Step
 from zswarm.wire import parcelled
@@ -340,7 +340,7 @@ def test_ranges_follow_each_other(pair, pieces, says):
     swarm, _ = pair
     worker = swarm.worker(1, 0)
     *good, bad = pieces
-    assert [said for one in good for said in worker.perform(one)] == []
+    assert [said for one in good for said in worker.perform(one)] == [Imported()] * len(good)
     failed = only(worker.perform(bad))
     assert isinstance(failed, Failed)
     assert says in failed.text
@@ -351,6 +351,6 @@ def test_a_file_may_begin_anew(pair):
     """Another donor's file from offset 0 takes the place of the first one's half."""
     swarm, files = pair
     worker = swarm.worker(1, 0)
-    assert list(worker.perform(piece(0, 100, 50))) == []
+    assert list(worker.perform(piece(0, 100, 50))) == [Imported()]
     adopt(swarm, files)
     assert files_of(swarm) == files

@@ -86,9 +86,9 @@ def worker():
     return Fixture()
 
 
-def be_reborn(worker: Fixture, *, stage: int = 1, step: int = 0, nonce: int = 2):
+def be_reborn(worker: Fixture, *, stage: int = 1, step: int = 0, nonce: int = 2, configuration=CONFIGURATION):
     """Let a worker that registers again be welcomed, with a view; returns what follows from both."""
-    commands = worker.get(welcome(REBORN, stage=stage, step=step, nonce=nonce), frames=CONFIGURATION)
+    commands = worker.get(welcome(REBORN, stage=stage, step=step, nonce=nonce), frames=configuration)
     return commands + worker.get(view(2, step=step), frames=NEW_MEMBERS)
 
 
@@ -171,6 +171,17 @@ def test_another_stage_is_built_anew(worker):
     worker.build()
     assert of_type(worker.get(pull(4, step=1), peer=Link(b"x")), State) == []
     assert not worker.machine.parameters.is_ready, "fresh parameters are of no use at step 1"
+
+
+def test_with_another_configuration_a_stage_is_built_anew(worker):
+    """Its layers may be others, and what it sends may be encoded otherwise."""
+    worker.step()
+    worker.get(fence(ME))
+    worker.do(WasReset())
+    (build,) = of_type(be_reborn(worker, step=1, configuration=(b'{"split": [3, 1]}',)), Build)
+    assert build.configuration == b'{"split": [3, 1]}'
+    worker.build()
+    assert not worker.machine.parameters.is_ready
 
 
 def test_a_build_in_work_ends_before_the_life_does():

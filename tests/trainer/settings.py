@@ -28,6 +28,7 @@ def settings(**changes: Any) -> CoordinatorSettings:
         "unit_bytes": (SIZE_BYTES, SIZE_BYTES),
         "rebalancing": "none",
         "configuration": b"{}",
+        "basis": "as before",
         "workers_per_stage": 1,
         "brokers_per_stage": 1,
         "heartbeat_s": 1.0,

@@ -148,6 +148,16 @@ def test_what_has_been_given_up_after_it_was_prepared_is_certain(run):
     assert (run.committer.owned(0), run.committer.covered(0)) == (0b0011, 0b1111)
 
 
+def test_a_result_that_nobody_holds_any_more_is_not_committed(run):
+    """It was: those of the stage that had taken no part in the round held the step before, and the run went back for them."""
+    run.prepare_all()
+    assert run.give_up(A) == []
+    (record, *_) = run.give_up(C)
+    assert (record.record["event"], record.record["stage"]) == ("abort", 0)
+    assert run.committer.covered(0) == 0
+    assert run.committer.decide() is None
+
+
 def test_replicas_must_hold_the_same_parameters(run):
     run.roster.records[C].parameter_digest = 9
     with pytest.raises(RunFailed, match="stage 0, step 0: a and c hold different parameters"):
@@ -457,10 +467,9 @@ def test_one_worker_of_each_stage_is_asked_to_keep_a_copy(run):
 def test_the_copy_is_kept_by_somebody_who_is_there(run):
     run.prepare_all()
     run.give_up(A)
-    run.give_up(B)
     _, (_, *sends) = run.committer.decide(with_snapshot=True)
-    assert [(send.peer, send.message.snapshot) for send in sends] == [("sim://c", True)]
-    assert run.committer.donors == {0: C}
+    assert [(send.peer, send.message.snapshot) for send in sends] == [("sim://c", True), ("sim://b", True)]
+    assert run.committer.donors == {0: C, 1: B}
 
 
 def test_the_next_commit_asks_for_no_copy(run):

@@ -13,7 +13,7 @@ RUN = 0x4D
 
 
 def start(generation=1, **changes):
-    fields = {"run": f"{RUN:016x}", "generation": generation, "stages": 2, "split": [2, 1], "steps": 9}
+    fields = {"run": f"{RUN:016x}", "generation": generation, "stages": 2, "split": [2, 1], "steps": 9, "basis": "one"}
     return {"event": "start", "num_microbatches": 4, **fields, **changes}
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_has_just_begun_has_its_members_and_nothing_else():
     found = recover(BEGUN)
     assert (found.run, found.generation, found.next_session) == (RUN, 2, 4)
     assert (found.branch, found.step, found.commit, found.checkpoint) == (0, 0, None, None)
-    assert found.split == (2, 1)
+    assert found.basis == "one"
     assert found.members[0] == RecoveredMember(
         session=1,
         node="worker-1",
@@ -121,6 +121,16 @@ def test_the_last_commit_is_all_that_a_worker_needs_to_apply_it():
         apply=True,
         rounds={0: (10, 2**64 - 2), 1: (11, 2**64 - 2)},
     )
+
+
+def test_nobody_goes_on_with_what_he_has_when_the_configuration_or_the_data_are_others():
+    """A layer was in two stages once, and in no checkpoint: those that lived on had kept the old cut."""
+    others = recover([*BEGUN, move(1, to=1), commit(0), start(2, basis="other"), join(9)])
+    assert ([member.session for member in others.members], others.commit, others.moves) == ([9], None, {})
+    assert (others.basis, others.step, others.next_session) == ("other", 1, 10)
+    again = recover([*BEGUN, commit(0), start(2, basis="other"), start(3)])
+    assert (again.members, again.commit) == ((), None), "nor when it is as it was at first"
+    assert len(recover([*BEGUN, commit(0), start(2)]).members) == len(recover(BEGUN).members)
 
 
 def test_nobody_is_left_of_a_life_that_told_all_to_end():

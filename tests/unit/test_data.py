@@ -31,6 +31,22 @@ def numbered(size):
     return ((indices % 251) ^ (indices // 251 % 256)).astype(np.uint8)
 
 
+def test_a_corpus_is_told_from_another_one(monkeypatch):
+    """By what its files hold and how long they are; of large ones, by their ends."""
+
+    def digest(*pieces):
+        return Source([np.frombuffer(piece, dtype=np.uint8) for piece in pieces], configuration()).digest()
+
+    text = bytes(range(256)) * 20
+    assert digest(text, text) == digest(text, text)
+    others = [digest(text), digest(text, text[:-1]), digest(text, text[:-1] + b"x"), digest(text + text)]
+    assert len({digest(text, text), *others}) == 5
+    monkeypatch.setattr(data, "RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(data, "HASHED_BYTES", 100)
+    assert digest(text) != digest(b"x" + text[1:]) != digest(text[:-1] + b"x")
+    assert digest(text) != digest(text[:-1])
+
+
 @given(
     size=st.integers(400, 20_000),
     length=st.integers(1, 40),

@@ -94,6 +94,17 @@ def test_what_a_broker_says_of_itself_is_kept_for_the_wiring(box):
     assert (state.depth, state.sent_bytes, state.credit_bytes) == (4, SIZE_BYTES, SIZE_BYTES)
 
 
+def test_what_is_smaller_than_a_unit_costs_a_unit(box):
+    """Tokens are small, and the gradient that comes back to stage 0 is not."""
+    unit_bytes = 3 * SIZE_BYTES
+    box.grant(A, 5, unit_bytes=unit_bytes)
+    assert len(box.put(0) + box.put(1)) == 1, "5 of 6 units"
+    (state, _) = box.outbox.brokers()
+    assert (state.sent_bytes, box.outbox.unanswered_bytes(A)) == (unit_bytes, unit_bytes)
+    assert len(box.grant(A, 6, unit_bytes=unit_bytes)) == 1
+    assert state.sent_bytes == 2 * unit_bytes
+
+
 def test_it_is_sent_again_to_the_same_broker_until_acknowledged(box):
     box.grant(A, 1)
     box.grant(B, 9)

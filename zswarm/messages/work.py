@@ -31,7 +31,8 @@ class Room:
     """What a broker tells one producer about itself.
 
     `granted_bytes` is what the producer may have sent in all, ever, `received_bytes` what has come of it: cumulative
-    counts, so that losing, repeating or reordering them does no harm and the largest ones hold.
+    counts, so that losing, repeating or reordering them does no harm and the largest ones hold. Both are of what Forwards
+    cost: their size, or a unit if that is more.
     """
 
     producer: SessionField
@@ -44,6 +45,8 @@ class Room:
     """Microbatches queued and leased."""
     response_s: Seconds
     """Moving average of the time from a microbatch's arrival to its result."""
+    unit_bytes: Bytes = 0
+    """What a Forward costs at the least: the gradient that comes back may be larger than it is."""
     closes: bool = False
     """The broker leaves: it grants nothing any more, and wants to be sent no more; once said, it holds."""
 

@@ -67,7 +67,7 @@ def _redo_of_the_living() -> Patches:
         lost = list(self._entries.values())
         for entry in lost:
             del self._entries[entry.key]
-            self._credits.reserve_again(entry.size_bytes)
+            self._credits.reserve_again(entry.credit_bytes)
         return lost
 
     return {(Retention, "take_back"): take_back}

@@ -30,9 +30,8 @@ def check_queue(name: str, queue: Queue, bound_bytes: int, *, most: int) -> None
     reserved = num_leased = 0
     held = kept = queue.credits.kept_bytes
     for entry in queue.entries.values():
-        size_bytes = entry.x.parcel.size_bytes
-        reserved += 2 * size_bytes
-        held += size_bytes + (entry.dy.parcel.size_bytes if entry.dy is not None else 0)
+        reserved += 2 * entry.credit_bytes
+        held += entry.x.parcel.size_bytes + (entry.dy.parcel.size_bytes if entry.dy is not None else 0)
         is_leased = entry.record is not None
         num_leased += is_leased
         if entry.hedge is not None:

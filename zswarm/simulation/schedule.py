@@ -97,6 +97,7 @@ class Schedule:
             rebalancing=self.rebalancing,
             rebalance_every_s=self.rebalance_every_s,
             configuration=json.dumps(self.split).encode(),
+            basis="",
             workers_per_stage=self.workers_per_stage,
             brokers_per_stage=self.brokers_per_stage,
             heartbeat_s=self.heartbeat_s,

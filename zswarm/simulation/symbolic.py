@@ -147,7 +147,7 @@ class SymbolicCompute:
                 return [self._export(task)]
             case tasks.Import():
                 self._imports.put(task, self.version)
-                return []
+                return [tasks.Imported()]
             case tasks.Adopt():
                 return [self._adopt()]
             case _:

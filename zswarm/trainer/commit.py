@@ -232,9 +232,11 @@ class Committer:
         ]
 
     def given_up(self, worker: Record) -> list[Send | Append]:
-        """A worker has left the roster: its round is void, unless all of it have prepared."""
+        """A worker has left the roster: its round is void, unless all of it have prepared, and one is left of them."""
         opened = self._rounds.get(worker.stage)
-        if opened is None or worker.session not in opened.ledgers or opened.is_prepared:
+        if opened is None or worker.session not in opened.ledgers:
+            return []
+        if opened.is_prepared and any(self._participants([opened])):
             return []
         return self._abort(opened, f"{worker.node} took part in it and is gone")
 

@@ -21,6 +21,7 @@ def start_record(settings: CoordinatorSettings) -> dict[str, Any]:
         "brokers": [settings.brokers_per_stage] * settings.num_stages,
         "steps": settings.steps,
         "num_microbatches": settings.num_microbatches,
+        "basis": settings.basis,
     }
 
 

@@ -65,8 +65,8 @@ class Recovered:
     """Of the committed steps of the branch in force, from the first; nan where a loss was not finite."""
     rollbacks: tuple[Version, ...] = ()
     """The branches that were begun by going back, and to which step."""
-    split: tuple[int, ...] = ()
-    """Layers of each stage in the last generation, which is what members and commit are about."""
+    basis: str = ""
+    """Of the last generation, see CoordinatorSettings: members and commit are on it."""
     exit_code: int | None = None
     """How the last generation has ended; None if the log does not say that it has."""
     wall_s: float = 0.0
@@ -107,7 +107,7 @@ Flag = Annotated[bool, Field(strict=True)]
 class _Start(events.Event):
     run: Annotated[str, Field(pattern=r"^[0-9a-f]{1,16}$")]
     generation: events.U64
-    split: list[int] = Field(default_factory=list)
+    basis: str = ""
 
 
 class _Join(events.Event):
@@ -175,7 +175,7 @@ class _Reader:
     def __init__(self) -> None:
         self._run: RunId | None = None
         self._generation = 0
-        self._split: tuple[int, ...] = ()
+        self._basis = ""
         self._sessions: set[int] = set()
         """All that were ever issued."""
         self._members: dict[int, RecoveredMember] = {}
@@ -205,7 +205,7 @@ class _Reader:
             held_out=self._held_out,
             losses=tuple(self._losses),
             rollbacks=tuple(self._rollbacks),
-            split=self._split,
+            basis=self._basis,
             exit_code=self._exit_code,
             wall_s=self._wall_s + self._time_s,
         )
@@ -251,8 +251,16 @@ class _Reader:
         if self._run is not None:
             self._wall_s, self._time_s = self._wall_s + self._time_s, 0.0
         self._run, self._generation = run, start.generation
-        self._split = tuple(start.split)
+        if start.basis != self._basis:
+            # Whoever took part before was told to end, or never heard of it: in any case it cannot go on as it is.
+            self._basis = start.basis
+            self._forget_members()
         self._exit_code = None
+
+    def _forget_members(self) -> None:
+        self._members.clear()
+        self._moves.clear()
+        self._commit = None
 
     def _join(self, join: _Join) -> None:
         if join.session in self._sessions:

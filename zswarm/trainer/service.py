@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -90,7 +91,8 @@ def coordinator_settings(
 ) -> CoordinatorSettings:
     """Return what the coordinator is told, but for the checkpoint; workers get the split that was worked out once."""
     pipeline = config.pipeline.model_copy(update={"split": plan.layers_per_stage})
-    commission = Commission(**dict(config) | {"pipeline": pipeline, "inputs": plan.inputs})
+    commission = Commission(**dict(config) | {"pipeline": pipeline, "inputs": plan.inputs}).canonical_json()
+    basis = hashlib.blake2b(commission + options.source.digest(), digest_size=16).hexdigest()
     return CoordinatorSettings(
         run=recovered.run if recovered is not None else RunId(secrets.randbits(63) or 1),
         generation=_generation_after(recovered),
@@ -108,12 +110,13 @@ def coordinator_settings(
         stage_costs=plan.stage_costs,
         state_bytes=plan.state_bytes,
         rebalancing=config.pipeline.rebalancing,
-        configuration=commission.canonical_json(),
+        configuration=commission,
+        basis=basis,
         workers_per_stage=options.workers_per_stage,
         brokers_per_stage=options.brokers_per_stage,
         heartbeat_s=limits.HEARTBEAT_S,
         checkpoint_every=config.checkpoint.every,
-        recovered=recovered,
+        recovered=_on_basis(recovered, basis),
     )
 
 
@@ -263,8 +266,9 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, ove
         switchboard.bind("coordinator", options.listen)
         interruption = Interruption(switchboard.waker(), overseer)
         with options.open_folder() as folder, _interruptible(interruption.set):
-            recovered = _of_split(folder.recover(), plan.layers_per_stage)
+            recovered = folder.recover()
             settings = coordinator_settings(config, plan, options, recovered=recovered)
+            recovered = settings.recovered
             checkpoints = Checkpoints(
                 folder.checkpoints_path,
                 run=settings.run,
@@ -291,9 +295,9 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, ove
             return end
 
 
-def _of_split(recovered: Recovered | None, layers_per_stage: tuple[int, ...]) -> Recovered | None:
-    """Return what can be gone on with: if layers are dealt to stages anew, nobody has what his stage needs."""
-    if recovered is None or recovered.split == layers_per_stage:
+def _on_basis(recovered: Recovered | None, basis: str) -> Recovered | None:
+    """Return what can be gone on with: with other stages, another codec or other data nobody has what his stage needs."""
+    if recovered is None or recovered.basis == basis:
         return recovered
     return replace(recovered, members=(), commit=None, moves={})
 
@@ -314,6 +318,8 @@ def _take_up(report: Report, settings: CoordinatorSettings) -> None:
     report.take_up(found)
     behind = f"the newest checkpoint is of step {checkpoint[1]}" if checkpoint is not None else "there is no checkpoint"
     known = f"; {len(found.members)} processes were part of it" if found.members else ""
+    if found.basis != settings.basis:
+        known = "; the run file or its data are not as before: what nobody has saved is done again"
     report.say(f"going on at step {found.step}; {behind}{known}")
 
 

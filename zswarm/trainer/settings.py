@@ -40,6 +40,8 @@ class CoordinatorSettings:
     """Size of one microbatch at each stage's input."""
     configuration: bytes
     """The run file as JSON, for the workers."""
+    basis: str
+    """Tells configuration and data from others: what has been counted in a step is of use on the same basis only."""
     workers_per_stage: int
     """The run begins when every stage has this many workers and `brokers_per_stage` brokers."""
     brokers_per_stage: int
