@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 16
 """What is read at once in the search for the last newline."""
+HOLE = b"\0"
+"""What a power cut may leave in place of a block that was not written yet, with later ones behind it; no JSON has it."""
 
 
 class JsonLinesWriter:
@@ -83,8 +85,8 @@ class JsonLinesWriter:
 
 
 def _whole_bytes(file: int) -> int:
-    """Return the length of a file up to the end of its last whole line."""
-    end = os.fstat(file).st_size
+    """Return the length of a file up to the end of the last whole line that no hole comes before."""
+    end = _end_of_text(file)
     while end > 0:
         begin = max(0, end - BLOCK_BYTES)
         newline = os.pread(file, end - begin, begin).rfind(b"\n")
@@ -92,6 +94,17 @@ def _whole_bytes(file: int) -> int:
             return begin + newline + 1
         end = begin
     return 0
+
+
+def _end_of_text(file: int) -> int:
+    """Return where a hole begins, zeros in the place of what was never synced, or the file's end."""
+    begin, size = 0, os.fstat(file).st_size
+    while begin < size and (block := os.pread(file, BLOCK_BYTES, begin)):
+        hole = block.find(HOLE)
+        if hole >= 0:
+            return begin + hole
+        begin += len(block)
+    return size
 
 
 def sync(path: Path) -> None:
@@ -129,7 +142,7 @@ class Line:
 def read_json_lines(path: Path) -> tuple[list[Line], int]:
     """Return the complete lines of a file, and how many bytes of a torn last line follow them.
 
-    A line is complete when its newline is there. A line that is not one JSON object with distinct
+    A line is complete when its newline is there. What comes behind a hole was not synced either, and counts as torn. A line that is not one JSON object with distinct
     keys is returned with the record None.
 
     Raises:
@@ -140,8 +153,9 @@ def read_json_lines(path: Path) -> tuple[list[Line], int]:
         text = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
-    *complete, torn = text.split(b"\n")
-    return [Line(number=number, record=_decode(line)) for number, line in enumerate(complete, 1)], len(torn)
+    *complete, _ = text.partition(HOLE)[0].split(b"\n")
+    num_torn = len(text) - sum(len(line) + 1 for line in complete)
+    return [Line(number=number, record=_decode(line)) for number, line in enumerate(complete, 1)], num_torn
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:

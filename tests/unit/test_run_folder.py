@@ -108,14 +108,21 @@ def test_a_write_that_is_taken_in_pieces_is_whole(tmp_path, monkeypatch):
     assert read_json_lines(tmp_path / "a.jsonl")[0][0].record == {"text": "longer than three bytes"}
 
 
-@pytest.mark.parametrize("torn", ['{"number"', "x" * 200_000])
+@pytest.mark.parametrize(
+    "torn", ['{"number"', "x" * 200_000, "\0" * 70_000 + '": 9}\n{"number": 9}\n', '{"num' + "\0" * 3], ids=len
+)
 def test_a_torn_line_is_cut_off_before_the_next_one_is_written(tmp_path, torn):
-    """A trainer was killed in the middle of a line: what its successor wrote was part of that line."""
+    """A trainer was killed in the middle of a line: what its successor wrote was part of that line.
+
+    A power cut may leave a hole, with later blocks behind it.
+    """
     with JsonLinesWriter(tmp_path / "a.jsonl") as writer:
         writer.append({"number": 0})
     for number in (1, 2):
         with (tmp_path / "a.jsonl").open("a") as file:
             file.write(torn)
+        before, torn_bytes = read_json_lines(tmp_path / "a.jsonl")
+        assert (len(before), torn_bytes) == (number, len(torn))
         with JsonLinesWriter(tmp_path / "a.jsonl") as writer:
             writer.append({"number": number})
     lines, torn_bytes = read_json_lines(tmp_path / "a.jsonl")

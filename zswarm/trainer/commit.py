@@ -311,7 +311,7 @@ class Committer:
         losses = [math.nan if p.loss_sum is None else p.loss_sum for p in rounds[-1].prepared.values()]
         return Decision(
             step=self.step,
-            loss=math.fsum(losses) / settings.num_targets,
+            loss=_total(losses) / settings.num_targets,
             lr=settings.learning_rate(self.step),
             scale=scale,
             grad_norm=norm,
@@ -354,6 +354,14 @@ class Committer:
                 for opened in rounds
             ],
         }
+
+
+def _total(values: list[float]) -> float:
+    """Return the sum, rounded once; of what is too large for a number, that it is none."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.nan
 
 
 def _donors(participants: list[Record], going: Collection[Session]) -> dict[Stage, Session]:
