@@ -1,6 +1,6 @@
 """The tasks of a worker's compute thread, carried out: stages/tasks.py made real.
 
-    Build                        the stage's layers, engine and optimizer from the run's configuration; then a rehearsal
+    Build                        a rehearsal; then the stage's layers, engine and optimizer from the run's configuration
     Run                          a job, see stages/passes.py
     Snapshot, Sum, Assemble      the arithmetic of the all-reduce, see stages/accumulation.py and shards.py
     Apply                        the optimizer step, then everything of the old step is forgotten
@@ -31,13 +31,13 @@ from stages.devices import is_broken, is_out_of_memory
 from stages.engine import LayerFailed, StageEngine, one_line
 from stages.flat import digest, square_norm
 from stages.kept import Kept
-from stages.memory import MemoryGauge, gauge_of
-from stages.model import Model, build_layer, load_model
+from stages.memory import Memory, MemoryGauge, gauge_of
+from stages.model import build_layer, load_model
 from stages.optimizer import FlatOptimizer
 from stages.partition import layers_of_stage
 from stages.passes import Passes
 from stages.precision import Arithmetic
-from stages.rehearsal import rehearse_job, rehearse_round, unchanged
+from stages.rehearsal import rehearse_jobs, rehearse_round
 from stages.state import StageState
 from stages.tasks import (
     Adopt,
@@ -74,7 +74,7 @@ from zswarm.ids import Lease, Round
 from zswarm.wire import parcelled
 
 EMPTY_SHARE = 0.9
-"""Of a device's memory that is free before a stage is built on it, if nobody else uses it."""
+"""Of a device's memory that is free or this process's own, if nobody else uses it."""
 
 
 @dataclass(slots=True)
@@ -177,38 +177,41 @@ class Compute:
         return self._built
 
     def _build(self, task: Build) -> Built:
-        self._built = self._alone = self._reduced = self._reduced_round = None
-        # The layers that were here before go in circles, and would take their parameters' place until somebody looks.
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._drop()
         try:
             config = Commission.from_json_untrusted(task.configuration)
         except RemoteProtocolError as error:
             raise NotHere(f"{error}; `zswarm --version` is to be the trainer's") from error
-        model = load_model(config.model.factory, config.model.arguments, self._allowed)
-        own = layers_of_stage(config, model, task.stage)
-        memory = self._gauge()
-        is_empty = memory.free_bytes >= EMPTY_SHARE * memory.total_bytes
-        self._built = self._made(task, config, model, own)
-        fresh = digest(self._built.engine.parameters.values)
-        job_s, round_s = self._rehearse(task, config, is_empty=is_empty)
-        if digest(self._built.engine.parameters.values) != fresh:
-            # A forward that sets parameters, by the first numbers that it sees, say, is to see real ones first.
-            self._built = None
-            gc.collect()
-            self._built = self._made(task, config, model, own)
+        self._built = self._made(task, config)
+        job_s, round_s = self._rehearse(task, config)
+        # Layers keep of a forward what they like: attributes, modules, parameters that the first numbers set. Made-up numbers
+        # are to leave no trace, so the layers of the run are others.
+        self._drop()
+        self._built = self._made(task, config)
+        engine = self._built.engine
         return Built(
-            num_parameters=self._built.engine.parameters.num_parameters,
-            first_layer=own.start,
-            num_layers=len(own),
-            parameter_digest=fresh,
+            num_parameters=engine.parameters.num_parameters,
+            first_layer=engine.first_layer,
+            num_layers=len(engine.layers),
+            parameter_digest=digest(engine.parameters.values),
             job_s=job_s,
             round_s=round_s,
         )
 
-    def _made(self, task: Build, config: Commission, model: Model, own: range) -> _Built:
-        """Return the stage with fresh parameters."""
+    def _drop(self) -> None:
+        """Give up the stage that there is, and its memory."""
+        is_built = self._built is not None
+        self._built = self._alone = self._reduced = self._reduced_round = None
+        if is_built:
+            # Layers go in circles, and would take the next ones' place until somebody looks.
+            gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _made(self, task: Build, config: Commission) -> _Built:
+        """Return the stage with fresh parameters, of a model that nobody has used: its layers may have things in common."""
+        model = load_model(config.model.factory, config.model.arguments, self._allowed)
+        own = layers_of_stage(config, model, task.stage)
         arithmetic = Arithmetic(self._device, config.pipeline.precision)
         arithmetic.set_up(is_exact=config.batch.accumulation == "exact")
         engine = StageEngine(
@@ -232,20 +235,14 @@ class Compute:
             sums=host_memory(accumulator.num_values, accumulator.dtype, self._device),
         )
 
-    def _rehearse(self, task: Build, config: Commission, *, is_empty: bool) -> tuple[float, float]:
-        """Return how long a job and a round took; 0 for what is not known, or refuses made-up numbers.
-
-        `is_empty`: but for this stage, the device's memory is free. What does not fit then never does.
-        """
+    def _rehearse(self, task: Build, config: Commission) -> tuple[float, float]:
+        """Return how long the jobs and a round took; 0 for what is not known, or refuses made-up numbers."""
         stage, job_s, round_s = self._stage, 0.0, 0.0
-        with _leniently(is_empty=is_empty), unchanged(stage.engine.layers):
+        with _leniently(self._gauge):
             if config.inputs:
-                job_s = rehearse_job(stage.passes, task, config)
-        with _leniently(is_empty=is_empty):
+                job_s = rehearse_jobs(stage.passes, task, config)
+        with _leniently(self._gauge):
             round_s = rehearse_round(self._snapshot, self._sum, self._assemble)
-        self._clear()
-        # What the first real job keeps is measured: its numbers may be of another dtype.
-        stage.kept.graph_bytes = 0
         return job_s, round_s
 
     def _clear(self) -> None:
@@ -354,14 +351,23 @@ def _guarded(outcomes: Iterator[Outcome], name: str, lease: Lease | None) -> Ite
 
 
 @contextmanager
-def _leniently(*, is_empty: bool) -> Iterator[None]:
-    """Let pass what a rehearsal raises, unless the device is broken, or has too little memory though nobody else uses it."""
+def _leniently(gauge: MemoryGauge) -> Iterator[None]:
+    """Let pass what a rehearsal raises, unless the device is broken, or has too little memory though nobody else uses it: what
+    does not fit then never does.
+
+    Who else does is seen when it fails: workers that begin on one card at the same time all find it empty.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:
         cause = error.__cause__ if isinstance(error, LayerFailed) else error
-        if cause is not None and (is_broken(cause) or (is_out_of_memory(cause) and is_empty)):
+        if cause is not None and (is_broken(cause) or (is_out_of_memory(cause) and _is_own(gauge()))):
             raise
+
+
+def _is_own(memory: Memory) -> bool:
+    """Does nobody else use the device?"""
+    return memory.free_bytes + memory.own_bytes >= EMPTY_SHARE * memory.total_bytes
 
 
 def _of_the_device(error: BaseException | None, name: str, lease: Lease | None) -> Unfit | Broken | None:

@@ -20,7 +20,7 @@ import torch
 
 from stages.compute import Compute
 from stages.engine import one_line
-from stages.tasks import Failed, Outcome, Task
+from stages.tasks import Broken, Failed, Outcome, Task
 from zswarm.allocator import keep_freed_memory
 from zswarm.errors import LocalProtocolError
 
@@ -98,6 +98,10 @@ class ComputeThread:
             keep_freed_memory()
             torch.set_num_threads(self._threads)
             compute = self._make()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - what this machine's device does is no fault of the run
+            self._put(Broken(text=f"the device cannot be used: {one_line(error)}"))
+            return
+        try:
             while (outcomes := self._begin(compute)) is not None:
                 for outcome in outcomes:
                     self._put(outcome)

@@ -81,7 +81,6 @@ UNTIMED: dict[type[Task], float] = {
 range of a file makes a layer of gigabytes."""
 Sort = Hashable
 """Tasks of one sort take about the same time; None is the sort of those that are not timed."""
-JOB: Sort = Run.__name__
 MOST_REHEARSED_S = limits.STUCK_FIRST_S / limits.STUCK_TIMES
 """A rehearsal in which something was compiled gives nobody longer than if nothing were known."""
 
@@ -103,10 +102,12 @@ class Device:
         self.job_s = 0.0
         """Moving average of the time that a job takes; 0 before the first."""
         self._lease = Lease(0)
-        self._unanswered: deque[tuple[type[Task], Sort]] = deque()
-        """The tasks that have not been answered, in their order."""
+        self._unanswered: deque[tuple[type[Task], Sort, Lease | None]] = deque()
+        """The tasks that have not been answered, in their order; the leases of those that are jobs."""
         self._longest_s: dict[Sort, float] = {}
         """What tasks that are no jobs have taken at most lately, by their sort."""
+        self._done: set[Sort] = set()
+        """The sorts of jobs that the layers have done at least one of."""
         self._rehearsed_job_s = self._rehearsed_round_s = 0.0
         """What they took with made-up numbers; 0 if nobody knows."""
         self._since_s = 0.0
@@ -119,7 +120,7 @@ class Device:
 
     def begin_stage(self) -> None:
         """Jobs of another stage are to come: nobody knows yet how long they take."""
-        self.job_s, self._longest_s = 0.0, {}
+        self.job_s, self._longest_s, self._done = 0.0, {}, set()
         self._rehearsed_job_s = self._rehearsed_round_s = 0.0
 
     @property
@@ -140,7 +141,7 @@ class Device:
         if not isinstance(task, Discard):
             if not self._unanswered:
                 self._since_s = now
-            self._unanswered.append((type(task), _sort(task)))
+            self._unanswered.append((type(task), _sort(task), task.lease if isinstance(task, Run) else None))
 
     def answered(self, outcome: Outcome, now: float) -> None:
         """An outcome has come; all but Emitted end their task, and WasReset those that were unfinished."""
@@ -151,6 +152,7 @@ class Device:
         elif not isinstance(outcome, Emitted):
             self._ended(outcome, taken_s)
         if isinstance(outcome, Built):
+            self._done = set()
             self._rehearsed_job_s = min(outcome.job_s, MOST_REHEARSED_S)
             self._rehearsed_round_s = min(outcome.round_s, MOST_REHEARSED_S)
         if isinstance(outcome, Ran) and outcome.lease not in self._running:
@@ -159,14 +161,14 @@ class Device:
 
     def _ended(self, outcome: Outcome, taken_s: float) -> None:
         """A task has ended: the first of its kind, or whichever was in work if something has failed that is no job."""
-        if isinstance(outcome, Failed) and outcome.lease is not None:
-            kind: type[Task] | None = Run
-        else:
-            kind = TASK_OF.get(type(outcome))
-        for place, (task, sort) in enumerate(self._unanswered):
-            if kind in (None, task):
+        lease = outcome.lease if isinstance(outcome, (Ran, Failed)) else None
+        kind = Run if lease is not None else TASK_OF.get(type(outcome))
+        for place, (task, sort, of) in enumerate(self._unanswered):
+            if kind in (None, task) and lease in (None, of):
                 del self._unanswered[place]
-                if kind is not None and sort is not None and sort is not JOB:
+                if isinstance(outcome, Ran):
+                    self._done.add(sort)
+                elif kind not in (None, Run) and sort is not None:
                     self._learn(sort, taken_s)
                 return
 
@@ -220,17 +222,20 @@ class Device:
     def usual_s(self) -> float:
         """Return how long the tasks in work usually take, the longest of them; 0 without one, or if of one nobody knows.
 
-        Whatever is no job is taken to be as long as a job, a round of the rehearsal, or the longest of its sort lately.
+        The first of a sort of jobs is taken to be as long as the rehearsal; whatever is no job, as long as a job, a round of the
+        rehearsal, or the longest of its sort lately.
         """
         if not self._unanswered:
             return 0.0
-        usual_s = {self._usual_s(task, sort) for task, sort in self._unanswered if task is not Reset}
+        usual_s = {self._usual_s(task, sort) for task, sort, _ in self._unanswered if task is not Reset}
         return 0.0 if 0.0 in usual_s else max(usual_s, default=self._usual_s(Reset, None))
 
     def _usual_s(self, task: type[Task], sort: Sort) -> float:
         job_s = self.job_s or self._rehearsed_job_s
         if task is Run:
-            return job_s
+            if sort in self._done:
+                return job_s
+            return max(job_s, self._rehearsed_job_s) if self._rehearsed_job_s else 0.0
         if task in UNTIMED:
             return UNTIMED[task]
         return max(self._longest_s.get(sort, 0.0), job_s, self._rehearsed_round_s)
@@ -261,7 +266,7 @@ def _sort(task: Task) -> Sort:
     """Return the sort of a task."""
     match task:
         case Run():
-            return JOB
+            return Run.__name__, task.key[2]
         case Snapshot() | Sum() | Assemble() | Export():
             return type(task).__name__
         case Apply():

@@ -7,7 +7,8 @@ which then end in logits and are trained by cross-entropy.
     tokens [B, T] --> layer 0 --> layer 1 --> ... --> layer n-1 --> output --> loss(output, labels [B, T])
 
 Layers are chained by one tensor, batch first. Each is built in its own process from (seed, layer index)
-alone, so layers cannot share parameters, and the same layer is the same numbers wherever it is built.
+alone, so layers cannot share parameters, and the same layer is the same numbers wherever it is built, as long as it draws
+them from the default generators of torch, numpy or random.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import difflib
 import hashlib
 import importlib
 import inspect
+import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,7 +37,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 BUILT_IN = {"gpt": "stages.transformer:gpt"}
 _generator_lock = threading.Lock()
-"""torch has one default generator per process; layers draw their first parameters from it."""
+"""torch, numpy and random have one default generator each per process; layers draw their first parameters from them."""
 
 
 def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -90,12 +94,26 @@ def build_layer(model: Model, index: int, seed: int) -> nn.Module:
 
     """
     digest = hashlib.blake2b(f"layer {index} of run {seed}".encode(), digest_size=8).digest()
-    with _generator_lock, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest, "little"))
+    with _generator_lock, _seeded(int.from_bytes(digest, "little")):
         layer = model.layers[index]()
     if not isinstance(layer, nn.Module):
         raise UserError(f"layer {index}: its factory returned a {type(layer).__name__}, not a torch.nn.Module")
     return layer
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed whatever layers draw from, and leave it as it was."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 - the generator that others draw from
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed % (1 << 32))  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)
 
 
 def layer_name(layer: nn.Module, index: int) -> str:

@@ -1,19 +1,17 @@
-"""A job and a round of the all-reduce with made-up numbers, before a worker is given real ones.
+"""Jobs and a round of the all-reduce with made-up numbers, before a worker is given real ones.
 
 What is slow or fails the first time is so while nobody waits for it: kernels are loaded, libraries imported, memory is found to
 be too little. And it is known about how long tasks take, also the first of their sort, so that one that does not
-end is noticed soon.
+end is noticed soon. Nobody uses layers that have rehearsed for anything else: see `Compute`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 
 from stages.passes import Passes
 from stages.tasks import Assemble, Assembled, Build, Ran, Run, Snapshot, Snapshotted, Sum, Summed
@@ -22,11 +20,12 @@ from zswarm.config import BYTE_VALUES, Commission
 from zswarm.ids import Attempt, Branch, JobKind, Lease, Microbatch, Purpose, Round, Step
 
 KEY = (Branch(0), Step(0), Purpose.TRAIN, Microbatch(0), Attempt(0))
+HELD_OUT = (Branch(0), Step(0), Purpose.EVALUATE, Microbatch(0), Attempt(0))
 ROUND = Round(0)
 
 
-def rehearse_job(passes: Passes, task: Build, config: Commission) -> float:
-    """Do all jobs of one microbatch at this stage; returns the seconds that they took. What they leave is for `clear`.
+def rehearse_jobs(passes: Passes, task: Build, config: Commission) -> float:
+    """Do all jobs of one microbatch to train on and of one to evaluate with; returns the seconds that they took.
 
     Raises whatever they raise: a layer may refuse numbers that no layer made.
     """
@@ -37,12 +36,15 @@ def rehearse_job(passes: Passes, task: Build, config: Commission) -> float:
     x = tokens if task.stage == 0 else torch.zeros(config.inputs[task.stage])
     given = encode([x, torch.zeros_like(tokens)], config.wire.codec)
     run = partial(Run, lease=Lease(0), key=KEY, accumulate=True, emit=True, x=given)
+    evaluate = partial(Run, lease=Lease(0), key=HELD_OUT, accumulate=False, emit=False, x=given, dy=None)
     begun_s = time.perf_counter()
     if task.stage == task.num_stages - 1:
         _do(passes, run(kind=JobKind.FUSED, dy=None))
+        _do(passes, evaluate(kind=JobKind.EVALUATE))
     else:
         y = _do(passes, run(kind=JobKind.FORWARD, dy=None)).y
         _do(passes, run(kind=JobKind.BACKWARD, dy=y))
+        _do(passes, evaluate(kind=JobKind.FORWARD))
     return time.perf_counter() - begun_s
 
 
@@ -55,29 +57,6 @@ def rehearse_round(
     chunks = add(Sum(round=ROUND, shard=0, contributions=(first, first))).chunks
     assemble(Assemble(round=ROUND, shards=(chunks, second)))
     return time.perf_counter() - begun_s
-
-
-@contextmanager
-def unchanged(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Let layers work on copies of their buffers, and give them back what they had, no more and no less."""
-    places = [
-        (module._buffers, name, buffer)  # noqa: SLF001 - no public way to those that are None
-        for layer in layers
-        for module in layer.modules()
-        for name, buffer in module._buffers.items()  # noqa: SLF001
-    ]
-    copies: dict[int, Tensor] = {}
-    for buffers, name, buffer in places:
-        if buffer is not None:
-            buffers[name] = copies.setdefault(id(buffer), buffer.clone())
-    try:
-        yield
-    finally:
-        for layer in layers:
-            for module in layer.modules():
-                module._buffers.clear()  # noqa: SLF001
-        for buffers, name, buffer in places:
-            buffers[name] = buffer
 
 
 def _do(passes: Passes, task: Run) -> Ran:

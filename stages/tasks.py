@@ -143,9 +143,13 @@ Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Expor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """The stage exists, and a job and a round have been done with made-up numbers.
+    """The stage exists, and jobs and a round have been done with made-up numbers.
 
-    They took `job_s` and `round_s`; 0 where that is not known: layers may refuse such numbers.
+    They took `job_s` (those of a microbatch to train on and of one to evaluate with) and `round_s`; 0 where that is not known:
+    layers may refuse such numbers.
+
+    `parameter_digest` is of the trainable parameters, as everywhere. Tables that layers compute may differ in the last bit
+    between kinds of processors; what they draw does not, see `build_layer`.
     """
 
     num_parameters: int

@@ -7,8 +7,9 @@ the following ones are built on torch's meta device, which knows shapes and no n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from stages.checks import LayerCheck
+from stages.checks import LayerCheck, layout
 from stages.engine import one_line
 from stages.model import Model, build_layer, layer_name
 from zswarm import limits
@@ -68,12 +69,14 @@ def trace(model: Model, *, batch_size: int, sequence_length: int, seed: int) -> 
             layer = _build(model, index, seed, device)
             name = layer_name(layer, index)
             check.look(layer, name)
+            before_forward = layout(layer, name)
             x = x.to(device) if x.device.type == "cpu" else x
             inputs = x
-            with _Meter() as meter:
+            with _uncompiled(), _Meter() as meter:
                 x = _call(layer, name, x, before)
                 if index == len(model.layers) - 1:
                     _check_loss(model, x, tokens.to(x.device))
+            _check_layout(layer, name, before_forward)
             own = sum(parameter.numel() for parameter in layer.parameters())
             num_parameters += own
             traces.append(
@@ -138,6 +141,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
+def _uncompiled() -> AbstractContextManager[None]:
+    """Run compiled layers as they are written: compiling takes long, and would compile the meter, too."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+
+
 def _build(model: Model, index: int, seed: int, device: torch.device) -> nn.Module:
     try:
         with device if device.type == "meta" else nullcontext():
@@ -163,6 +173,17 @@ def _call(layer: nn.Module, name: str, x: Tensor, before: str) -> Tensor:
             f"each up to {limits.MAX_DIMENSION}"
         )
     return out
+
+
+def _check_layout(layer: nn.Module, name: str, before: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
+    """A worker that comes late has not done a forward when it is given the layer's state."""
+    after = layout(layer, name)
+    if changed := sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)):
+        raise UserError(
+            f"model: {name} has another state_dict after its first forward ({', '.join(changed)}), and workers that come late "
+            "are given it before theirs: make it in __init__, in its final shape, or outside the state "
+            "(register_buffer with persistent=False)"
+        )
 
 
 def _check_loss(model: Model, output: Tensor, labels: Tensor) -> None:

@@ -98,8 +98,8 @@ at most, lately, or what the rehearsal took. The longer of the two counts."""
 STUCK_ENDS = 6.0
 """A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less."""
 STUCK_FIRST_S = 300.0
-"""While the parameters are made or brought, and before the first job of layers that refuse a rehearsal: compiling or a cold
-device may take minutes."""
+"""While the parameters are made or brought, and before the first job (to train, to evaluate) of layers that refuse a rehearsal:
+compiling or a cold device may take minutes."""
 RESEND_HEARTBEATS = 1.0
 """An unacknowledged message is sent again after this many heartbeats, and then after twice as many each time."""
 MOST_DOUBLINGS = 4

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -73,15 +75,21 @@ class Raising(nn.Module):
 
 
 class Remembering(nn.Module):
-    """Keeps what it has seen, as a running statistic does."""
+    """Keeps what it has seen, in each place that there is; `common` is another layer's, too."""
 
-    def __init__(self):
+    def __init__(self, common):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
         self.register_buffer("seen", torch.zeros(WIDTH))
+        self.mean = nn.Parameter(torch.ones(WIDTH), requires_grad=False)
+        self.made, self.num_seen, self.common = None, 0, common
 
     def forward(self, x):
         self.seen += x.detach().mean((0, 1))
+        self.mean.data.mul_(0.5)
+        self.made = self.made or nn.Identity()
+        self.num_seen += 1
+        self.common.append(x.shape)
         return self.linear(x)
 
 
@@ -109,7 +117,8 @@ def initialising(sequence_length):
 
 
 def remembering(sequence_length):
-    return [Tokens, Remembering, head]
+    common = []
+    return [Tokens, *[lambda: Remembering(common)] * 2, head]
 
 
 def dropping(sequence_length):
@@ -174,6 +183,73 @@ def half(sequence_length):
 
 def batch_norm(sequence_length):
     return [Tokens, lambda: nn.BatchNorm1d(sequence_length), head]
+
+
+def instance_norm(sequence_length):
+    return [Tokens, lambda: nn.InstanceNorm1d(sequence_length, track_running_stats=True), head]
+
+
+class Drawn(nn.Module):
+    """A projection by numbers of other generators than torch's."""
+
+    def __init__(self):
+        super().__init__()
+        projection = np.random.randn(WIDTH, WIDTH) + random.random()  # noqa: NPY002 - what users do
+        self.register_buffer("projection", torch.from_numpy(projection).float())
+
+    def forward(self, x):
+        return x @ self.projection
+
+
+def drawn(sequence_length):
+    return [Tokens, Drawn, head]
+
+
+class Stateful(nn.Linear):
+    """Has a number beside its tensors."""
+
+    def __init__(self):
+        super().__init__(WIDTH, WIDTH)
+
+    def get_extra_state(self):
+        return {"scale": 1.0}
+
+
+def extra_state(sequence_length):
+    return [Tokens, Stateful, head]
+
+
+def lazy(sequence_length):
+    return [Tokens, lambda: nn.LazyLinear(WIDTH), head]
+
+
+class Growing(nn.Linear):
+    """Its mask is registered when the shape is known."""
+
+    def __init__(self, mask):
+        super().__init__(WIDTH, WIDTH)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        self.mask = torch.ones(x.shape[1], 1)
+        return super().forward(x) * self.mask
+
+
+def growing(sequence_length):
+    return [Tokens, lambda: Growing(None), head]
+
+
+def resizing(sequence_length):
+    return [Tokens, lambda: Growing(torch.ones(0)), head]
+
+
+def compiled(sequence_length):
+    """Compiled by somebody who has no time for it now."""
+
+    def compile_it(graph, inputs):
+        raise RuntimeError("compiled")
+
+    return [Tokens, lambda: torch.compile(nn.Linear(WIDTH, WIDTH), backend=compile_it), head]
 
 
 def pair(sequence_length):

@@ -7,7 +7,7 @@ import torch
 
 from stages import compute_thread
 from stages.compute_thread import ComputeThread
-from stages.tasks import Applied, Discard, Failed
+from stages.tasks import Applied, Broken, Discard, Failed
 from zswarm.errors import LocalProtocolError
 from zswarm.ids import Round, Step
 
@@ -118,9 +118,15 @@ def test_threads_are_set_where_the_work_is_done():
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("fails", ["making", "performing"])
-def test_what_escapes_is_reported(fails):
-    """A bug in the thread is one Failed, not a silent end."""
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        ("making", Broken(text="the device cannot be used: RuntimeError: out of luck")),
+        ("performing", Failed(layer="compute thread", text="RuntimeError: out of luck")),
+    ],
+)
+def test_what_escapes_is_reported(fails, says):
+    """A bug in the thread is one Failed, not a silent end; a card that was lost after it was tried ended everybody's run."""
     woken = Recorder()
 
     def make():
@@ -131,7 +137,7 @@ def test_what_escapes_is_reported(fails):
     with ComputeThread(wake=woken, make=make) as thread:
         thread.submit(Discard(round=Round(0)))
         woken.wait()
-        assert thread.outcomes() == [Failed(layer="compute thread", text="RuntimeError: out of luck")]
+        assert thread.outcomes() == [says]
 
 
 def test_leaving_stops_between_two_outcomes():

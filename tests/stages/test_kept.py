@@ -89,6 +89,7 @@ def test_the_gauge_reads_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr("stages.memory.CGROUP_USED", tmp_path / "current")
     assert gauge_of(torch.device("cpu"))().total_bytes == 4 << 30
     meminfo.write_text("MemTotal: 100 kB\nMemFree: 1 kB\nMemAvailable:  60 kB\n")
+    monkeypatch.setattr("stages.memory.OWN", tmp_path / "own")
     assert gauge_of(torch.device("cpu"))() == Memory(total_bytes=100 << 10, free_bytes=60 << 10)
     (tmp_path / "max").write_text("max\n")
     (tmp_path / "current").write_text("10240\n")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -62,14 +65,24 @@ def test_fresh_parameters_depend_on_seed_and_index_alone():
     assert not torch.equal(forwards[1]["up.weight"], build_layer(model, 1, 4).state_dict()["up.weight"])
 
 
-def test_building_leaves_the_generator_alone():
+def test_whatever_layers_draw_from_is_seeded():
+    """Two workers of a stage had other buffers, of numpy's numbers, and nobody noticed."""
+    model = load_model("own_models:drawn", ARGUMENTS)
+    first, second = (build_layer(model, 1, 3).projection for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, build_layer(model, 1, 4).projection)
+
+
+def test_building_leaves_the_generators_alone():
     """Whoever draws random numbers around a build gets the same ones."""
-    model = load_model("gpt", GPT)
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    build_layer(model, 1, 3)
-    assert torch.equal(torch.rand(3), expected)
+    drawn, model = [], load_model("own_models:drawn", ARGUMENTS)
+    for between in (lambda: None, lambda: build_layer(model, 1, 3)):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
+        between()
+        drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
 
 
 def test_a_factory_must_make_a_module():

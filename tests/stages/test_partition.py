@@ -103,6 +103,20 @@ def test_what_does_not_fit_is_said(make_config, sections, says):
         ("integers", "layer 1 (Integers) returns int64 [2, 12, 8]: it must be of a floating-point dtype"),
         ("deep", "returns float32 [1, 1, 2, 12, 8]: at most 4 dimensions travel"),
         ("batch_norm", "layer 1 (BatchNorm1d) has a BatchNorm1d, whose running statistics"),
+        ("instance_norm", "layer 1 (InstanceNorm1d) has a InstanceNorm1d, whose running statistics"),
+        (
+            "extra_state",
+            "layer 1 (Stateful) has '_extra_state' in its state_dict, which is a dict: only tensors are saved",
+        ),
+        ("lazy", "layer 1 (LazyLinear), parameter weight has no shape before a forward: use a module that is not lazy"),
+        (
+            "growing",
+            "layer 1 (Growing) has another state_dict after its first forward (mask), and workers that come late",
+        ),
+        (
+            "resizing",
+            "layer 1 (Growing) has another state_dict after its first forward (mask), and workers that come late",
+        ),
         ("sharing", "layer 2 (Linear), parameter weight is also layer 1 (Linear), parameter weight"),
         ("tied", "parameter weight is also layer 1 (Tied), parameter weight: layers live in"),
         ("half", "parameter weight is torch.bfloat16: parameters must be torch.float32"),
@@ -124,6 +138,14 @@ def test_a_model_that_cannot_be_trained_is_refused(make_config, name, says):
         plan(config)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_compiled_layers_are_looked_at_as_they_are_written(make_config):
+    """Nobody waits for a compiler, which compiled the meter, too, and refused a layer that was right."""
+    compiled = plan(
+        make_config(model={"factory": "own_models:compiled", "sequence_length": 12}, pipeline={"stages": 3})
+    )
+    assert [stage.input_shape for stage in compiled.stages] == [(2, 12), (2, 12, 8), (2, 12, 8)]
 
 
 def test_meta_and_real_layers_cost_the_same(monkeypatch):

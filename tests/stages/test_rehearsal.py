@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
-from torch import nn
 
 from stages import kernels
 from stages.compute import Compute
 from stages.flat import digest
 from stages.memory import Memory
 from stages.passes import Passes
-from stages.rehearsal import unchanged
 from stages.tasks import Broken, Build, Built, Unfit
 from tests.stages.computing import PLENTY, built, commissioned, is_untouched, only
-from zswarm.ids import Stage
+from zswarm.ids import Purpose, Stage
 
 OWN = {"sequence_length": 12}
 EXHAUSTED = MemoryError("2.00 GiB")
@@ -32,15 +32,16 @@ def test_each_stage_rehearses_and_begins_a_run_as_if_it_had_not(make_config, cod
         assert is_untouched(compute)
 
 
-@pytest.mark.parametrize(("stage", "kinds"), [(0, ["FORWARD", "BACKWARD"]), (2, ["FUSED"])])
+@pytest.mark.parametrize(("stage", "kinds"), [(0, ["FORWARD", "BACKWARD", "FORWARD"]), (2, ["FUSED", "EVALUATE"])])
 def test_the_jobs_are_those_of_the_stage(make_config, monkeypatch, stage, kinds):
-    """Counted, with a dx, and with the weights' gradients that a backward leaves unfinished."""
+    """To train: counted, with a dx, and with the weights' gradients that a backward leaves unfinished. And to evaluate."""
     done, run, go_on = [], Passes.run, Passes.go_on
 
     def spy(self, task):
         done.append(task.kind.name)
-        assert task.accumulate
-        assert task.emit
+        is_last = len(done) - done.count("rest") == len(kinds)
+        assert (task.accumulate, task.emit) == (not is_last, not is_last)
+        assert task.key[2] is (Purpose.EVALUATE if is_last else Purpose.TRAIN)
         return run(self, task)
 
     def spy_rest(self):
@@ -51,7 +52,7 @@ def test_the_jobs_are_those_of_the_stage(make_config, monkeypatch, stage, kinds)
     monkeypatch.setattr(Passes, "go_on", spy_rest)
     built(commissioned(make_config(pipeline={"stages": 3})), stage)
     assert [kind for kind in done if kind != "rest"] == kinds
-    assert done[-1] == "rest"
+    assert done[-2:] == ["rest", kinds[-1]]
 
 
 def test_without_the_shape_of_the_input_only_the_round_is_rehearsed(make_config):
@@ -62,32 +63,35 @@ def test_without_the_shape_of_the_input_only_the_round_is_rehearsed(make_config)
     assert outcome.round_s > 0.0
 
 
-def test_what_layers_remember_is_put_back(make_config):
+def test_made_up_numbers_leave_no_trace_in_the_layers(make_config):
+    """Buffers were put back, and the count of what they held was not: a table of rotations was zero for a whole run.
+
+    Nor in a buffer, a module made when the shape is known, a frozen parameter, or something that layers have in common.
+    """
     compute, outcome = built(commissioned(make_config(model={"factory": "own_models:remembering", **OWN})), 0)
     assert outcome.job_s > 0.0
-    (seen,) = (buffer for layer in compute._built.engine.layers for buffer in layer.buffers())
-    assert torch.equal(seen, torch.zeros(8))
+    _, first, second, _ = compute._built.engine.layers
+    assert first.common is second.common
+    for layer in (first, second):
+        assert (layer.num_seen, layer.made, layer.common) == (0, None, [])
+        assert torch.equal(layer.seen, torch.zeros(8))
+        assert torch.equal(layer.mean, torch.ones(8))
 
 
-def test_buffers_of_any_kind_are_put_back():
-    """Changed in place, made anew, not there before, one of two modules, or a view that cannot be written to."""
-    layer, other, shared = nn.Module(), nn.Module(), torch.zeros(2)
-    layer.register_buffer("changed", shared)
-    layer.register_buffer("made", torch.zeros(2))
-    layer.register_buffer("late", None)
-    layer.register_buffer("mask", torch.ones(1, 3).expand(4, 3), persistent=False)
-    other.register_buffer("changed", shared)
-    before = [dict(module._buffers) for module in (layer, other)]
-    with unchanged([layer, other]):
-        assert layer.changed is other.changed
-        layer.changed += 1.0
-        layer.made = layer.made + 1.0
-        layer.late = torch.ones(1)
-        layer.register_buffer("new", torch.ones(1))
-    after = [dict(module._buffers) for module in (layer, other)]
-    assert [list(buffers) for buffers in before] == [list(buffers) for buffers in after]
-    assert all(a[name] is b[name] for a, b in zip(before, after, strict=True) for name in a)
-    assert torch.equal(shared, torch.zeros(2))
+def test_there_is_never_room_for_two_stages(make_config, monkeypatch):
+    """The one that has rehearsed is gone before the one of the run is made."""
+    made, make = [], Compute._made
+
+    def spy(self, *args):
+        assert not any(one() for one in made)
+        stage = make(self, *args)
+        made.append(weakref.ref(stage.engine))
+        return stage
+
+    monkeypatch.setattr(Compute, "_made", spy)
+    compute, _ = built(commissioned(make_config(pipeline={"stages": 2})), 1)
+    assert len(made) == 2
+    assert made[1]() is compute._built.engine
 
 
 @pytest.mark.parametrize("accumulation", ["float32", "exact"])
@@ -139,9 +143,25 @@ def test_a_lack_of_memory_that_others_may_be_the_cause_of_is_left_to_real_jobs(m
     monkeypatch.setattr("stages.passes.encode", full)
     commission = commissioned(make_config(pipeline={"stages": 2}))
     build = Build(stage=Stage(0), num_stages=2, configuration=commission.canonical_json())
-    for free_bytes, kind in ((80, Built), (95, Unfit)):
-        compute = Compute(gauge=lambda free_bytes=free_bytes: Memory(total_bytes=100, free_bytes=free_bytes))
+    for free_bytes, own_bytes, kind in ((80, 0, Built), (95, 0, Unfit), (10, 50, Built), (10, 85, Unfit)):
+        memory = Memory(total_bytes=100, free_bytes=free_bytes, own_bytes=own_bytes)
+        compute = Compute(gauge=lambda memory=memory: memory)
         assert isinstance(only(compute.perform(build)), kind)
+
+
+def test_workers_that_begin_on_one_card_together_do_not_all_leave_it(make_config, monkeypatch):
+    """Each found it empty, and was sent away for good when the others had filled it."""
+    others = Memory(total_bytes=100, free_bytes=10, own_bytes=40)
+    seen = [Memory(total_bytes=100, free_bytes=100)]
+
+    def full(*_args):
+        seen.append(others)
+        raise EXHAUSTED
+
+    monkeypatch.setattr("stages.passes.encode", full)
+    config = make_config(pipeline={"stages": 2})
+    build = Build(stage=Stage(0), num_stages=2, configuration=commissioned(config).canonical_json())
+    assert isinstance(only(Compute(gauge=lambda: seen[-1]).perform(build)), Built)
 
 
 def test_what_fails_in_a_rehearsal_ends_nothing_but_a_broken_device(make_config, monkeypatch):
@@ -154,13 +174,21 @@ def test_what_fails_in_a_rehearsal_ends_nothing_but_a_broken_device(make_config,
         def failing(*_args, error=error):
             raise error
 
-        for place in ("stages.rehearsal.encode", "torch.Tensor.clone"):
-            commission = commissioned(make_config(model={"factory": "own_models:remembering", **OWN}))
-            with monkeypatch.context() as patched:
-                patched.setattr(place, failing)
-                _, outcome = built(commission, 0)
-            assert isinstance(outcome, kind)
-            assert getattr(outcome, "job_s", 0.0) == 0.0
+        with monkeypatch.context() as patched:
+            patched.setattr("stages.rehearsal.encode", failing)
+            _, outcome = built(commissioned(make_config()), 0)
+        assert isinstance(outcome, kind)
+        assert getattr(outcome, "job_s", 0.0) == 0.0
+
+
+def test_an_evaluation_that_fails_is_not_known(make_config, monkeypatch):
+    def failing(*_args):
+        raise ValueError("no such numbers")
+
+    monkeypatch.setattr("stages.engine.StageEngine.evaluate", failing)
+    compute, outcome = built(commissioned(make_config()), 0)
+    assert outcome.job_s == 0.0
+    assert is_untouched(compute)
 
 
 def test_layers_that_set_their_parameters_see_real_numbers_first(make_config):

@@ -17,6 +17,7 @@ from stages.tasks import (
     Export,
     Exported,
     Failed,
+    Ran,
     Reset,
     Run,
     Snapshot,
@@ -53,7 +54,7 @@ from tests.stages.one_worker import (
     new_machine,
 )
 from zswarm import ledger
-from zswarm.ids import JobStatus, Link, StatePart
+from zswarm.ids import JobStatus, Link, Purpose, StatePart
 from zswarm.limits import (
     PREFETCH,
     STUCK_ENDS,
@@ -478,6 +479,47 @@ def test_of_layers_that_refuse_the_rehearsal_nobody_knows_how_long_the_first_job
     assert device.overdue_at_s(1.0) == STUCK_FIRST_S
     device.submitted(Snapshot(round=1, num_shards=1), 0.0)
     assert (device.usual_s, device.overdue_at_s(1.0)) == (0.0, STUCK_FIRST_S)
+
+
+def test_the_first_evaluation_has_as_long_as_the_rehearsal_however_quick_training_is():
+    """It was given up again and again while its kernels were compiled: it had several times as long as jobs of training."""
+    for job_s, given_s in ((4.0, 20.0), (0.0, STUCK_FIRST_S)):
+        worker = rehearsed(job_s=job_s)
+        device = worker.machine.work.device
+        worker.work(1, F, 0)
+        (run,) = of_type(worker.get_job(2, F, 0, purpose=Purpose.EVALUATE), Run)
+        assert device.overdue_at_s(1.0) == worker.now_s + given_s
+        worker.ran(run)
+        worker.get_job(3, F, 1, purpose=Purpose.EVALUATE)
+        assert device.overdue_at_s(1.0) == worker.now_s + STUCK_HEARTBEATS, "one is known"
+
+
+def test_an_evaluation_is_known_by_its_own_end():
+    """A backward whose rest waits ends after it."""
+    worker = rehearsed(job_s=4.0)
+    device = worker.machine.work.device
+    train, evaluate = (
+        Run(lease=lease, kind=F, key=(0, 0, purpose, 0, 0), accumulate=False, emit=False, x=None, dy=None)
+        for lease, purpose in ((1, Purpose.TRAIN), (2, Purpose.EVALUATE))
+    )
+    for task in (train, evaluate):
+        device.submitted(task, 0.0)
+    ended = {"status": JobStatus.DONE, "y": None, "kept": False, "loss_sum": 0.0, "num_targets": 1, "compute_s": 0.5}
+    device.answered(Ran(lease=evaluate.lease, **ended), 1.0)
+    assert device.usual_s == 4.0, "that of training is in work"
+    device.submitted(evaluate, 1.0)
+    device.answered(Ran(lease=train.lease, **ended), 2.0)
+    assert device.usual_s == 0.5
+
+
+def test_other_layers_are_as_slow_the_first_time():
+    """A stage that is built anew, because the swarm goes back to its beginning, has done nothing yet."""
+    worker = rehearsed(job_s=4.0)
+    device = worker.machine.work.device
+    worker.work(1, F, 0)
+    worker.build(job_s=4.0)
+    worker.get_job(2, F, 1)
+    assert device.usual_s == 4.0
 
 
 def test_a_rehearsal_in_which_something_was_compiled_gives_nobody_more_time_than_nothing():
