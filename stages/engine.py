@@ -184,15 +184,14 @@ class StageEngine:
     def _backward(self, graph: Graph, root: Tensor, *, accumulate: bool, wants_dx: bool) -> Tensor | None:
         wants_dx = wants_dx and self.first_layer > 0
         dx = None
-        self._deferred.is_wanted = accumulate
         try:
-            if accumulate and root.requires_grad:
-                torch.autograd.backward(root)
-                dx = graph.x.grad
-            elif wants_dx and root.requires_grad:
-                (dx,) = torch.autograd.grad(root, graph.x, allow_unused=True)
+            with self._deferred.backward(is_wanted=accumulate):
+                if accumulate and root.requires_grad:
+                    torch.autograd.backward(root)
+                    dx = graph.x.grad
+                elif wants_dx and root.requires_grad:
+                    (dx,) = torch.autograd.grad(root, graph.x, allow_unused=True)
         except (Exception, SystemExit) as error:
-            self._deferred.clear()
             raise LayerFailed("backward", one_line(error)) from error
         if not wants_dx:
             return None
