@@ -90,14 +90,14 @@ class FlatParameters:
     @contextmanager
     def gradients_apart(self) -> Iterator[None]:
         """Leave `gradients` as they are, whatever a backward within adds to parameters: that is forgotten."""
-        self.attach_gradients()
+        gradients = [slot.parameter.grad for slot in self.slots]
         for slot in self.slots:
             slot.parameter.grad = None
         try:
             yield
         finally:
-            for slot in self.slots:
-                slot.parameter.grad = slot.of(self.gradients)
+            for slot, gradient in zip(self.slots, gradients, strict=True):
+                slot.parameter.grad = gradient
 
 
 def digest(buffer: Tensor) -> int:

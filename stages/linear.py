@@ -73,13 +73,17 @@ class DeferredGradients:
 
     def takes(self, product: _Product) -> bool:
         """Is this for `put`? Else autograd is to add it."""
-        return self._is_open and all(
-            (parameter.grad is not None or not self._is_wanted)
-            and not parameter._backward_hooks  # noqa: SLF001 - no public way to know of hooks
-            and not parameter._post_accumulate_grad_hooks  # noqa: SLF001
-            for parameter in (product.weight, product.bias)
-            if parameter is not None
-        )
+        if not self._is_open:
+            return False
+        for parameter in (product.weight, product.bias):
+            if parameter is None:
+                continue
+            # There is no public way to know of hooks.
+            if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # noqa: SLF001
+                return False
+            if parameter.grad is None and self._is_wanted:
+                return False
+        return True
 
     def kernels_of(self, dtype: torch.dtype) -> Kernels:
         """Return what multiplies matrices of a dtype."""

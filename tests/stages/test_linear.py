@@ -296,6 +296,29 @@ def test_a_weights_own_gradient_can_be_asked_for(installed):
     assert ours.weight.grad.count_nonzero() == 0
 
 
+def test_a_backward_that_a_layer_makes_itself_adds_at_once(installed):
+    """As autograd does: nothing of it waits for the end of another one."""
+    plain, ours, deferred = installed
+    x = torch.randn(3, 4)
+    for layer in (plain, ours):
+        layer(x.clone().requires_grad_()).square().sum().backward()
+    assert_same_gradients(ours, plain)
+    finish(deferred)
+    assert_same_gradients(ours, plain)
+
+
+def test_a_gradient_that_a_layer_has_taken_away_is_made_anew(installed):
+    """After a `zero_grad` in its forward the linear layers' products were dropped, and those of others were not."""
+    plain, ours, deferred = installed
+    x = torch.randn(3, 4)
+    for layer in (plain, ours):
+        layer.zero_grad()
+        with deferred.backward():
+            layer(x.clone().requires_grad_()).square().sum().backward()
+    finish(deferred)
+    assert_same_gradients(ours, plain)
+
+
 @pytest.mark.parametrize("is_wanted", [True, False])
 @pytest.mark.parametrize("hooked", ["weight", "bias"])
 def test_hooks_of_parameters_see_their_gradient(installed, hooked, is_wanted):
