@@ -9,14 +9,15 @@
 Gradients add up in `parameters.gradients`. They are those of the loss sum divided by the targets of a
 whole step, a number fixed beforehand, so who computes what does not change their scale.
 
-Noise (dropout) is drawn from (seed, step, microbatch, layer): running a microbatch again, here or
-elsewhere, gives the same bits.
+Noise (dropout) is drawn from (seed, step, microbatch, layer), in a backward from its stage's first layer: running a
+microbatch again, here or elsewhere, gives the same bits.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,6 +55,7 @@ class Graph:
 
     x: Tensor
     y: Tensor
+    place: Place
 
 
 class StageEngine:
@@ -109,10 +111,10 @@ class StageEngine:
         x = self._on_device(x)
         with torch.enable_grad():
             if self.first_layer == 0:
-                return Graph(x, self._run(x, place, training=True))
+                return Graph(x, self._run(x, place, training=True), place)
             x = x.detach().requires_grad_()
             # A copy, because a layer may work in place, which autograd forbids on x itself.
-            return Graph(x, self._run(x.clone(), place, training=True))
+            return Graph(x, self._run(x.clone(), place, training=True), place)
 
     def backward(self, graph: Graph, dy: Tensor, *, accumulate: bool, wants_dx: bool = True) -> Tensor | None:
         """Return the gradient of x, None at the first stage or where nobody wants it; `dy` is shaped like y.
@@ -155,10 +157,7 @@ class StageEngine:
         self.parameters.gradients.zero_()
 
     def _run(self, x: Tensor, place: Place, *, training: bool) -> Tensor:
-        if training != self._is_training:
-            for layer in self.layers:
-                layer.train(training)
-            self._is_training = training
+        self._set_mode(training=training)
         for index, layer in enumerate(self.layers, self.first_layer):
             if training:
                 seed_noise(self._seed, place, index, self.device)
@@ -168,6 +167,12 @@ class StageEngine:
             except (Exception, SystemExit) as error:
                 raise LayerFailed(layer_name(layer, index), one_line(error)) from error
         return x
+
+    def _set_mode(self, *, training: bool) -> None:
+        if training != self._is_training:
+            for layer in self.layers:
+                layer.train(training)
+            self._is_training = training
 
     def _loss_of(self, y: Tensor, labels: Tensor) -> Tensor:
         if self._loss is None:
@@ -183,20 +188,23 @@ class StageEngine:
 
     def _backward(self, graph: Graph, root: Tensor, *, accumulate: bool, wants_dx: bool) -> Tensor | None:
         wants_dx = wants_dx and self.first_layer > 0
-        dx = None
-        self._deferred.is_wanted = accumulate
-        try:
-            if accumulate and root.requires_grad:
-                torch.autograd.backward(root)
-                dx = graph.x.grad
-            elif wants_dx and root.requires_grad:
-                (dx,) = torch.autograd.grad(root, graph.x, allow_unused=True)
-        except (Exception, SystemExit) as error:
-            self._deferred.clear()
-            raise LayerFailed("backward", one_line(error)) from error
+        if (accumulate or wants_dx) and root.requires_grad:
+            # Layers may work in a backward, too: they run again where activations are checkpointed, or draw noise.
+            self._set_mode(training=True)
+            seed_noise(self._seed, graph.place, -1 - self.first_layer, self.device)
+            try:
+                with self._deferred.backward(is_wanted=accumulate), self._adding(accumulate=accumulate):
+                    torch.autograd.backward(root)
+            except (Exception, SystemExit) as error:
+                raise LayerFailed("backward", one_line(error)) from error
         if not wants_dx:
             return None
+        dx = graph.x.grad
         return torch.zeros_like(graph.x) if dx is None else dx
+
+    def _adding(self, *, accumulate: bool) -> AbstractContextManager[None]:
+        # `torch.autograd.grad` would add nothing either, but layers that checkpoint activations may refuse it.
+        return nullcontext() if accumulate else self.parameters.gradients_apart()
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         # Tokens and labels travel in the fewest bytes; embeddings and losses want int64.
@@ -222,7 +230,10 @@ class _Seed(torch.autograd.Function):
 
 
 def seed_noise(seed: int, place: Place, layer: int, device: torch.device) -> None:
-    """Seed torch's generators for one layer's work on one microbatch; `device` is this thread's."""
+    """Seed torch's generators for one layer's work on one microbatch; `device` is this thread's.
+
+    Negative `layer`: the backward of the stage whose first layer is -1 - `layer`.
+    """
     text = f"noise {seed} {place.step} {place.microbatch} {layer}"
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
     torch.default_generator.manual_seed(number)

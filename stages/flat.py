@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -85,6 +86,18 @@ class FlatParameters:
                 if gradient is not None:
                     view.copy_(gradient)
                 slot.parameter.grad = view
+
+    @contextmanager
+    def gradients_apart(self) -> Iterator[None]:
+        """Leave `gradients` as they are, whatever a backward within adds to parameters: that is forgotten."""
+        gradients = [slot.parameter.grad for slot in self.slots]
+        for slot in self.slots:
+            slot.parameter.grad = None
+        try:
+            yield
+        finally:
+            for slot, gradient in zip(self.slots, gradients, strict=True):
+                slot.parameter.grad = gradient
 
 
 def digest(buffer: Tensor) -> int:

@@ -199,11 +199,22 @@ def _measured(parameters: Tensor) -> Iterator[dict[int, int]]:
     sizes: dict[int, int] = {}
     known = parameters.untyped_storage().data_ptr()
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() != known:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Detached, since an output that its own node holds on to would never be freed without a backward.
+        return tensor.detach(), tensor._version  # noqa: SLF001 - autograd leaves the check to whoever has hooks
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, _unpacked):
         yield sizes
+
+
+def _unpacked(packed: tuple[Tensor, int]) -> Tensor:
+    tensor, version = packed
+    if tensor._version != version:  # noqa: SLF001
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"{list(tensor.shape)}"
+        )
+    return tensor

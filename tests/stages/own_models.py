@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from stages.model import Model
 
@@ -74,6 +75,65 @@ class Raising(nn.Module):
         raise ValueError("the sky is falling backwards")
 
 
+class Checkpointed(nn.Module):
+    """Dropout that runs again in the backward, and a convolution, which is not deferred."""
+
+    def __init__(self, is_reentrant):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 1)
+        self.drop = nn.Dropout(0.5)
+        self.is_reentrant = is_reentrant
+
+    def forward(self, x):
+        if not torch.is_grad_enabled():
+            return x + self._dropped(x)
+        return x + checkpoint(self._dropped, x, use_reentrant=self.is_reentrant)
+
+    def _dropped(self, x):
+        return self.drop(self.conv(self.linear(x).transpose(1, 2)).transpose(1, 2).tanh())
+
+
+class Descending(nn.Module):
+    """A step down an energy, whose gradient it takes itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            z = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.energy(z).square().sum(), z)
+        return self.out(x - 0.1 * gradient)
+
+
+class Noisy(nn.Module):
+    """Noise on the gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        y = self.linear(x)
+        if y.requires_grad:
+            y.register_hook(lambda g: g + torch.randn_like(g))
+        return y
+
+
+class Overwriting(nn.Module):
+    """What autograd forbids: the result of a sigmoid is needed for its gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return torch.sigmoid(self.linear(x)).mul_(3.0)
+
+
 class Remembering(nn.Module):
     """Keeps what it has seen, in each place that there is; `common` is another layer's, too."""
 
@@ -119,6 +179,22 @@ def initialising(sequence_length):
 def remembering(sequence_length):
     common = []
     return [Tokens, *[lambda: Remembering(common)] * 2, head]
+
+
+def checkpointed(sequence_length, is_reentrant):
+    return [Tokens, lambda: Checkpointed(is_reentrant), head]
+
+
+def descending(sequence_length):
+    return [Tokens, Descending, head]
+
+
+def noisy(sequence_length):
+    return [Tokens, Noisy, head]
+
+
+def overwriting(sequence_length):
+    return [Tokens, Overwriting, head]
 
 
 def dropping(sequence_length):

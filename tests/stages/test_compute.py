@@ -446,6 +446,38 @@ def test_a_layer_that_raises_is_named(make_config):
     assert swarm.run(worker, JobKind.FORWARD, key(0, 0), x=encode([torch.zeros(2, 12, 8)], "none"))[0].kept
 
 
+def test_what_autograd_forbids_fails_in_the_first_job_too(make_config, make_source):
+    """While it was measured what a graph holds on to, autograd did not look: one wrong gradient was counted."""
+    model = {"factory": "own_models:overwriting", "sequence_length": 12}
+    config = make_config(model=model, pipeline={"stages": 3, "split": [1, 1, 1], "recompute": "never"})
+    swarm = Swarm(config)
+    worker = swarm.stages[1][0]
+    x = encode([torch.ones(2, 12, 8), torch.zeros(2, 12, dtype=torch.uint8)], "none")
+    swarm.run(worker, JobKind.FORWARD, key(0, 0), x=x)
+    dy = encode([torch.ones(2, 12, 8)], "none")
+    task = Run(lease=Lease(9), kind=JobKind.BACKWARD, key=key(0, 0), accumulate=True, emit=True, x=None, dy=dy)
+    (failed,) = perform(worker, task)
+    assert isinstance(failed, Failed)
+    assert "modified by an inplace operation" in failed.text
+
+
+def test_a_graph_that_is_given_up_is_freed(make_config, make_source):
+    """The first one, of which it was measured what it holds on to, went in a circle that nobody sees."""
+    model = {"factory": "own_models:overwriting", "sequence_length": 12}
+    config = make_config(model=model, pipeline={"stages": 3, "split": [1, 1, 1], "recompute": "never"})
+    swarm = Swarm(config)
+    worker = swarm.stages[1][0]
+    held = []
+    layer = worker._built.engine.layers[0]
+    layer.register_forward_hook(lambda _, __, y: held.append(weakref.ref(y)))
+    x = encode([torch.ones(2, 12, 8), torch.zeros(2, 12, dtype=torch.uint8)], "none")
+    swarm.run(worker, JobKind.FORWARD, key(0, 0), x=x)
+    assert held[0]() is not None
+    only(worker.perform(Reset()))
+    gc.collect()
+    assert held[0]() is None
+
+
 def spoiled(load, **changes):
     from dataclasses import replace
 

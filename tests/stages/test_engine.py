@@ -18,6 +18,10 @@ MODELS = {
     "dropping": ("own_models:dropping", {"sequence_length": T}),
     "odd": ("own_models:odd", {"sequence_length": T}),
     "in_place": ("own_models:in_place", {"sequence_length": T}),
+    "reentrant": ("own_models:checkpointed", {"sequence_length": T, "is_reentrant": True}),
+    "checkpointed": ("own_models:checkpointed", {"sequence_length": T, "is_reentrant": False}),
+    "descending": ("own_models:descending", {"sequence_length": T}),
+    "noisy": ("own_models:noisy", {"sequence_length": T}),
     "regression": ("own_models:regression", {"sequence_length": T}),
 }
 
@@ -110,6 +114,7 @@ def through(stages, microbatch, tokens, labels, *, keep, accumulate=True):
         *(("dropping", counts) for counts in ((4,), (2, 2), (1, 1, 1, 1))),
         *(("odd", counts) for counts in ((4,), (2, 2), (1, 1, 1, 1))),
         *(("in_place", counts) for counts in ((2, 2), (1, 1, 1, 1))),
+        *((name, counts) for name in ("reentrant", "checkpointed", "descending") for counts in ((3,), (1, 1, 1))),
         ("regression", (1, 1)),
     ],
     ids=str,
@@ -156,6 +161,48 @@ def test_a_backward_for_dx_alone_adds_nothing():
         assert again == loss
         found.append(dx)
     assert torch.equal(*found)
+
+
+def middle(name):
+    """Return the second layer as a stage, and an input and an output gradient for it."""
+    _, stage, _ = engines(name, (1, 1, len(load_model(*MODELS[name]).layers) - 2))
+    generator = torch.Generator().manual_seed(2)
+    return stage, *(torch.randn(B, T, 8, generator=generator) for _ in range(2))
+
+
+@pytest.mark.parametrize("name", ["reentrant", "checkpointed", "odd"])
+def test_a_backward_for_dx_alone_leaves_what_was_counted(name):
+    """A layer that checkpoints activations refused it: the death of a broker ended the run."""
+    stage, x, dy = middle(name)
+    dx = stage.backward(stage.forward_graph(x, Place(0, 0)), dy, accumulate=True)
+    finish(stage)
+    counted = stage.parameters.gradients.clone()
+    again = stage.backward(stage.forward_graph(x, Place(0, 0)), dy, accumulate=False)
+    finish(stage)
+    assert torch.equal(again, dx)
+    assert torch.equal(stage.parameters.gradients, counted)
+    stage.backward(stage.forward_graph(x, Place(0, 0)), dy, accumulate=True)
+    finish(stage)
+    assert torch.allclose(stage.parameters.gradients, 2 * counted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["reentrant", "checkpointed", "noisy", "descending"])
+def test_what_comes_between_a_forward_and_its_backward_makes_no_difference(name):
+    """After an evaluation, what runs again in the backward had no dropout; noise in a backward came from any state.
+
+    An inner gradient of what came between was counted.
+    """
+    found = []
+    for has_between in (False, True):
+        stage, x, dy = middle(name)
+        graph = stage.forward_graph(x, Place(0, 0))
+        if has_between:
+            stage.forward(2 * x, Place(0, 1), training=True)
+            stage.forward(3 * x, Place(0, 2), training=False)
+        dx = stage.backward(graph, dy, accumulate=True)
+        finish(stage)
+        found.append((dx, stage.parameters.gradients))
+    assert all(map(torch.equal, *found))
 
 
 def test_evaluation_has_no_dropout_and_leaves_no_trace():

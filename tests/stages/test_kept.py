@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.engine import Graph
+from stages.engine import Graph, Place
 from stages.kept import Kept
 from stages.memory import Memory, gauge_of
 from zswarm.errors import LocalProtocolError
 from zswarm.ids import Attempt, Branch, Microbatch, Purpose, Step
 from zswarm.messages import Load, Parcel
 
-GRAPH = Graph(torch.zeros(1), torch.zeros(1))
+GRAPH = Graph(torch.zeros(1), torch.zeros(1), Place(0, 0))
 
 
 def key(microbatch, attempt=0):

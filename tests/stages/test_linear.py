@@ -145,7 +145,8 @@ def test_dx_is_there_before_the_weights_gradients():
     deferred = DeferredGradients(TorchKernels(), is_deferring=True)
     install([layer], deferred)
     x = torch.ones(2, 3, requires_grad=True)
-    layer(x).sum().backward()
+    with deferred.backward():
+        layer(x).sum().backward()
     assert x.grad is not None
     assert layer.weight.grad.abs().sum() == 0
     finish(deferred)
@@ -160,12 +161,17 @@ def test_unwanted_and_forgotten_gradients_are_not_added():
     layer = with_gradients(nn.Linear(3, 3))
     deferred = DeferredGradients(TorchKernels(), is_deferring=True)
     install([layer], deferred)
-    deferred.is_wanted = False
-    layer(torch.ones(2, 3)).sum().backward()
+    x = torch.ones(2, 3, requires_grad=True)
+    with deferred.backward(is_wanted=False):
+        layer(x).sum().backward()
     finish(deferred)
-    deferred.is_wanted = True
-    layer(torch.ones(2, 3)).sum().backward()
+    with deferred.backward():
+        layer(x).sum().backward()
     deferred.clear()
+    finish(deferred)
+    x.register_hook(lambda g: 1 / 0)
+    with pytest.raises(ZeroDivisionError), deferred.backward():
+        layer(x).sum().backward()
     finish(deferred)
     assert layer.weight.grad.abs().sum() == 0
 
@@ -182,7 +188,8 @@ def test_frozen_parameters_get_no_gradient(trained):
     x = torch.randn(3, 4, requires_grad=True)
     twin = x.detach().clone().requires_grad_()
     plain(x).square().sum().backward()
-    ours(twin).square().sum().backward()
+    with deferred.backward():
+        ours(twin).square().sum().backward()
     finish(deferred)
     assert torch.allclose(twin.grad, x.grad, atol=1e-5)
     for mine, its in zip(ours.parameters(), plain.parameters(), strict=True):
@@ -221,8 +228,9 @@ def test_under_autocast_gradients_are_deferred_too_and_are_autograds(is_trained_
     assert mine.dtype == y.dtype == torch.bfloat16
     assert torch.equal(mine, y)
     y.float().square().sum().backward()
-    mine.float().square().sum().backward()
-    assert ours[0].weight.grad.abs().sum() == 0
+    with deferred.backward():
+        mine.float().square().sum().backward()
+    assert (ours[0].weight.grad.abs().sum() == 0) == is_trained_input
     finish(deferred)
     if is_trained_input:
         assert twin.grad.dtype == torch.float32
@@ -230,6 +238,152 @@ def test_under_autocast_gradients_are_deferred_too_and_are_autograds(is_trained_
     for one, its in zip(ours.parameters(), plain.parameters(), strict=True):
         assert one.grad.dtype == torch.float32
         assert torch.allclose(one.grad, its.grad, rtol=2e-2, atol=2e-2)
+
+
+@pytest.fixture
+def installed():
+    """Twins of one linear layer, plain and ours, and what ours is deferred by."""
+    plain, ours = twins(lambda: nn.Linear(4, 4))
+    deferred = DeferredGradients(TorchKernels(), is_deferring=True)
+    install([ours], deferred)
+    return plain, ours, deferred
+
+
+def assert_same_gradients(ours, plain):
+    for mine, its in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine.grad, its.grad, atol=1e-5)
+
+
+def inner_gradient(layer, x):
+    z = x.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(layer(z).square().sum(), z)[0]
+
+
+def test_a_gradient_that_a_layer_takes_itself_is_not_counted(installed):
+    """The weight's gradient of an inner `torch.autograd.grad` was left waiting, and added to the next microbatch's."""
+    plain, ours, deferred = installed
+    x = torch.randn(3, 4)
+    assert torch.allclose(inner_gradient(ours, x), inner_gradient(plain, x), atol=1e-5)
+    finish(deferred)
+    assert ours.weight.grad.count_nonzero() == ours.bias.grad.count_nonzero() == 0
+
+
+def test_a_gradient_that_is_taken_within_a_backward_is_not_counted(installed):
+    """An equilibrium layer solves for its gradient in a hook, by gradients of its own: these are for dx alone."""
+    plain, ours, deferred = installed
+    x = torch.randn(3, 4)
+    for layer in (plain, ours):
+        y = layer(x.clone().requires_grad_())
+        y.register_hook(lambda g, layer=layer: g + inner_gradient(layer, g))
+        with deferred.backward():
+            y.sum().backward()
+    finish(deferred)
+    assert_same_gradients(ours, plain)
+
+
+def test_a_weights_own_gradient_can_be_asked_for(installed):
+    """By `torch.autograd.grad` of the parameters, inside our backward and outside: they get it, nothing is added."""
+    plain, ours, deferred = installed
+    x = torch.randn(3, 4)
+    expected = torch.autograd.grad(plain(x).square().sum(), list(plain.parameters()))
+    outside = torch.autograd.grad(ours(x).square().sum(), list(ours.parameters()))
+    with deferred.backward():
+        inside = torch.autograd.grad(ours(x).square().sum(), [ours.weight])
+    finish(deferred)
+    for found in (outside, inside):
+        assert all(torch.allclose(mine, its, atol=1e-5) for mine, its in zip(found, expected, strict=False))
+    assert ours.weight.grad.count_nonzero() == 0
+
+
+def test_a_backward_that_a_layer_makes_itself_adds_at_once(installed):
+    """As autograd does: nothing of it waits for the end of another one."""
+    plain, ours, deferred = installed
+    x = torch.randn(3, 4)
+    for layer in (plain, ours):
+        layer(x.clone().requires_grad_()).square().sum().backward()
+    assert_same_gradients(ours, plain)
+    finish(deferred)
+    assert_same_gradients(ours, plain)
+
+
+def test_a_gradient_that_a_layer_has_taken_away_is_made_anew(installed):
+    """After a `zero_grad` in its forward the linear layers' products were dropped, and those of others were not."""
+    plain, ours, deferred = installed
+    x = torch.randn(3, 4)
+    for layer in (plain, ours):
+        layer.zero_grad()
+        with deferred.backward():
+            layer(x.clone().requires_grad_()).square().sum().backward()
+    finish(deferred)
+    assert_same_gradients(ours, plain)
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+@pytest.mark.parametrize("hooked", ["weight", "bias"])
+def test_hooks_of_parameters_see_their_gradient(installed, hooked, is_wanted):
+    """They got None instead."""
+    plain, ours, deferred = installed
+    for layer in (plain, ours):
+        getattr(layer, hooked).register_hook(lambda g: g * 3)
+    x = torch.randn(3, 4)
+    plain(x).square().sum().backward()
+    with deferred.backward(is_wanted=is_wanted):
+        ours(x.clone().requires_grad_()).square().sum().backward()
+    finish(deferred)
+    if is_wanted:
+        assert_same_gradients(ours, plain)
+
+
+def test_hooks_that_follow_the_adding_are_called(installed):
+    """`register_post_accumulate_grad_hook` comes after the gradient."""
+    _, ours, deferred = installed
+    seen = []
+    ours.weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.count_nonzero()))
+    with deferred.backward():
+        ours(torch.randn(3, 4, requires_grad=True)).square().sum().backward()
+    assert seen[0] > 0
+
+
+@pytest.mark.parametrize("asked", ["input", "parameters"])
+def test_gradients_can_be_differentiated_again(installed, asked):
+    """A penalty on a gradient is trained through: `create_graph` raised that the function is differentiable once."""
+    plain, ours, deferred = installed
+    x = torch.randn(3, 4)
+    for layer in (plain, ours):
+        z = x.clone().requires_grad_()
+        of = [z] if asked == "input" else list(layer.parameters())
+        found = torch.autograd.grad(layer(z * 2).pow(3).sum(), of, create_graph=True)
+        with deferred.backward():
+            sum(one.square().sum() for one in found).backward()
+    finish(deferred)
+    assert_same_gradients(ours, plain)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_buffer_may_be_filled_again_before_the_rest(installed, is_trained):
+    """What the next forward had written into the layer's input was multiplied into this one's gradient."""
+    plain, ours, deferred = installed
+    buffer, x = torch.zeros(3, 4), torch.randn(3, 4, requires_grad=is_trained)
+    plain(x).square().sum().backward()
+    with deferred.backward():
+        ours(buffer.detach().copy_(x)).square().sum().backward()
+    buffer.normal_()
+    finish(deferred)
+    assert_same_gradients(ours, plain)
+
+
+def test_what_was_never_written_into_and_is_while_it_waits_raises(installed):
+    """Never a wrong gradient: what autograd says of a kept tensor is said of one that waits."""
+    _, ours, deferred = installed
+    x = torch.randn(3, 4, requires_grad=True)
+    with deferred.backward():
+        ours(x).square().sum().backward()
+    with torch.no_grad():
+        x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        finish(deferred)
+    assert ours.weight.grad.count_nonzero() == 0
 
 
 def test_unusual_calls_are_left_to_torch():

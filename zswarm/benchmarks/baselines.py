@@ -120,8 +120,9 @@ def _plain_step(assignment: Assignment) -> Callable[[], None]:
     arithmetic.set_up(is_exact=False)
     layers.to(arithmetic.device)
     optimizer = _adamw(layers)
+    deferred = DeferredGradients(kernels_for(arithmetic.device), is_deferring=False)
     if assignment.own_kernels:
-        install(layers, DeferredGradients(kernels_for(arithmetic.device), is_deferring=False))
+        install(layers, deferred)
         for parameter in layers.parameters():
             parameter.grad = torch.zeros_like(parameter)
     tokens, labels = (tensor.to(arithmetic.device) for tensor in _batch(shape))
@@ -137,7 +138,8 @@ def _plain_step(assignment: Assignment) -> Callable[[], None]:
         for x, y in microbatches:
             with arithmetic.context():
                 loss = model.loss(forward(x), y) / labels.numel()
-            loss.backward()  # type: ignore[no-untyped-call]
+            with deferred.backward():
+                loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if arithmetic.device.type == "cuda":
             torch.cuda.synchronize()
