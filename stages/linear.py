@@ -152,7 +152,7 @@ def install(layers: Iterable[nn.Module], deferred: DeferredGradients) -> int:
 
 def _forward(linear: nn.Linear, deferred: DeferredGradients, x: Tensor) -> Tensor:
     weight, bias = linear.weight, linear.bias
-    if not _is_usual(x, weight, bias):
+    if torch.compiler.is_compiling() or not _is_usual(x, weight, bias):
         return functional.linear(x, weight, bias)
     x_NI = x.reshape(-1, x.shape[-1]).contiguous()
     dtype = _product_dtype(x)
