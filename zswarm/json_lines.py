@@ -139,10 +139,11 @@ class Line:
     record: dict[str, Any] | None
 
 
-def read_json_lines(path: Path) -> tuple[list[Line], int]:
+def read_json_lines(path: Path, *, to_hole: bool = False) -> tuple[list[Line], int]:
     """Return the complete lines of a file, and how many bytes of a torn last line follow them.
 
-    A line is complete when its newline is there. What comes behind a hole was not synced either, and counts as torn. A line that is not one JSON object with distinct
+    A line is complete when its newline is there. With `to_hole`, what comes behind a hole counts as torn: it was not synced
+    either. A line that is not one JSON object with distinct
     keys is returned with the record None.
 
     Raises:
@@ -153,7 +154,7 @@ def read_json_lines(path: Path) -> tuple[list[Line], int]:
         text = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
-    *complete, _ = text.partition(HOLE)[0].split(b"\n")
+    *complete, _ = (text.partition(HOLE)[0] if to_hole else text).split(b"\n")
     num_torn = len(text) - sum(len(line) + 1 for line in complete)
     return [Line(number=number, record=_decode(line)) for number, line in enumerate(complete, 1)], num_torn
 

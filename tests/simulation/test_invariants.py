@@ -332,7 +332,7 @@ def test_i8_sees_an_answer_that_never_comes() -> None:
         elif isinstance(message, Stop):
             (outbox,) = (worker.outbox for worker in workers(swarm) if worker.membership.session == outputs[-1].session)
             assert outbox is not None
-            entry = Entry(outputs[-1], (), outputs[-1].route[-1], None, 0.0, 0.0, is_given_up=True)
+            entry = Entry(outputs[-1], (), outputs[-1].route[-1], None, 0.0, 0.0, is_given_up=True, credit_bytes=1)
             outbox._sent[Direction.FORWARD, outputs[-1].key] = entry
         return command
 

@@ -121,7 +121,7 @@ def test_a_torn_line_is_cut_off_before_the_next_one_is_written(tmp_path, torn):
     for number in (1, 2):
         with (tmp_path / "a.jsonl").open("a") as file:
             file.write(torn)
-        before, torn_bytes = read_json_lines(tmp_path / "a.jsonl")
+        before, torn_bytes = read_json_lines(tmp_path / "a.jsonl", to_hole=True)
         assert (len(before), torn_bytes) == (number, len(torn))
         with JsonLinesWriter(tmp_path / "a.jsonl") as writer:
             writer.append({"number": number})

@@ -86,7 +86,7 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     def recover(self) -> Recovered | None:
-        """Return what the event log says of the run so far, None if it has not begun; a torn last line is left out.
+        """Return what the event log says of the run so far, None if it has not begun; a torn end is left out.
 
         Raises:
             UserError: the log cannot be read, or says what cannot be.
@@ -95,7 +95,7 @@ class RunFolder:
         path = self.path / EVENTS
         if not path.exists():
             return None
-        lines, _ = read_json_lines(path)
+        lines, _ = read_json_lines(path, to_hole=True)
         try:
             return recover(_records(lines))
         except ValueError as error:
