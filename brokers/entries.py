@@ -171,6 +171,8 @@ class LeaseRecord:
     num_asked: int = 0
     """How often the worker was asked to leave it to `asked_for`."""
     asked_for: Session | None = None
+    is_needless: bool = False
+    """Another worker has done the job meanwhile; this one may still be at it."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -123,10 +123,14 @@ class Leasing:
         if not without_job:
             return sends
         busy = [w for w in self.workers.values() if len(w.leases) > 1]
+        hedgeable = pool.hedgeable(self.workers)
         for idle in without_job:
             if (record := pool.to_ask_back(self.workers, busy, idle)) is not None:
                 sends += self._ask_back(record, idle, now)
-            elif (record := pool.to_hedge(self.workers, idle, now)) is not None:
+                if record.asked_at_s == now and record.num_asked == 1:
+                    # If it has not begun, nobody need do anything twice.
+                    continue
+            if (record := pool.to_hedge(hedgeable, self.workers, idle, now)) is not None:
                 record.entry.hedge = hedge = self._make_lease(idle, record.entry, now)
                 self._num_hedged += 1
                 self.num_hedges += 1
@@ -151,7 +155,11 @@ class Leasing:
     def repeat(self, worker: Worker, held: tuple[Lease, ...], now: float) -> list[Send]:
         """Send the jobs again that a worker should have got by now and does not hold."""
         sends: list[Send] = []
-        for record in worker.leases.values():
+        for record in list(worker.leases.values()):
+            if record.is_needless:
+                if record.lease not in held:
+                    del worker.leases[record.lease]
+                continue
             overdue = now - record.sent_at_s > patience(self._patience_s, record.num_sent)
             if record.lease not in held and overdue and worker.work is not None:
                 sends.append(self._job(record, worker, now))
@@ -169,12 +177,13 @@ class Leasing:
         entry.hedge = None
 
     def settle(self, record: LeaseRecord) -> list[Send]:
-        """A job is done: nobody need do it a second time."""
+        """A job is done: nobody need do it a second time. Whoever is at it has it until he says that he has not."""
         entry = record.entry
         self.end(record)
         if (other := entry.record) is None:
             return []
-        self.end(other)
+        entry.record, other.is_needless = None, True
+        self.num_leased -= 1
         return self._revoke(other)
 
     def withdraw(self, entry: Entry) -> None:

@@ -48,22 +48,30 @@ def to_ask_back(workers: Pool, busy: list[Worker], idle: Worker) -> LeaseRecord 
     return None
 
 
-def to_hedge(workers: Pool, idle: Worker, now: float) -> LeaseRecord | None:
-    """Return the lease, the oldest, that a worker that has nothing to do shall have a copy of; None if there is none.
-
-    Nobody knows how long a worker takes that has done no job yet.
-    """
-    if not idle.job_s:
-        return None
-    before_s = now - HEDGE_TIMES * idle.job_s
-    late = [
+def hedgeable(workers: Pool) -> list[LeaseRecord]:
+    """Return the leases that a second worker may have as well, oldest first."""
+    found = [
         record
         for owner in workers.values()
         for record in owner.leases.values()
-        if record.since_s < before_s and record.entry.is_hedgeable and record.entry.hedge is None
+        if not record.is_needless and record.entry.is_hedgeable
     ]
-    late.sort(key=lambda record: record.since_s)
-    return next((r for r in late if r.entry.version == idle.version and may_do(idle, r.entry, workers)), None)
+    return sorted(found, key=lambda record: record.since_s)
+
+
+def to_hedge(hedgeable: list[LeaseRecord], workers: Pool, idle: Worker, now: float) -> LeaseRecord | None:
+    """Return that of these leases that a worker that has nothing to do shall have a copy of; None if there is none.
+
+    Nobody knows how long a worker takes that has done no job yet.
+    """
+    before_s = now - HEDGE_TIMES * idle.job_s if idle.job_s else float("-inf")
+    for record in hedgeable:
+        if record.since_s >= before_s:
+            return None
+        entry = record.entry
+        if entry.hedge is None and entry.version == idle.version and may_do(idle, entry, workers):
+            return record
+    return None
 
 
 def _not_begun(owner: Worker) -> Iterator[LeaseRecord]:
@@ -71,7 +79,7 @@ def _not_begun(owner: Worker) -> Iterator[LeaseRecord]:
     leases = list(owner.leases.values())
     backwards = [record for record in leases if record.kind is JobKind.BACKWARD]
     for record in reversed(leases):
-        if record is not leases[0] and record not in backwards[:1]:
+        if record is not leases[0] and record not in backwards[:1] and not record.is_needless:
             yield record
 
 

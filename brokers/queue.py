@@ -166,6 +166,8 @@ class Queue:
         """
         self.leasing.backlog.forget_worker(leaver.session)
         for record in reversed(leaver.leases.values()):
+            if record.is_needless:
+                continue
             if record.kind is JobKind.FORWARD and record.entry.key[2] is Purpose.TRAIN:
                 self.leasing.end(record)
                 self._pass_on(record.entry, affine=None)
@@ -366,6 +368,10 @@ class Queue:
             return self.leasing.dispatch(now)
         if message.status is JobStatus.DONE:
             worker.job_s = average(worker.job_s, message.compute_s)
+        if record.is_needless:
+            del worker.leases[message.lease]
+            return self.leasing.dispatch(now)
+        if message.status is JobStatus.DONE:
             self._response_s = average(self._response_s, now - record.entry.arrived_at_s)
             sends = self._done(record, kept=message.kept) + self.leasing.dispatch(now)
             if granted := self._grant():

@@ -8,7 +8,7 @@ from brokers.entries import EntryState
 from tests.brokers.test_queue import BROKER, FIRST, STATES, Broker, advance_to, jobs
 from tests.letters import SIZE_BYTES, of_type
 from zswarm.ids import JobKind, JobStatus, NackCode, Purpose
-from zswarm.messages import Ack, Job, Nack, Revoke
+from zswarm.messages import Ack, Drained, Job, Nack, Revoke
 
 FORWARD, BACKWARD, FUSED = JobKind.FORWARD, JobKind.BACKWARD, JobKind.FUSED
 
@@ -384,6 +384,54 @@ def test_the_first_answer_counts(broker, first, second, lease):
     assert broker.entry(0) is None
     assert (broker.queue.leasing.num_leased, broker.queue.credits.reserved_bytes) == (0, 2 * SIZE_BYTES)
     assert not broker.result(second, 7 - lease, slots=0), "it comes too late"
+
+
+def test_who_is_late_gets_nothing_more_until_that_is_over(broker):
+    """It cannot stop in the middle of a job: the next one waited behind what nobody needed any more."""
+    slow_and_idle(broker)
+    late(broker)
+    broker.result(22, 4, slots=1)
+    broker.ready(21, held=(FIRST + 2,), slots=1)
+    assert jobs(broker.forward(1)) == [(22, FORWARD, 1)], "22 has no lease, 21 has one that is of no use"
+    broker.forward(2, producer=12)
+    sends = broker.result(21, 3, compute_s=60.0, slots=1)
+    assert jobs(sends) == [(21, FORWARD, 2)]
+    assert broker.queue.workers[21].job_s > broker.queue.workers[22].job_s, "what it took is learnt"
+
+
+def test_a_job_that_nobody_needs_is_forgotten_with_whoever_has_it(broker):
+    slow_and_idle(broker)
+    late(broker)
+    broker.result(22, 4, slots=0)
+    broker.ready(21, held=(), slots=1)
+    assert not broker.queue.workers[21].leases, "it never came"
+    slow_and_idle(other := Broker())
+    late(other)
+    other.result(22, 4, slots=0)
+    other.set_members((22,))
+    assert other.entry(0) is None
+
+
+def test_who_leaves_is_let_go_when_it_is_rid_of_a_job_that_nobody_needs(broker):
+    slow_and_idle(broker)
+    late(broker)
+    broker.result(22, 4, slots=0)
+    assert of_type(broker.ready(21, held=(FIRST + 2,), leaves=True), Drained) == []
+    assert of_type(broker.result(21, 3, slots=0), Drained)
+
+
+def test_a_job_is_hedged_whose_owner_does_not_say_that_it_has_begun(broker):
+    """22 asked for the second of two evaluations, which runs; no answer comes, and nothing else was tried."""
+    broker.ready(22, slots=1)
+    broker.forward(7, producer=12)
+    broker.result(22, 1, compute_s=1.0, slots=0)
+    broker.ready(21, slots=2)
+    for microbatch in range(2):
+        broker.forward(microbatch, purpose=Purpose.EVALUATE, producer=11 + microbatch)
+    assert len(revoked(broker.ready(22, slots=1))) == 1
+    broker.now_s = 5.0
+    (given,) = jobs(broker.ready(22, slots=1))
+    assert given[:2] == (22, FORWARD)
 
 
 @pytest.mark.parametrize(("leaver", "lease"), [(21, 3), (22, 4)])

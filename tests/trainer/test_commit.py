@@ -279,13 +279,9 @@ def test_clipping_is_by_the_norm_of_the_whole_model(grad_clip, expected):
     assert [message.scale for message in of_type(commands, Commit)] == pytest.approx([expected] * 3)
 
 
-def test_losses_that_are_too_large_for_a_sum_end_no_run(run):
-    run.count_all()
-    for session, counted in ((A, 0b0011), (C, 0b1100)):
-        run.prepared(session, counted)
-    run.prepared(B, 0b1111, stage=1, loss_sum=1.7e308)
-    assert run.committer.decide()[0].loss < float("inf")
+def test_losses_that_are_too_large_for_a_sum_end_no_run():
     assert math.isnan(_total([1.7e308, 1.7e308]))
+    assert _total([1.7e308, -1.7e308, 1.0]) == 1.0
 
 
 def test_the_loss_is_that_of_the_last_stage_over_the_fixed_denominator(run):

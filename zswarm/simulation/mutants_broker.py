@@ -14,8 +14,9 @@ from brokers.leasing import Leasing
 from brokers.queue import Queue
 from brokers.retention import Retention
 from brokers.voids import Voids
-from zswarm.ids import JobStatus, Version
-from zswarm.messages import Ready, Result
+from zswarm.ids import JobStatus, Session, Version
+from zswarm.messages import Ready, Result, Room
+from zswarm.outbox import Outbox
 from zswarm.simulation.surgery import Forgetful, Method, Mutant, Patches, no
 
 
@@ -100,6 +101,19 @@ def _branch_unchecked() -> Patches:
     return {(Queue, "ready"): ready}
 
 
+def _hedges_anything() -> Patches:
+    return {(Entry, "is_hedgeable"): property(lambda _: True)}
+
+
+def _producer_charges_the_size() -> Patches:
+    original: Method = Outbox.update_room
+
+    def update_room(self: Outbox, broker: Session, room: Room, *args: Any) -> Any:
+        return original(self, broker, replace(room, unit_bytes=0), *args)
+
+    return {(Outbox, "update_room"): update_room}
+
+
 def _credit_without_end() -> Patches:
     return {(Credits, "free_bytes"): property(lambda self: 4 * self._unit_bytes)}
 
@@ -160,6 +174,12 @@ MUTANTS: dict[str, Mutant] = {
         "a broker is let go while something is on its way to it", _leaves_while_something_comes
     ),
     "view-tells-no-step": Mutant("what is committed is done again for who leaves with the commit", _view_tells_no_step),
+    "hedges-anything": Mutant(
+        "a job that counts, or a forward to train on, is given to two workers (R4)", _hedges_anything
+    ),
+    "charges-the-size": Mutant(
+        "a producer pays for what it sends, not for what comes back", _producer_charges_the_size
+    ),
     "credit-without-end": Mutant("a broker promises room that it does not have", _credit_without_end),
     "reserve-once": Mutant("a broker reserves no room for the gradient", _reserve_once),
 }

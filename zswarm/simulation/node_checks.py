@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from brokers.entries import EntryState
+from brokers.entries import Entry, EntryState
 from brokers.machine import BrokerMachine
 from brokers.queue import Queue
 from stages.device import most_unfinished
 from stages.worker import WorkerMachine
 from zswarm import limits
-from zswarm.ids import Stage
+from zswarm.ids import JobKind, Purpose, Stage
 from zswarm.messages import Key
 from zswarm.simulation.violation import Violation, require
 
@@ -36,7 +36,7 @@ def check_queue(name: str, queue: Queue, bound_bytes: int, *, most: int) -> None
         num_leased += is_leased
         if entry.hedge is not None:
             num_leased += 1
-            if not is_leased or not entry.is_hedgeable:
+            if not is_leased or not _may_be_hedged(entry):
                 raise Violation("I7", f"{name}: {entry.key} is {entry.state.name}, and is hedged")
         if is_leased != (entry.state in LEASED):
             raise Violation("I7", f"{name}: {entry.key} is {entry.state.name}, its lease is {entry.record}")
@@ -56,14 +56,22 @@ def check_queue(name: str, queue: Queue, bound_bytes: int, *, most: int) -> None
     for worker in queue.workers.values():
         if not worker.leases:
             continue
-        num_leased -= len(worker.leases)
+        num_leased -= sum(not record.is_needless for record in worker.leases.values())
         if len(worker.leases) > most:
             raise Violation("I7", f"{name} leases {len(worker.leases)} jobs to session {worker.session}")
         for record in worker.leases.values():
-            if record is not record.entry.record and record is not record.entry.hedge:
+            if record is not record.entry.record and record is not record.entry.hedge and not record.is_needless:
                 raise Violation("I7", f"{name}: lease {record.lease} is not its entry's")
     if num_leased:
         raise Violation("I7", f"{name} has {num_leased} leased entries too many")
+
+
+def _may_be_hedged(entry: Entry) -> bool:
+    """Does the job of a leased entry count nothing, and has what comes of it one home, or none that matters?"""
+    assert entry.record is not None
+    if entry.key[2] is Purpose.EVALUATE:
+        return True
+    return not entry.accumulate and entry.record.kind is not JobKind.FORWARD
 
 
 def check_worker(name: str, machine: WorkerMachine, *, num_brokers: int) -> None:

@@ -56,6 +56,8 @@ MOST_EVENTS = 100_000
 """Far more than any schedule needs: two machines that answer each other without end are as bad as silence."""
 CONSERVATION_ONE_IN = 32
 """Looking for lost microbatches takes long: done after one of so many events."""
+SAMPLE_SHARE = 10
+"""Samples are so many times smaller than the gradient that comes back to stage 0."""
 DRAIN_S = 3.5
 """How long the swarm has to become empty after the trainer has gone and the last straggler has come; longer if what was
 lost several times before is yet to be sent again."""
@@ -319,7 +321,7 @@ class Swarm:
             purpose=sample.purpose,
             step=sample.step,
             microbatch=sample.microbatch,
-            load=load(symbol, self.schedule.pace.unit_bytes),
+            load=load(symbol, self.schedule.pace.unit_bytes // SAMPLE_SHARE),
         )
 
     def _exit(self, node: Node, command: Exit) -> None:

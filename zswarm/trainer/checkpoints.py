@@ -63,6 +63,10 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
 
 
+def _nothing() -> None:
+    """Tell nobody."""
+
+
 @dataclass(slots=True)
 class _Growing:
     """A file that is being written."""
@@ -263,8 +267,8 @@ class Checkpoints:
             return WasRead(peer=command.peer, pull=pull, total_bytes=0, load=None, problem=problem)
         return WasRead(peer=command.peer, pull=pull, total_bytes=size_bytes, load=parcelled(content, ()))
 
-    def parameter_files(self, version: Version) -> list[Path]:
-        """Return the files of all layers' parameters, first layer first, their hashes checked.
+    def parameter_files(self, version: Version, *, turned: Callable[[], None] = _nothing) -> list[Path]:
+        """Return the files of all layers' parameters, first layer first, their hashes checked; `turned` is called now and then.
 
         Raises:
             RunFailed: one is damaged.
@@ -273,12 +277,12 @@ class Checkpoints:
         names = [file_name(layer, StatePart.PARAMETERS) for layer in range(self._num_layers)]
         try:
             for name in names:
-                self._checked_size_bytes(version, name)
+                self._checked_size_bytes(version, name, turned=turned)
         except OSError as error:
             raise RunFailed(f"the checkpoint of step {version[1]} cannot be read: {error}") from None
         return [self._folder(version) / name for name in names]
 
-    def _checked_size_bytes(self, version: Version, name: str) -> int:
+    def _checked_size_bytes(self, version: Version, name: str, *, turned: Callable[[], None] = _nothing) -> int:
         """Return the size of a file whose hash is right; it is computed once.
 
         Raises:
@@ -291,7 +295,7 @@ class Checkpoints:
             raise RunFailed(f"it has no {name}")
         if (version, name) not in self._verified:
             path = self._folder(version) / name
-            if path.stat().st_size != entry.size_bytes or _hash(path) != entry.blake2b:
+            if path.stat().st_size != entry.size_bytes or _hash(path, turned) != entry.blake2b:
                 self._set_aside(version)
                 raise RunFailed(f"{path}: is damaged, its hash is not the manifest's")
             self._verified.add((version, name))
@@ -366,9 +370,10 @@ def file_name(layer: int, part: StatePart) -> str:
     return f"layer-{layer}{_SUFFIX[part]}.safetensors"
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path, turned: Callable[[], None]) -> str:
     found = hashlib.blake2b(digest_size=32)
     with path.open("rb") as file:
         while block := file.read(HASHED_AT_ONCE_BYTES):
             found.update(block)
+            turned()
     return found.hexdigest()

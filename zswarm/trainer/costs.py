@@ -27,7 +27,7 @@ class Costs:
         self._ends_s: dict[int, float] = {}
         """When each step was committed that no rollback has voided."""
         self._begun_s: float | None = None
-        """When the step in work began; None if this trainer has not seen that."""
+        """When the step in work began; None if this trainer has not seen that, as of its first one."""
         self._is_disturbed = False
 
     def priced(self, record: dict[str, Any]) -> dict[str, Any]:

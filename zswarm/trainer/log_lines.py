@@ -33,7 +33,7 @@ def leave_record(record: Record, reason: str, *, num_lost: int, now: float) -> d
     if record.role is Role.WORKER:
         cost: dict[str, Any] = {"redone_s": round(num_lost * record.job_s, 3)}
     else:
-        cost = {"queued": (record.pending | record.ahead).bit_count()}
+        cost = {"queued": record.pending.bit_count() + record.ahead.bit_count()}
     return {
         "event": "leave",
         "node": record.node,

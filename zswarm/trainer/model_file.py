@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,8 @@ from zswarm.trainer.run_folder import replace_whole
 MAX_HEADER_BYTES = 100_000_000
 """The library's own bound."""
 COPIED_AT_ONCE_BYTES = 1 << 20
+SYNCED_AT_ONCE_BYTES = 1 << 28
+"""The last sync takes a while, in which nobody hears of this process: little is left for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,17 +104,25 @@ def _write(path: Path, tensors: list[_Tensor], turned: Callable[[], None]) -> No
     with path.open("wb") as target:
         target.write(len(text).to_bytes(8, "little"))
         target.write(text)
+        synced_bytes = 0
         for tensor in tensors:
             with tensor.path.open("rb") as source:
                 source.seek(tensor.begin)
-                _copy(source, target, tensor.size_bytes, turned)
+                for size_bytes in _copy(source, target, tensor.size_bytes):
+                    synced_bytes += size_bytes
+                    if synced_bytes >= SYNCED_AT_ONCE_BYTES:
+                        synced_bytes = 0
+                        target.flush()
+                        os.fsync(target.fileno())
+                    turned()
 
 
-def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int, turned: Callable[[], None]) -> None:
+def _copy(source: BinaryIO, target: BinaryIO, size_bytes: int) -> Iterator[int]:
+    """Copy so many bytes; yields how many it were, block after block."""
     while size_bytes:
         block = source.read(min(size_bytes, COPIED_AT_ONCE_BYTES))
         if not block:
             raise OSError(f"{source.name}: ends too early")
         target.write(block)
-        turned()
         size_bytes -= len(block)
+        yield len(block)

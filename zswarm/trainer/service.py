@@ -123,7 +123,7 @@ def coordinator_settings(
 def _generation_after(recovered: Recovered | None) -> Generation:
     """Return the generation of a trainer that goes on with a run.
 
-    Two that do so from copies of one folder are not of the same one, or members would obey both.
+    Two that do so from copies of one folder are hardly ever of the same one: members would obey both.
     """
     if recovered is None:
         return Generation(1)
@@ -291,7 +291,8 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, ove
                     end = service.run(switchboard, overseer)
             if end.code == 0:
                 last = _last_checkpoint(folder, checkpoints, config.run.steps)
-                write_model(folder.model_path, checkpoints.parameter_files(last), turned=overseer.turned)
+                files = checkpoints.parameter_files(last, turned=overseer.turned)
+                write_model(folder.model_path, files, turned=overseer.turned)
             return end
 
 
@@ -318,7 +319,9 @@ def _take_up(report: Report, settings: CoordinatorSettings) -> None:
     report.take_up(found)
     behind = f"the newest checkpoint is of step {checkpoint[1]}" if checkpoint is not None else "there is no checkpoint"
     known = f"; {len(found.members)} processes were part of it" if found.members else ""
-    if found.basis != settings.basis:
+    if not found.basis:
+        known = "; it is of an older version: what nobody has saved is done again"
+    elif found.basis != settings.basis:
         known = "; the run file or its data are not as before: what nobody has saved is done again"
     report.say(f"going on at step {found.step}; {behind}{known}")
 
