@@ -74,7 +74,7 @@ class Entry:
     """A stage below counts it and wants the gradient of this stage's input."""
     x: Load
     arrived_at_s: float
-    credit_bytes: int
+    credit_bytes: int = 0
     """What its producer spent on it; twice that is reserved for it."""
     dy: Load | None = None
     state: EntryState = EntryState.FORWARD_QUEUED
@@ -151,7 +151,6 @@ def make_entry(
         emit=emit,
         x=make_load(parcel=message.parcel, frames=frames),
         arrived_at_s=now,
-        credit_bytes=message.parcel.size_bytes,
     )
 
 

@@ -262,7 +262,7 @@ class Queue:
             return [self._refuse(message, peer, NackCode.STALE)]
         entry = make_entry(key, message, frames, stage=me.stage, is_last=self._is_last, now=now)
         # What comes back may be larger than what came, as at stage 0.
-        entry.credit_bytes = max(entry.credit_bytes, me.unit_bytes)
+        entry.credit_bytes = max(message.parcel.size_bytes, me.unit_bytes)
         if not self.credits.take(producer, entry.credit_bytes):
             return [self._refuse(message, peer, NackCode.BUSY)]
         self.entries[key] = entry

@@ -221,13 +221,13 @@ class Outbox:
             message, frames = self._waiting[0]
             size_bytes = message.parcel.size_bytes
             everybody = [state for state in self._brokers.values() if state.broker not in self.closing]
-            able = [state for state in everybody if state.credit_bytes >= max(size_bytes, state.unit_bytes)]
+            able = [state for state in everybody if state.credit_bytes >= state.cost_bytes(size_bytes)]
             broker = self._wiring.choose(able, everybody) if able else None
             if broker is None:
                 break
             self._waiting.popleft()
             state = self._brokers[broker]
-            credit_bytes = max(size_bytes, state.unit_bytes)
+            credit_bytes = state.cost_bytes(size_bytes)
             state.sent_bytes += credit_bytes
             state.depth += 1
             message = replace(message, route=(*message.route, broker))

@@ -37,6 +37,10 @@ class BrokerState:
         """Bytes that may be sent without asking again."""
         return self.granted_bytes - self.sent_bytes
 
+    def cost_bytes(self, size_bytes: int) -> int:
+        """Return what it costs to send a microbatch of this size."""
+        return max(size_bytes, self.unit_bytes)
+
 
 class Wiring(Protocol):
     """A policy. `brokers` is never empty and sorted by session; all of them have credit."""

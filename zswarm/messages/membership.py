@@ -52,7 +52,8 @@ class Welcome(StepMessage):
     num_stages: Annotated[int, Range(1, limits.MAX_STAGES)]
     heartbeat_s: Seconds
     unit_bytes: Annotated[int, Range(1, limits.MAX_PAYLOAD_BYTES)]
-    """Size of one microbatch at this stage's input: what a broker counts credits in."""
+    """What one microbatch costs a broker of this stage, and credits are counted in: the larger of its input and of the gradient of
+    its output."""
     wiring: Annotated[str, Length(32)]
     """How a producer picks brokers: a name from `zswarm.wiring`."""
     size_bytes: Bytes

@@ -10,7 +10,8 @@ newest reports each time, never patched event by event. An optimizer step is tak
 or by none: `apply` is false everywhere if one stage's gradient is not finite.
 
 A participant that is given up before all have prepared makes its round void: what it had counted is done
-again by others. Once all have prepared, its contribution is in the result that the others hold, and stays.
+again by others. Once all have prepared, its contribution is in the result that the others hold, and stays as long as
+one of them is left.
 """
 
 from __future__ import annotations

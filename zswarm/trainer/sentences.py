@@ -10,6 +10,7 @@ SKIPPED_SHOWN = 10
 
 
 LEAST_LATE_S = 0.1
+"""Less than so much is no longer than usual."""
 
 
 class Narrator:

@@ -37,7 +37,7 @@ class CoordinatorSettings:
     window: int
     """Microbatches in the pipeline at once; 0 for two per worker."""
     unit_bytes: tuple[int, ...]
-    """Size of one microbatch at each stage's input."""
+    """Of one microbatch at each stage the larger of its input and of the gradient of its output."""
     configuration: bytes
     """The run file as JSON, for the workers."""
     basis: str
