@@ -73,7 +73,7 @@ TASK_OF: dict[type[Outcome], type[Task]] = {
 }
 """What an outcome ends; WasReset ends whatever came before its task, and the others may be of any."""
 UNTIMED: dict[type[Task], float] = {
-    Build: 3.0 * limits.STUCK_FIRST_S / limits.STUCK_TIMES,
+    Build: 2.0 * limits.STUCK_FIRST_S / limits.STUCK_TIMES,
     Import: 0.0,
     Adopt: 0.0,
 }
