@@ -115,6 +115,26 @@ def test_an_interrupted_run_goes_on_in_its_folder(zswarm):
     assert (again.folder / "model.safetensors").exists()
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(zswarm):
+    """It ended the run, though there were others: nobody has the state of a stage but the disk, and one byte of that is bad."""
+    command = zswarm.start("local", "--workers", "1", "--set", "checkpoint.every=5", *LONG)
+    folders = command.folder / "checkpoints"
+    step = 0
+    while len(whole := sorted(folders.glob("branch-0-step-*"), key=lambda path: int(path.name.split("-")[-1]))) < 2:
+        command.wait_for_step(step := step + 1)
+        assert step < MANY_STEPS
+    file = whole[-1] / "layer-0.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    for name in ("worker-0", "worker-1"):
+        os.kill(command.pid(name), signal.SIGKILL)
+    while not any(event["event"] == "rollback" for event in command.events()):
+        command.wait_for_step(step := step + 1)
+        assert step < MANY_STEPS
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait()[0] == 130
+    assert all(check.is_passed for check in audit(command.folder))
+
+
 def test_a_folder_belongs_to_one_run_at_a_time(zswarm):
     """A second command on the folder of a run that is in progress: told, exit code 2, and the first one goes on."""
     command = zswarm.start("local", *LONG)

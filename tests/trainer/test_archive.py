@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.letters import header, heartbeat, load, of_type, pull, register, state
-from tests.trainer.settings import settings
+from tests.trainer.settings import recovered, settings
 from zswarm.errors import RunFailed
 from zswarm.ids import STATE_FILES, Address, StatePart
 from zswarm.machine import Send
@@ -237,10 +237,40 @@ def test_what_was_read_is_sent(run):
     assert isinstance(send.message, State)
 
 
-def test_a_checkpoint_that_nobody_can_read_ends_the_run(run):
-    event = WasRead(peer=Address("sim://w1"), pull=pull(1), total_bytes=0, load=None, problem="it is damaged")
+def unreadable(step):
+    message = pull(1, session=2, step=step)
+    return WasRead(peer=Address("sim://w1"), pull=message, total_bytes=0, load=None, problem="it is damaged")
+
+
+def test_a_checkpoint_that_nobody_can_read_ends_the_run_if_it_is_the_only_one():
+    archive = Fixture(checkpoint=(0, 4)).archive
     with pytest.raises(RunFailed, match="the checkpoint cannot be read: it is damaged"):
-        run.archive.told(event)
+        archive.told(unreadable(4))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it():
+    """Whatever `keep` says, one bad byte in the newest one ended a run that somebody had started weeks ago."""
+    archive = Fixture(checkpoint=(1, 6), recovered=recovered(checkpoints=((0, 2), (0, 4), (1, 6)))).archive
+    (append,) = archive.told(unreadable(6))
+    assert (append.record["event"], append.record["step"], append.record["problem"]) == (
+        "checkpoint",
+        6,
+        "it is damaged",
+    )
+    assert archive.newest == (0, 4)
+    assert archive.told(unreadable(6)) == [], "what was asked of it before"
+    archive.told(unreadable(4))
+    assert archive.newest == (0, 2)
+    with pytest.raises(RunFailed, match="cannot be read"):
+        archive.told(unreadable(2))
+
+
+def test_a_checkpoint_of_this_life_is_one_before_the_next(run):
+    for step in (4, 6):
+        run.archive._sealing = (0, step)
+        run.archive.told(Sealed(branch=0, step=step, problem=""))
+    run.archive.told(unreadable(6))
+    assert run.archive.newest == (0, 4)
 
 
 def test_a_run_that_is_taken_up_begins_with_the_checkpoint_on_the_disk():

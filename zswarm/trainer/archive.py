@@ -6,11 +6,13 @@
 
 Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all
 steps, is what the run ends with, and is taken from whoever has that state; one that is still being collected gives way
-to it, which is no failure that anybody is told of.
+to it, which is no failure that anybody is told of. One that turns out not to be readable, when the swarm has gone back to it,
+gives way to the one before it, and the swarm goes back further.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from zswarm.errors import RunFailed
@@ -33,6 +35,8 @@ from zswarm.trainer.settings import (
     WasRead,
 )
 
+OLDER = 8
+"""So many are remembered; how many are kept is the run file's matter."""
 Command = Send | Store | Seal | Forsake | Read | Append
 
 
@@ -44,6 +48,9 @@ class Archive:
         self._roster = roster
         self._header = header
         self.newest: Version | None = settings.checkpoint
+        known = settings.recovered.checkpoints if settings.recovered is not None else ()
+        self._older = deque((v for v in known if self.newest is not None and v[1] < self.newest[1]), maxlen=OLDER)
+        """Those before it of the same history, which may be on the disk still; the oldest first."""
         self._collection: Collection | None = None
         self._sealing: Version | None = None
         self._is_behind = False
@@ -142,6 +149,8 @@ class Archive:
             return []
         self._sealing = None
         if not event.problem:
+            if self.newest is not None:
+                self._older.append(self.newest)
             self.newest = (event.branch, event.step)
             return [Append(record={"event": "checkpoint", "branch": event.branch, "step": event.step}, durable=True)]
         if event.step == self._settings.steps:
@@ -160,12 +169,12 @@ class Archive:
         """Answer it.
 
         Raises:
-            RunFailed: nobody has that state but the disk, and the disk does not give it.
+            RunFailed: nobody has that state but the disk, and the disk gives neither it nor an earlier one.
 
         """
-        if event.load is None:
-            raise RunFailed(f"the checkpoint cannot be read: {event.problem}")
         pull = event.pull
+        if event.load is None:
+            return self._fall_back(event.problem) if pull.step == self.step else []
         state = State(
             **self._header,
             branch=pull.branch,
@@ -177,6 +186,13 @@ class Archive:
             parcel=event.load.parcel,
         )
         return [Send(peer=event.peer, message=state, frames=event.load.frames)]
+
+    def _fall_back(self, problem: str) -> list[Command]:
+        """The newest checkpoint is damaged; raises RunFailed if it is the only one."""
+        if self.newest is None or not self._older:
+            raise RunFailed(f"the checkpoint cannot be read: {problem}")
+        damaged, self.newest = self.newest, self._older.pop()
+        return [Append(record=_failed(damaged, problem))]
 
     def roll_back(self) -> list[Command]:
         """The swarm goes back to the newest checkpoint: what was begun since is of a history that is void."""

@@ -25,7 +25,7 @@ class Costs:
         self._step = step
         self._usual_s: deque[float] = deque(maxlen=USUAL_STEPS)
         self._ends_s: dict[int, float] = {}
-        """When each step was committed that no rollback has voided."""
+        """When each step was committed that a rollback may do again: those since the newest checkpoint."""
         self._begun_s: float | None = None
         """When the step in work began; None if this trainer has not seen that, as of its first one."""
         self._is_disturbed = False
@@ -37,6 +37,9 @@ class Costs:
         match event:
             case "commit":
                 return record | self._committed(record["step"], time_s)
+            case "checkpoint" if not record.get("problem"):
+                # A damaged one gives way to the one before it: what that costs is not told in seconds.
+                self._ends_s = {step: end_s for step, end_s in self._ends_s.items() if step >= record["step"] - 1}
             case "rollback":
                 return record | self._rolled_back(record["step"], time_s)
         return record

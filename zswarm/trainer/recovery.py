@@ -61,6 +61,8 @@ class Recovered:
     """Held-out losses that are known, by step."""
     checkpoint: Version | None = None
     """The newest that the log calls complete; whether it still is, the disk knows."""
+    checkpoints: tuple[Version, ...] = ()
+    """All that the log calls complete, of the present history, by step."""
     losses: tuple[float, ...] = ()
     """Of the committed steps of the branch in force, from the first; nan where a loss was not finite."""
     rollbacks: tuple[Version, ...] = ()
@@ -210,8 +212,8 @@ class _Reader:
             wall_s=self._wall_s + self._time_s,
         )
         usable = [version for version in self._checkpoints if not found.is_void(version)]
-        newest = max(usable, key=lambda version: (version[1], version[0]), default=None)
-        return replace(found, checkpoint=newest)
+        usable.sort(key=lambda version: (version[1], version[0]))
+        return replace(found, checkpoints=tuple(usable), checkpoint=usable[-1] if usable else None)
 
     def read(self, record: dict[str, Any]) -> None:
         """Take in the next record; what is of no account here is skipped."""
