@@ -8,7 +8,8 @@ The answer is recomputed from `events.jsonl` alone, from the first line to the l
                next branch, and to step 0 or to a checkpoint that was complete before; it voids the commits from there
                on, and these steps are committed anew: in the end every step stands exactly once
     stages     every commit has every stage once, each with a round of its own that was not aborted; layers are
-               dealt to stages in another way only together with a rollback
+               dealt to stages in another way only at step 0, with a rollback, or at a step that has a checkpoint:
+               else nobody would have had the parameters of his new layers
     ledgers    at every stage of every commit, also of those that were voided later, each microbatch is in one
                contribution, and there is no other
     sessions   sessions join once and leave once; contributions come from workers of that stage that had joined, and
@@ -248,9 +249,10 @@ class Audit:
             self._steps.problems.append(f"{where}: branch {event.branch}, it was {self._branch}")
         if event.step >= self._start.steps:
             self._steps.problems.append(f"{where}: the run has {self._start.steps} steps")
-        if self._start.split != self._split:
+        if self._start.split != self._split and event.step != 0 and event.step not in self._checkpoints:
             self._stages.problems.append(
-                f"{where}: stages of {self._start.split} layers, they were {self._split}, and nothing was rolled back"
+                f"{where}: stages of {self._start.split} layers, they were {self._split}, nothing was rolled back, and "
+                f"step {event.step} has no checkpoint"
             )
         num_stages = self._start.stages
         counts = Counter(stage.stage for stage in event.stages)

@@ -170,6 +170,33 @@ LEGAL = {
     .rollback(2)
     .commit()
     .finish(),
+    "gone on with from the last checkpoint, with more steps and other stages": begun()
+    .commit(3)
+    .checkpoint()
+    .finish()
+    .start(steps=5, split=[1, 1, 1])
+    .join(40, stage=2)
+    .commit(2)
+    .checkpoint()
+    .finish(),
+    "interrupted before the first commit and resumed with another split": begun()
+    .finish(code=130)
+    .start(split=[2, 1])
+    .commit(3)
+    .finish(),
+    "interrupted at a checkpoint and resumed with another split": begun()
+    .commit(2)
+    .checkpoint()
+    .finish(code=130)
+    .start(split=[2, 1])
+    .commit()
+    .finish(),
+    "a checkpoint that the log did not know of is resumed with another split": begun()
+    .commit(2)
+    .start(split=[2, 1])
+    .checkpoint()
+    .commit()
+    .finish(),
     "another split is taken back before anything is committed": begun()
     .commit(2)
     .start(split=[2])
@@ -276,12 +303,27 @@ ILLEGAL = {
     "other stages without a rollback": (
         begun().commit().start(split=[1, 1, 1]).join(40, stage=2).commit(),
         "stages",
-        "line 9, step 1: stages of [1, 1, 1] layers, they were [1, 1], and nothing was rolled back",
+        "line 9, step 1: stages of [1, 1, 1] layers, they were [1, 1], nothing was rolled back, and step 1 has no",
     ),
     "another split without a rollback": (
         begun().commit().start(split=[2, 1]).commit(),
         "stages",
         "line 8, step 1: stages of [2, 1] layers, they were [1, 1]",
+    ),
+    "another split at a step whose checkpoint failed": (
+        begun().commit().checkpoint(problem="no space").start(split=[2, 1]).commit(),
+        "stages",
+        "line 9, step 1: stages of [2, 1] layers, they were [1, 1], nothing was rolled back, and step 1 has no checkpoint",
+    ),
+    "another split at a step whose checkpoint is void": (
+        begun().commit().checkpoint().rollback(0).commit().start(split=[2, 1]).commit(),
+        "stages",
+        "line 11, step 1: stages of [2, 1] layers, they were [1, 1], nothing was rolled back",
+    ),
+    "another split after the checkpoint": (
+        begun().commit().checkpoint().commit().start(split=[2, 1]).commit(),
+        "stages",
+        "line 10, step 2: stages of [2, 1] layers, they were [1, 1], nothing was rolled back",
     ),
     "a stage of the old split": (
         begun().start(split=[2]).rollback(0).add("commit", branch=1, step=0, stages=begun().commit().log[-1]["stages"]),
