@@ -13,7 +13,8 @@ The answer is recomputed from `events.jsonl` alone, from the first line to the l
     ledgers    at every stage of every commit, also of those that were voided later, each microbatch is in one
                contribution, and there is no other
     sessions   sessions join once and leave once; contributions come from workers of that stage that had joined, and
-               had not left before the step began, that is, before the commit or rollback that precedes it
+               had not left before the step began, that is, before the commit, rollback or start that precedes it.
+               Nobody of before an end, or of before a start on another basis or with another split, is there after it
     end        whenever the run ends it says how many steps are committed, all of them if it says that all went well,
                and nothing is committed after that until the trainer starts again
 
@@ -75,6 +76,7 @@ class _Life:
     stage: int
     is_worker: bool
     left_in_span: int | None = None
+    farewell: str = "had left"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,7 @@ class Audit:
         self._committed: dict[int, _Committed] = {}
         self._next_step = 0
         self._span = 0
-        """What lies between two commits or rollbacks is one span, counted from 0."""
+        """What lies between two commits, rollbacks or starts is one span, counted from 0: so long a round may last."""
         self._lives: dict[int, _Life] = {}
         self._contributors: set[int] = set()
         self._rounds: dict[int, str] = {}
@@ -175,13 +177,16 @@ class Audit:
                 assert_never(event)
 
     def _read_start(self, event: events.Start, where: str) -> None:
-        self._finish = None
+        is_over, self._finish = self._finish is not None, None
         if len(event.split) != event.stages:
             self._log.problems.append(f"{where}: {event.stages} stages, and layers for {len(event.split)}")
         if self._start is None:
             self._start, self._split = event, event.split
             return
         before, self._start = self._start, event
+        if is_over or (event.basis, event.split) != (before.basis, before.split):
+            self._forget_members()
+        self._span += 1
         if event.generation <= before.generation:
             self._log.problems.append(
                 f"{where}: started again with generation {event.generation} after {before.generation}"
@@ -191,6 +196,12 @@ class Audit:
                 self._log.problems.append(
                     f"{where}: started again with {key} {getattr(event, key)}, it was {getattr(before, key)}"
                 )
+
+    def _forget_members(self) -> None:
+        """Whoever takes part was told to end, or has built what is of no use any more."""
+        for life in self._lives.values():
+            if life.left_in_span is None:
+                life.left_in_span, life.farewell = self._span, "is of a life of the run that was over"
 
     def _read_join(self, event: events.Join, where: str) -> None:
         if event.session in self._lives:
@@ -303,7 +314,7 @@ class Audit:
             elif life.stage != stage.stage:
                 problem = f"belongs to stage {life.stage}"
             elif counted and life.left_in_span is not None and life.left_in_span < self._span:
-                problem = "had left before this step began"
+                problem = f"{life.farewell} before this step began"
             else:
                 continue
             self._sessions.problems.append(f"{where}: session {session} {problem}")

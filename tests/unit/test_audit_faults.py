@@ -49,6 +49,13 @@ class History:
             self.workers.setdefault(stage, []).append(session)
         return self
 
+    def renew(self, stages=None):
+        """All who were there are forgotten, and each stage gets a new worker."""
+        self.workers = {}
+        for stage in range(stages or len(self.split)):
+            self.join(100 * self.generation + stage, stage=stage)
+        return self
+
     def leave(self, session, stage=0):
         self.workers[stage].remove(session)
         return self.add("leave", node=f"worker-{session}", session=session, stage=stage, reason="silent", lost=1)
@@ -61,15 +68,15 @@ class History:
         attempt = (self.generation << 32) + 1
         return self.add("replay", step=self.step, attempt=attempt, microbatches=list(microbatches))
 
-    def commit(self, times=1, **changes):
+    def commit(self, times=1, *, stages=None, **changes):
         """The first worker of each stage has counted all."""
         for _ in range(times):
-            stages = []
-            for stage in range(len(self.split)):
+            committed = []
+            for stage in range(stages or len(self.split)):
                 self.round += 1
                 counted = {str(self.workers[stage][0]): list(range(MICROBATCHES))}
-                stages.append({"stage": stage, "round": self.round, "digest": 7, "contributions": counted})
-            self.add("commit", **{"branch": self.branch, "step": self.step, "stages": stages} | changes)
+                committed.append({"stage": stage, "round": self.round, "digest": 7, "contributions": counted})
+            self.add("commit", **{"branch": self.branch, "step": self.step, "stages": committed} | changes)
             self.step += 1
         return self
 
@@ -115,6 +122,15 @@ LEGAL = {
     "the trainer starts again, and workers go on with their sessions": begun().commit().start().commit(2).finish(),
     "the trainer starts again twice before the first step": begun().start().start().commit(3).finish(),
     "it starts before anybody has joined": History().start().join(10).join(20, stage=1).commit(3).finish(),
+    "the trainer starts again on the same basis": begun(basis="a").commit().start(basis="a").commit(2).finish(),
+    "it starts again on another basis, and all are new": begun(basis="a")
+    .commit()
+    .start(basis="b")
+    .renew()
+    .rollback(0)
+    .commit(3)
+    .finish(),
+    "a session leaves while the run is ending": begun().commit(3).finish().leave(10),
     "a rollback to the beginning": begun().commit(2).rollback(0).commit(3).finish(),
     "a rollback before the first step": begun().rollback(0).commit(3).finish(),
     "a rollback to a checkpoint": begun().commit(2).checkpoint().commit().rollback(2).commit().finish(),
@@ -147,11 +163,18 @@ LEGAL = {
     .commit(2)
     .finish(),
     "a checkpoint fails, for a full disk": begun().commit().checkpoint(problem="no space").commit(2).finish(),
-    "interrupted and resumed": begun().commit().finish(code=130).start().commit(2).finish(),
-    "interrupted and resumed with all workers new": begun()
+    "interrupted and resumed": begun()
     .commit(2)
     .checkpoint()
     .finish(code=130)
+    .start()
+    .renew()
+    .rollback(2)
+    .commit()
+    .finish(),
+    "the trainer starts again, and all workers of a stage are new": begun()
+    .commit(2)
+    .checkpoint()
     .start()
     .leave(10)
     .leave(11)
@@ -159,14 +182,21 @@ LEGAL = {
     .rollback(2)
     .commit()
     .finish(),
-    "resumed with more steps": begun().commit(3).finish().start(steps=5).commit(2).finish(),
-    "the last checkpoint comes after the end": begun().commit(3).finish().checkpoint().start(steps=4).commit().finish(),
+    "resumed with more steps": begun().commit(3).finish().start(steps=5).renew().commit(2).finish(),
+    "the last checkpoint comes after the end": begun()
+    .commit(3)
+    .finish()
+    .checkpoint()
+    .start(steps=4)
+    .renew()
+    .commit()
+    .finish(),
     "resumed with another number of stages": begun()
     .commit(2)
     .checkpoint()
     .finish(code=130)
     .start(split=[1, 1, 1])
-    .join(40, stage=2)
+    .renew()
     .rollback(2)
     .commit()
     .finish(),
@@ -175,13 +205,14 @@ LEGAL = {
     .checkpoint()
     .finish()
     .start(steps=5, split=[1, 1, 1])
-    .join(40, stage=2)
+    .renew()
     .commit(2)
     .checkpoint()
     .finish(),
     "interrupted before the first commit and resumed with another split": begun()
     .finish(code=130)
     .start(split=[2, 1])
+    .renew()
     .commit(3)
     .finish(),
     "interrupted at a checkpoint and resumed with another split": begun()
@@ -189,11 +220,13 @@ LEGAL = {
     .checkpoint()
     .finish(code=130)
     .start(split=[2, 1])
+    .renew()
     .commit()
     .finish(),
     "a checkpoint that the log did not know of is resumed with another split": begun()
     .commit(2)
     .start(split=[2, 1])
+    .renew()
     .checkpoint()
     .commit()
     .finish(),
@@ -201,6 +234,7 @@ LEGAL = {
     .commit(2)
     .start(split=[2])
     .start(split=[1, 1])
+    .renew()
     .commit()
     .finish(),
 }
@@ -301,34 +335,34 @@ ILLEGAL = {
         "line 8: round 1 of stage 1 was aborted in line 6",
     ),
     "other stages without a rollback": (
-        begun().commit().start(split=[1, 1, 1]).join(40, stage=2).commit(),
+        begun().commit().start(split=[1, 1, 1]).renew().commit(),
         "stages",
-        "line 9, step 1: stages of [1, 1, 1] layers, they were [1, 1], nothing was rolled back, and step 1 has no",
+        "line 11, step 1: stages of [1, 1, 1] layers, they were [1, 1], nothing was rolled back, and step 1 has no",
     ),
     "another split without a rollback": (
-        begun().commit().start(split=[2, 1]).commit(),
+        begun().commit().start(split=[2, 1]).renew().commit(),
         "stages",
-        "line 8, step 1: stages of [2, 1] layers, they were [1, 1]",
+        "line 10, step 1: stages of [2, 1] layers, they were [1, 1]",
     ),
     "another split at a step whose checkpoint failed": (
-        begun().commit().checkpoint(problem="no space").start(split=[2, 1]).commit(),
+        begun().commit().checkpoint(problem="no space").start(split=[2, 1]).renew().commit(),
         "stages",
-        "line 9, step 1: stages of [2, 1] layers, they were [1, 1], nothing was rolled back, and step 1 has no checkpoint",
+        "line 11, step 1: stages of [2, 1] layers, they were [1, 1], nothing was rolled back, and step 1 has no checkpoint",
     ),
     "another split at a step whose checkpoint is void": (
-        begun().commit().checkpoint().rollback(0).commit().start(split=[2, 1]).commit(),
+        begun().commit().checkpoint().rollback(0).commit().start(split=[2, 1]).renew().commit(),
         "stages",
-        "line 11, step 1: stages of [2, 1] layers, they were [1, 1], nothing was rolled back",
+        "line 13, step 1: stages of [2, 1] layers, they were [1, 1], nothing was rolled back",
     ),
     "another split after the checkpoint": (
-        begun().commit().checkpoint().commit().start(split=[2, 1]).commit(),
+        begun().commit().checkpoint().commit().start(split=[2, 1]).renew().commit(),
         "stages",
-        "line 10, step 2: stages of [2, 1] layers, they were [1, 1], nothing was rolled back",
+        "line 12, step 2: stages of [2, 1] layers, they were [1, 1], nothing was rolled back",
     ),
     "a stage of the old split": (
-        begun().start(split=[2]).rollback(0).add("commit", branch=1, step=0, stages=begun().commit().log[-1]["stages"]),
+        begun().start(split=[2]).renew(stages=2).rollback(0).commit(stages=2),
         "stages",
-        "line 8, step 0: stage 1, and the run has 1",
+        "line 10, step 0: stage 1, and the run has 1",
     ),
     "a split that is not of these stages": (begun(stages=3), "log", "line 5: 3 stages, and layers for 2"),
     "a restart with other microbatches": (
@@ -354,10 +388,35 @@ ILLEGAL = {
         "sessions",
         "line 8, step 0, stage 0: session 10 had left before this step began",
     ),
-    "a session that left before the restart contributes to the step after the next": (
-        begun().add("leave", session=10).start().commit(2),
+    "a session that left before the restart contributes after it": (
+        begun().commit().add("leave", session=10).start().commit(),
         "sessions",
         "line 9, step 1, stage 0: session 10 had left before this step began",
+    ),
+    "a session from before an interruption contributes after it": (
+        begun().commit().finish(code=130).start().commit(2).finish(),
+        "sessions",
+        "line 9, step 1, stage 0: session 10 is of a life of the run that was over before this step began",
+    ),
+    "a session from before the end contributes to further steps": (
+        begun().commit(3).finish().start(steps=4).commit().finish(),
+        "sessions",
+        "step 3, stage 1: session 20 is of a life of the run that was over before this step began",
+    ),
+    "a session leaves that an interruption had ended": (
+        begun().finish(code=130).start().add("leave", session=10),
+        "sessions",
+        "line 8: session 10 leaves and is not there",
+    ),
+    "a session of another basis contributes": (
+        begun(basis="a").commit().start(basis="b").commit(2).finish(),
+        "sessions",
+        "line 8, step 1, stage 0: session 10 is of a life of the run that was over before this step began",
+    ),
+    "a session of another split contributes": (
+        begun().start(split=[2, 1]).commit(3).finish(),
+        "sessions",
+        "line 7, step 0, stage 0: session 10 is of a life of the run that was over before this step began",
     ),
     "somebody is moved from where he is not": (
         begun().add("move", node="w", session=11, stage=1, to=0).commit(3).finish(),
@@ -381,12 +440,12 @@ ILLEGAL = {
         "line 8: commit after the run has finished",
     ),
     "an interrupted run counts wrong": (
-        begun().commit().finish(code=130, steps=2).start().commit(2).finish(),
+        begun().commit().finish(code=130, steps=2).start().renew().commit(2).finish(),
         "end",
         "line 7: finished with 2 steps, and 1 are committed",
     ),
     "a finish before the last step, and a resumption": (
-        begun().commit().finish().start().commit(2).finish(),
+        begun().commit().finish().start().renew().commit(2).finish(),
         "end",
         "line 7: finished with code 0 after 1 of 3 steps",
     ),
