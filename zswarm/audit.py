@@ -7,9 +7,9 @@ The answer is recomputed from `events.jsonl` alone, from the first line to the l
     steps      every committed step follows the one before it, on the branch that is in force. A rollback goes to the
                next branch, and to step 0 or to a checkpoint that was complete before; it voids the commits from there
                on, and these steps are committed anew: in the end every step stands exactly once
-    stages     every commit has every stage once, each with a round of its own that was not aborted; layers are
-               dealt to stages in another way only at step 0, with a rollback, or at a step that has a checkpoint:
-               else nobody would have had the parameters of his new layers
+    stages     every commit has every stage once, each with a round of its own that was not aborted, of the
+               generation that is in force; layers are dealt to stages in another way only at step 0, with a rollback, or
+               at a step that has a checkpoint: else nobody would have had the parameters of his new layers
     ledgers    at every stage of every commit, also of those that were voided later, each microbatch is in one
                contribution, and there is no other
     sessions   sessions join once and leave once; contributions come from workers of that stage that had joined, and
@@ -164,6 +164,7 @@ class Audit:
             case events.Commit():
                 self._read_commit(event, f"{where}, step {event.step}")
             case events.Abort():
+                self._check_generation(event.stage, event.round, where)
                 self._claim_round(event.stage, event.round, f"aborted in {where}", where)
             case events.Checkpoint():
                 self._read_checkpoint(event, where)
@@ -274,6 +275,7 @@ class Audit:
                 self._stages.problems.append(f"{where}: stage {index} is there {counts[index]} times")
         for stage in event.stages:
             place = f"{where}, stage {stage.stage}"
+            self._check_generation(stage.stage, stage.round, place)
             self._claim_round(stage.stage, stage.round, f"committed in {where}", place)
             self._check_ledger(stage, place, num_microbatches=self._start.num_microbatches)
             self._check_sessions(stage, place)
@@ -282,6 +284,14 @@ class Audit:
         # After what is wrong here, what follows is judged by what the log says, not by our count of it.
         self._next_step, self._branch, self._split = event.step + 1, event.branch, self._start.split
         self._span += 1
+
+    def _check_generation(self, stage: int, round_: int, where: str) -> None:
+        """Whoever opened a round ends it: its upper half says who that was."""
+        if self._start is not None and round_ >> 32 != self._start.generation:
+            self._stages.problems.append(
+                f"{where}: round {round_} of stage {stage} is of generation {round_ >> 32}, and generation "
+                f"{self._start.generation} is in force"
+            )
 
     def _claim_round(self, stage: int, round_: int, fate: str, where: str) -> None:
         earlier = self._rounds.setdefault(round_, fate)

@@ -60,9 +60,12 @@ class History:
         self.workers[stage].remove(session)
         return self.add("leave", node=f"worker-{session}", session=session, stage=stage, reason="silent", lost=1)
 
-    def abort(self, stage=0):
+    def next_round(self):
         self.round += 1
-        return self.add("abort", step=self.step, stage=stage, round=self.round, reason="a participant left")
+        return (self.generation << 32) + self.round
+
+    def abort(self, stage=0):
+        return self.add("abort", step=self.step, stage=stage, round=self.next_round(), reason="a participant left")
 
     def replay(self, *microbatches):
         attempt = (self.generation << 32) + 1
@@ -73,9 +76,8 @@ class History:
         for _ in range(times):
             committed = []
             for stage in range(stages or len(self.split)):
-                self.round += 1
                 counted = {str(self.workers[stage][0]): list(range(MICROBATCHES))}
-                committed.append({"stage": stage, "round": self.round, "digest": 7, "contributions": counted})
+                committed.append({"stage": stage, "round": self.next_round(), "digest": 7, "contributions": counted})
             self.add("commit", **{"branch": self.branch, "step": self.step, "stages": committed} | changes)
             self.step += 1
         return self
@@ -268,6 +270,12 @@ def with_lost_microbatch(history):
     return history
 
 
+def with_round(number, history):
+    """Let the first stage of the last commit have this round."""
+    history.log[-1]["stages"][0]["round"] = number
+    return history
+
+
 ILLEGAL = {
     "a voided step was wrong": (
         with_lost_microbatch(begun().commit()).rollback(0).commit(3).finish(),
@@ -325,14 +333,29 @@ ILLEGAL = {
     ),
     "a checkpoint of a branch to come": (begun().commit().checkpoint(branch=1), "steps", "of step 1 on branch 1"),
     "a round is used again after a rollback": (
-        begun().commit().rollback(0).add("abort", stage=0, round=1),
+        begun().commit().rollback(0).add("abort", stage=0, round=2**32 + 1),
         "stages",
-        "line 8: round 1 of stage 0 was committed in line 6, step 0",
+        "line 8: round 4294967297 of stage 0 was committed in line 6, step 0",
     ),
-    "a round is aborted and committed after a restart": (
-        begun().abort().start().add("abort", stage=1, round=1),
+    "a round is aborted twice": (
+        begun().abort().add("abort", stage=1, round=2**32 + 1),
         "stages",
-        "line 8: round 1 of stage 1 was aborted in line 6",
+        "line 7: round 4294967297 of stage 1 was aborted in line 6",
+    ),
+    "a round that an earlier generation had opened is aborted": (
+        begun().start().add("abort", stage=1, round=2**32 + 1),
+        "stages",
+        "line 7: round 4294967297 of stage 1 is of generation 1, and generation 2 is in force",
+    ),
+    "a round that an earlier generation had opened is committed": (
+        with_round(2**32 + 3, begun().commit().start().commit()).commit().finish(),
+        "stages",
+        "line 8, step 1, stage 0: round 4294967299 of stage 0 is of generation 1, and generation 2 is in force",
+    ),
+    "a round of no generation": (
+        with_round(1, begun().commit()),
+        "stages",
+        "line 6, step 0, stage 0: round 1 of stage 0 is of generation 0, and generation 1 is in force",
     ),
     "other stages without a rollback": (
         begun().commit().start(split=[1, 1, 1]).renew().commit(),
