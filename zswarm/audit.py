@@ -14,7 +14,9 @@ The answer is recomputed from `events.jsonl` alone, from the first line to the l
                contribution, and there is no other
     sessions   sessions join once and leave once; contributions come from workers of that stage that had joined, and
                had not left before the step began, that is, before the commit, rollback or start that precedes it.
-               Nobody of before an end, or of before a start on another basis or with another split, is there after it
+               Nobody of before an end, or of before a start on another basis or with another split, is there after it.
+               Whoever is moved leaves before he contributes again, unless the trainer itself died in between; a node has
+               one session at a time
     end        whenever the run ends it says how many steps are committed, all of them if it says that all went well,
                and nothing is committed after that until the trainer starts again
 
@@ -73,6 +75,7 @@ class Check:
 class _Life:
     """One session: where it may contribute, and when it ended."""
 
+    node: str
     stage: int
     is_worker: bool
     left_in_span: int | None = None
@@ -120,6 +123,10 @@ class Audit:
         self._span = 0
         """What lies between two commits, rollbacks or starts is one span, counted from 0: so long a round may last."""
         self._lives: dict[int, _Life] = {}
+        self._sessions_of: dict[str, int] = {}
+        """The session that a node has, if it has one."""
+        self._moved: dict[int, int] = {}
+        """Where sessions were moved to that are still to leave."""
         self._contributors: set[int] = set()
         self._rounds: dict[int, str] = {}
         self._finish: events.Finish | None = None
@@ -187,6 +194,8 @@ class Audit:
         before, self._start = self._start, event
         if is_over or (event.basis, event.split) != (before.basis, before.split):
             self._forget_members()
+        # The last words of a trainer may have been that somebody is moved: then he stays.
+        self._moved.clear()
         self._span += 1
         if event.generation <= before.generation:
             self._log.problems.append(
@@ -203,11 +212,18 @@ class Audit:
         for life in self._lives.values():
             if life.left_in_span is None:
                 life.left_in_span, life.farewell = self._span, "is of a life of the run that was over"
+        self._sessions_of.clear()
 
     def _read_join(self, event: events.Join, where: str) -> None:
         if event.session in self._lives:
             self._sessions.problems.append(f"{where}: session {event.session} joins a second time")
-        self._lives[event.session] = _Life(stage=event.stage, is_worker=event.role == "worker")
+        elif event.node in self._sessions_of:
+            self._sessions.problems.append(
+                f"{where}: {event.node} joins with session {event.session}, and session "
+                f"{self._sessions_of[event.node]} of it is still there"
+            )
+        self._lives[event.session] = _Life(node=event.node, stage=event.stage, is_worker=event.role == "worker")
+        self._sessions_of[event.node] = event.session
 
     def _read_leave(self, event: events.Leave, where: str) -> None:
         life = self._lives.get(event.session)
@@ -215,6 +231,9 @@ class Audit:
             self._sessions.problems.append(f"{where}: session {event.session} leaves and is not there")
         else:
             life.left_in_span = self._span
+            self._moved.pop(event.session, None)
+            if self._sessions_of.get(life.node) == event.session:
+                del self._sessions_of[life.node]
 
     def _read_move(self, event: events.Move, where: str) -> None:
         life = self._lives.get(event.session)
@@ -224,6 +243,8 @@ class Audit:
             )
         elif event.to == event.stage and not event.problem:
             self._sessions.problems.append(f"{where}: session {event.session} is moved to the stage that it is in")
+        elif not event.problem:
+            self._moved[event.session] = event.to
 
     def _read_checkpoint(self, event: events.Checkpoint, where: str) -> None:
         if event.problem:
@@ -325,6 +346,8 @@ class Audit:
                 problem = f"belongs to stage {life.stage}"
             elif counted and life.left_in_span is not None and life.left_in_span < self._span:
                 problem = f"{life.farewell} before this step began"
+            elif session in self._moved:
+                problem = f"was moved to stage {self._moved[session]}, and has not left"
             else:
                 continue
             self._sessions.problems.append(f"{where}: session {session} {problem}")

@@ -43,9 +43,9 @@ class History:
         }
         return self.add("start", **fields | changes)
 
-    def join(self, *sessions, stage=0, role="worker"):
+    def join(self, *sessions, stage=0, role="worker", node=None):
         for session in sessions:
-            self.add("join", node=f"{role}-{session}", role=role, session=session, stage=stage)
+            self.add("join", node=node or f"{role}-{session}", role=role, session=session, stage=stage)
             self.workers.setdefault(stage, []).append(session)
         return self
 
@@ -54,6 +54,14 @@ class History:
         self.workers = {}
         for stage in range(stages or len(self.split)):
             self.join(100 * self.generation + stage, stage=stage)
+        return self
+
+    def dismiss(self, *sessions):
+        """These do not contribute any more, for a reason that is in the log already."""
+        self.workers = {
+            stage: [session for session in workers if session not in sessions]
+            for stage, workers in self.workers.items()
+        }
         return self
 
     def leave(self, session, stage=0):
@@ -114,6 +122,29 @@ LEGAL = {
     .leave(11)
     .join(22, stage=1)
     .commit(2)
+    .finish(),
+    "a worker is moved after its round was prepared": begun()
+    .add("move", node="worker-10", session=10, stage=0, to=1)
+    .add("leave", session=10)
+    .commit()
+    .dismiss(10)
+    .join(22, stage=1)
+    .commit(2)
+    .finish(),
+    "the trainer dies between a move and its leave": begun()
+    .commit()
+    .add("move", node="worker-10", session=10, stage=0, to=1)
+    .start()
+    .commit(2)
+    .finish(),
+    "a node comes back, in another place": begun().leave(11).join(12, stage=1, node="worker-11").commit(3).finish(),
+    "a node comes back after the run was interrupted": begun()
+    .finish(code=130)
+    .start()
+    .join(12, node="worker-10")
+    .join(22, stage=1, node="worker-20")
+    .dismiss(10, 11, 20, 21)
+    .commit(3)
     .finish(),
     "a worker cannot be moved after all": begun()
     .commit()
@@ -440,6 +471,26 @@ ILLEGAL = {
         begun().start(split=[2, 1]).commit(3).finish(),
         "sessions",
         "line 7, step 0, stage 0: session 10 is of a life of the run that was over before this step began",
+    ),
+    "somebody is moved, and stays": (
+        begun().commit().add("move", node="worker-10", session=10, stage=0, to=1).commit(2).finish(),
+        "sessions",
+        "line 8, step 1, stage 0: session 10 was moved to stage 1, and has not left",
+    ),
+    "a node has two sessions": (
+        begun().join(12, stage=1, node="worker-10").commit(3).finish(),
+        "sessions",
+        "line 6: worker-10 joins with session 12, and session 10 of it is still there",
+    ),
+    "a node has two sessions after a restart": (
+        begun().commit().start().join(12, node="worker-10").commit(2).finish(),
+        "sessions",
+        "line 8: worker-10 joins with session 12, and session 10 of it is still there",
+    ),
+    "a node is a worker and a broker": (
+        begun().join(12, role="broker", node="worker-10").commit(3).finish(),
+        "sessions",
+        "line 6: worker-10 joins with session 12, and session 10 of it is still there",
     ),
     "somebody is moved from where he is not": (
         begun().add("move", node="w", session=11, stage=1, to=0).commit(3).finish(),
