@@ -17,8 +17,8 @@ The answer is recomputed from `events.jsonl` alone, from the first line to the l
                Nobody of before an end, or of before a start on another basis or with another split, is there after it.
                Whoever is moved leaves before he contributes again, unless the trainer itself died in between; a node has
                one session at a time
-    end        whenever the run ends it says how many steps are committed, all of them if it says that all went well,
-               and nothing is committed after that until the trainer starts again
+    end        whenever the run ends it says how many steps are committed, all of them, with a checkpoint of the last, if
+               it says that all went well, and nothing is committed after that until the trainer starts again
 
 Believed is what only the processes themselves can know: that a session counted what its list says, that a
 digest is that of its result, that a checkpoint which is called complete is, and why anybody left. Not believed, but
@@ -358,9 +358,15 @@ class Audit:
             self._end.problems.append(
                 f"{where}: finished with {event.steps} steps, and {self._next_step} are committed"
             )
-        if event.code == 0 and self._start is not None and self._next_step != self._start.steps:
+        if event.code != 0 or self._start is None:
+            return
+        if self._next_step != self._start.steps:
             self._end.problems.append(
                 f"{where}: finished with code 0 after {self._next_step} of {self._start.steps} steps"
+            )
+        elif self._next_step not in self._checkpoints:
+            self._end.problems.append(
+                f"{where}: finished with code 0, and the state after step {self._next_step - 1} has no checkpoint"
             )
 
     # -- what is said when all is well ---------------------------------------------------------------

@@ -67,6 +67,7 @@ while step < steps:
     say("commit", branch=0, step=step, stages=stages)
     step += 1
     time.sleep(0.02)
+say("checkpoint", branch=0, step=step)
 say("finish", steps=step, code=0)
 for child in children.values():
     child.kill()

@@ -24,7 +24,7 @@ class History:
         self.log = []
         self.workers = {}
         self.split = [1, 1]
-        self.branch = self.step = self.round = self.generation = 0
+        self.branch = self.step = self.steps = self.round = self.generation = 0
 
     def add(self, event, **fields):
         self.log.append({"event": event, **fields})
@@ -32,7 +32,7 @@ class History:
 
     def start(self, *, steps=STEPS, split=None, **changes):
         self.generation += 1
-        self.split = split or self.split
+        self.steps, self.split = steps, split or self.split
         fields = {
             "run": "000000000000004d",
             "generation": self.generation,
@@ -98,7 +98,10 @@ class History:
         self.step = step
         return self.add("rollback", **{"branch": self.branch, "step": step, "reason": "a stage is empty"} | changes)
 
-    def finish(self, code=0, **changes):
+    def finish(self, code=0, *, is_saved=True, **changes):
+        """With code 0 the model was made from a checkpoint of the last step."""
+        if code == 0 and is_saved and self.step == self.steps:
+            self.checkpoint()
         return self.add("finish", **{"steps": self.step, "code": code, "reason": "over"} | changes)
 
 
@@ -164,6 +167,14 @@ LEGAL = {
     .commit(3)
     .finish(),
     "a session leaves while the run is ending": begun().commit(3).finish().leave(10),
+    "interrupted after the last step, when the log did not know of its checkpoint": begun()
+    .commit(3)
+    .finish(code=130)
+    .start()
+    .checkpoint()
+    .finish(is_saved=False),
+    "the last step was done again on another branch": begun().commit(3).rollback(0).commit(3).finish(),
+    "a run that fails at its end": begun().commit(3).checkpoint(problem="no space").finish(code=1),
     "a rollback to the beginning": begun().commit(2).rollback(0).commit(3).finish(),
     "a rollback before the first step": begun().rollback(0).commit(3).finish(),
     "a rollback to a checkpoint": begun().commit(2).checkpoint().commit().rollback(2).commit().finish(),
@@ -216,9 +227,9 @@ LEGAL = {
     .commit()
     .finish(),
     "resumed with more steps": begun().commit(3).finish().start(steps=5).renew().commit(2).finish(),
-    "the last checkpoint comes after the end": begun()
+    "the last checkpoint comes after an interruption": begun()
     .commit(3)
-    .finish()
+    .finish(code=130)
     .checkpoint()
     .start(steps=4)
     .renew()
@@ -235,12 +246,10 @@ LEGAL = {
     .finish(),
     "gone on with from the last checkpoint, with more steps and other stages": begun()
     .commit(3)
-    .checkpoint()
     .finish()
     .start(steps=5, split=[1, 1, 1])
     .renew()
     .commit(2)
-    .checkpoint()
     .finish(),
     "interrupted before the first commit and resumed with another split": begun()
     .finish(code=130)
@@ -285,7 +294,7 @@ def test_a_legal_history_with_faults_passes_and_so_does_all_that_precedes_any_of
 def test_what_went_wrong_on_the_way_is_counted():
     history = begun().commit(2).leave(10).abort().replay(1).rollback(0).commit().start().replay(2).commit(2).finish()
     checks = verdict(history.log)
-    assert "17 records, 1 restart of the trainer" in str(checks["log"])
+    assert "18 records, 1 restart of the trainer" in str(checks["log"])
     steps = "3 of 3 committed: 0 to 2, each once, in order, on branches 0 to 1, 1 rollback, 2 steps voided"
     assert steps in str(checks["steps"])
     assert "2 in every commit, 11 rounds, none used twice, 1 aborted" in str(checks["stages"])
@@ -522,6 +531,21 @@ ILLEGAL = {
         begun().commit().finish().start().renew().commit(2).finish(),
         "end",
         "line 7: finished with code 0 after 1 of 3 steps",
+    ),
+    "all steps are done, and the model is not saved": (
+        begun().commit(2).checkpoint().commit().finish(is_saved=False),
+        "end",
+        "line 10: finished with code 0, and the state after step 2 has no checkpoint",
+    ),
+    "all steps are done, and saving the model has failed": (
+        begun().commit(3).checkpoint(problem="no space").finish(is_saved=False),
+        "end",
+        "line 10: finished with code 0, and the state after step 2 has no checkpoint",
+    ),
+    "all steps are done, and the checkpoint of the last is void": (
+        begun().commit(3).checkpoint().rollback(0).commit(3).finish(is_saved=False),
+        "end",
+        "line 14: finished with code 0, and the state after step 2 has no checkpoint",
     ),
     "a voided step is counted as done": (
         begun().commit(3).rollback(0).finish(steps=3),
