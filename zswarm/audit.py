@@ -7,14 +7,18 @@ The answer is recomputed from `events.jsonl` alone, from the first line to the l
     steps      every committed step follows the one before it, on the branch that is in force. A rollback goes to the
                next branch, and to step 0 or to a checkpoint that was complete before; it voids the commits from there
                on, and these steps are committed anew: in the end every step stands exactly once
-    stages     every commit has every stage once, each with a round of its own that was not aborted; layers are
-               dealt to stages in another way only together with a rollback
+    stages     every commit has every stage once, each with a round of its own that was not aborted, of the
+               generation that is in force; layers are dealt to stages in another way only at step 0, with a rollback, or
+               at a step that has a checkpoint: else nobody would have had the parameters of his new layers
     ledgers    at every stage of every commit, also of those that were voided later, each microbatch is in one
                contribution, and there is no other
     sessions   sessions join once and leave once; contributions come from workers of that stage that had joined, and
-               had not left before the step began, that is, before the commit or rollback that precedes it
-    end        whenever the run ends it says how many steps are committed, all of them if it says that all went well,
-               and nothing is committed after that until the trainer starts again
+               had not left before the step began, that is, before the commit, rollback or start that precedes it.
+               Nobody of before an end, or of before a start on another basis or with another split, is there after it.
+               Whoever is moved leaves before he contributes again, unless the trainer itself died in between; a node has
+               one session at a time
+    end        whenever the run ends it says how many steps are committed, all of them, with a checkpoint of the last, if
+               it says that all went well, and nothing is committed after that until the trainer starts again
 
 Believed is what only the processes themselves can know: that a session counted what its list says, that a
 digest is that of its result, that a checkpoint which is called complete is, and why anybody left. Not believed, but
@@ -71,9 +75,11 @@ class Check:
 class _Life:
     """One session: where it may contribute, and when it ended."""
 
+    node: str
     stage: int
     is_worker: bool
     left_in_span: int | None = None
+    farewell: str = "had left"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +121,12 @@ class Audit:
         self._committed: dict[int, _Committed] = {}
         self._next_step = 0
         self._span = 0
-        """What lies between two commits or rollbacks is one span, counted from 0."""
+        """What lies between two commits, rollbacks or starts is one span, counted from 0: so long a round may last."""
         self._lives: dict[int, _Life] = {}
+        self._sessions_of: dict[str, int] = {}
+        """The session that a node has, if it has one."""
+        self._moved: dict[int, int] = {}
+        """Where sessions were moved to that are still to leave."""
         self._contributors: set[int] = set()
         self._rounds: dict[int, str] = {}
         self._finish: events.Finish | None = None
@@ -161,6 +171,7 @@ class Audit:
             case events.Commit():
                 self._read_commit(event, f"{where}, step {event.step}")
             case events.Abort():
+                self._check_generation(event.stage, event.round, where)
                 self._claim_round(event.stage, event.round, f"aborted in {where}", where)
             case events.Checkpoint():
                 self._read_checkpoint(event, where)
@@ -174,13 +185,18 @@ class Audit:
                 assert_never(event)
 
     def _read_start(self, event: events.Start, where: str) -> None:
-        self._finish = None
+        is_over, self._finish = self._finish is not None, None
         if len(event.split) != event.stages:
             self._log.problems.append(f"{where}: {event.stages} stages, and layers for {len(event.split)}")
         if self._start is None:
             self._start, self._split = event, event.split
             return
         before, self._start = self._start, event
+        if is_over or (event.basis, event.split) != (before.basis, before.split):
+            self._forget_members()
+        # The last words of a trainer may have been that somebody is moved: then he stays.
+        self._moved.clear()
+        self._span += 1
         if event.generation <= before.generation:
             self._log.problems.append(
                 f"{where}: started again with generation {event.generation} after {before.generation}"
@@ -191,10 +207,23 @@ class Audit:
                     f"{where}: started again with {key} {getattr(event, key)}, it was {getattr(before, key)}"
                 )
 
+    def _forget_members(self) -> None:
+        """Whoever takes part was told to end, or has built what is of no use any more."""
+        for life in self._lives.values():
+            if life.left_in_span is None:
+                life.left_in_span, life.farewell = self._span, "is of a life of the run that was over"
+        self._sessions_of.clear()
+
     def _read_join(self, event: events.Join, where: str) -> None:
         if event.session in self._lives:
             self._sessions.problems.append(f"{where}: session {event.session} joins a second time")
-        self._lives[event.session] = _Life(stage=event.stage, is_worker=event.role == "worker")
+        elif event.node in self._sessions_of:
+            self._sessions.problems.append(
+                f"{where}: {event.node} joins with session {event.session}, and session "
+                f"{self._sessions_of[event.node]} of it is still there"
+            )
+        self._lives[event.session] = _Life(node=event.node, stage=event.stage, is_worker=event.role == "worker")
+        self._sessions_of[event.node] = event.session
 
     def _read_leave(self, event: events.Leave, where: str) -> None:
         life = self._lives.get(event.session)
@@ -202,6 +231,9 @@ class Audit:
             self._sessions.problems.append(f"{where}: session {event.session} leaves and is not there")
         else:
             life.left_in_span = self._span
+            self._moved.pop(event.session, None)
+            if self._sessions_of.get(life.node) == event.session:
+                del self._sessions_of[life.node]
 
     def _read_move(self, event: events.Move, where: str) -> None:
         life = self._lives.get(event.session)
@@ -211,6 +243,8 @@ class Audit:
             )
         elif event.to == event.stage and not event.problem:
             self._sessions.problems.append(f"{where}: session {event.session} is moved to the stage that it is in")
+        elif not event.problem:
+            self._moved[event.session] = event.to
 
     def _read_checkpoint(self, event: events.Checkpoint, where: str) -> None:
         if event.problem:
@@ -248,9 +282,10 @@ class Audit:
             self._steps.problems.append(f"{where}: branch {event.branch}, it was {self._branch}")
         if event.step >= self._start.steps:
             self._steps.problems.append(f"{where}: the run has {self._start.steps} steps")
-        if self._start.split != self._split:
+        if self._start.split != self._split and event.step != 0 and event.step not in self._checkpoints:
             self._stages.problems.append(
-                f"{where}: stages of {self._start.split} layers, they were {self._split}, and nothing was rolled back"
+                f"{where}: stages of {self._start.split} layers, they were {self._split}, nothing was rolled back, and "
+                f"step {event.step} has no checkpoint"
             )
         num_stages = self._start.stages
         counts = Counter(stage.stage for stage in event.stages)
@@ -261,6 +296,7 @@ class Audit:
                 self._stages.problems.append(f"{where}: stage {index} is there {counts[index]} times")
         for stage in event.stages:
             place = f"{where}, stage {stage.stage}"
+            self._check_generation(stage.stage, stage.round, place)
             self._claim_round(stage.stage, stage.round, f"committed in {where}", place)
             self._check_ledger(stage, place, num_microbatches=self._start.num_microbatches)
             self._check_sessions(stage, place)
@@ -269,6 +305,14 @@ class Audit:
         # After what is wrong here, what follows is judged by what the log says, not by our count of it.
         self._next_step, self._branch, self._split = event.step + 1, event.branch, self._start.split
         self._span += 1
+
+    def _check_generation(self, stage: int, round_: int, where: str) -> None:
+        """Whoever opened a round ends it: its upper half says who that was."""
+        if self._start is not None and round_ >> 32 != self._start.generation:
+            self._stages.problems.append(
+                f"{where}: round {round_} of stage {stage} is of generation {round_ >> 32}, and generation "
+                f"{self._start.generation} is in force"
+            )
 
     def _claim_round(self, stage: int, round_: int, fate: str, where: str) -> None:
         earlier = self._rounds.setdefault(round_, fate)
@@ -301,7 +345,9 @@ class Audit:
             elif life.stage != stage.stage:
                 problem = f"belongs to stage {life.stage}"
             elif counted and life.left_in_span is not None and life.left_in_span < self._span:
-                problem = "had left before this step began"
+                problem = f"{life.farewell} before this step began"
+            elif session in self._moved:
+                problem = f"was moved to stage {self._moved[session]}, and has not left"
             else:
                 continue
             self._sessions.problems.append(f"{where}: session {session} {problem}")
@@ -312,9 +358,15 @@ class Audit:
             self._end.problems.append(
                 f"{where}: finished with {event.steps} steps, and {self._next_step} are committed"
             )
-        if event.code == 0 and self._start is not None and self._next_step != self._start.steps:
+        if event.code != 0 or self._start is None:
+            return
+        if self._next_step != self._start.steps:
             self._end.problems.append(
                 f"{where}: finished with code 0 after {self._next_step} of {self._start.steps} steps"
+            )
+        elif self._next_step not in self._checkpoints:
+            self._end.problems.append(
+                f"{where}: finished with code 0, and the state after step {self._next_step - 1} has no checkpoint"
             )
 
     # -- what is said when all is well ---------------------------------------------------------------

@@ -40,6 +40,8 @@ class Start(Event):
     """Layers of each stage."""
     steps: Count
     num_microbatches: Annotated[int, Field(ge=1, le=MAX_MICROBATCHES)]
+    basis: str = ""
+    """Of what is computed, see CoordinatorSettings: on another one nobody goes on. The oldest logs have none."""
 
 
 class Join(Event):

@@ -193,7 +193,7 @@ def test_the_audit_of_a_good_run_prints_its_verdicts_and_that_of_a_bad_one_where
         '{"event":"start","run":"1","generation":1,"stages":1,"split":[3],"steps":1,"num_microbatches":2}\n'
         '{"event":"join","node":"w","role":"worker","session":5,"stage":0}\n'
     )
-    commit = '{"event":"commit","branch":0,"step":0,"stages":[{"stage":0,"round":1,"digest":3,"contributions":{"5":[0,1]}}]}\n'
+    commit = '{"event":"commit","branch":0,"step":0,"stages":[{"stage":0,"round":4294967297,"digest":3,"contributions":{"5":[0,1]}}]}\n'
     finish = '{"event":"finish","steps":1}\n'
     events.write_text(start + commit + finish)
     assert main.run(["audit", str(tmp_path)]) == 0

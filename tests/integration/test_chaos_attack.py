@@ -62,10 +62,12 @@ while step < steps:
                 say("leave", session=sessions[name])
             begin(name)
     counted = {str(sessions["worker-0"]): [0]}
-    stages = [{"stage": 0, "round": step, "digest": 0, "contributions": counted}]
+    number = (counters["generation"] << 32) + step
+    stages = [{"stage": 0, "round": number, "digest": 0, "contributions": counted}]
     say("commit", branch=0, step=step, stages=stages)
     step += 1
     time.sleep(0.02)
+say("checkpoint", branch=0, step=step)
 say("finish", steps=step, code=0)
 for child in children.values():
     child.kill()
@@ -141,7 +143,7 @@ def test_a_run_that_is_too_short_for_its_faults_is_no_success(attack, tmp_path):
 
 def test_a_violation_in_the_log_is_no_success(attack):
     with pytest.raises(RunFailed, match="the audit found a violation"):
-        attack(STAND_IN.replace('"round": step', '"round": 0'), 100)
+        attack(STAND_IN.replace("<< 32) + step", "<< 32)"), 100)
 
 
 def test_a_run_that_fails_is_no_success_and_its_last_words_are_told(attack):
