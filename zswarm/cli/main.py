@@ -371,9 +371,10 @@ for command in (bench, chaos, key, init, join, beacon, pause, resume, doctor, se
 
 
 def main() -> None:
-    """Run the command line and exit; one more Ctrl-C while the interpreter ends does not change the exit code."""
+    """Run the command line and exit; one more Ctrl-C or SIGTERM while the interpreter ends does not change the exit code."""
     code = run(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
