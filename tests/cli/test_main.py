@@ -137,6 +137,13 @@ def test_the_version_is_printed():
         ),
         (["worker", "--coordinator", "tcp://127.0.0.1:1", "--key", "/nowhere"], "/nowhere: cannot read the swarm key"),
         (["local", "run.toml", "--key", "/dev/null"], "/dev/null: is no file"),
+        (["move", b"\xff", "1"], "NODE: '\\udcff' is no name for a process: write one of 1 to 128 characters"),
+        (["move", "x" * 5000, "1"], "xxx...' is no name for a process"),
+        (["broker", "--name", b"\xff"], "--name: '\\udcff' is no name for a process"),
+        (
+            ["worker", "--coordinator", "tcp://127.0.0.1:1", "--name", "a\nb"],
+            "--name: 'a\\nb' is no name for a process",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_message_and_exit_code_2(arguments, says):
