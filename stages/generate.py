@@ -51,7 +51,7 @@ def generate(
     """Continue a prompt by `num_bytes` bytes and return the continuation; the run's seed decides the draw.
 
     `temperature` 0 takes the likeliest byte each time; `top_k` 0 draws from all. Bytes that are no UTF-8
-    become replacement characters.
+    become replacement characters; those of the prompt are in it as the command line has them (`surrogateescape`).
 
     Raises:
         UserError: `temperature` or `top_k` is negative, or the model does not give scores for bytes.
@@ -63,7 +63,7 @@ def generate(
             "0 is the likeliest byte, all bytes, and none"
         )
     generator = torch.Generator().manual_seed(config.run.seed)
-    text = bytearray((prompt or PROMPT_IF_EMPTY).encode())
+    text = bytearray((prompt or PROMPT_IF_EMPTY).encode(errors="surrogateescape"))
     begin = len(text)
     with torch.inference_mode():
         for _ in range(num_bytes):

@@ -184,6 +184,8 @@ MAX_OFFERS = 8
 """Runs of one swarm at a time that a beacon tells of."""
 MAX_MACHINE_CHARS = 64
 """The name of a machine, a run or a release: a label of the domain name system has 63."""
+MAX_NODE_CHARS = 128
+"""The name of a process, in sentences beside others: by itself its role, its machine's name and a number."""
 MAX_ADDRESS_CHARS = 64
 """`tcp://[`, 39 characters of IPv6, a zone, a port."""
 MAX_REPORTED_CONTACTS = 8

@@ -42,6 +42,12 @@ def test_the_same_seed_gives_the_same_text_and_another_one_another(trained, caps
     assert all(text.startswith(b"def ") and text.endswith(b"\n") for text in texts)
 
 
+def test_a_prompt_may_be_any_bytes(trained, capsysbinary):
+    """One that was no UTF-8 ended as a bug of ours."""
+    assert main.run(["generate", str(trained), "--prompt", "caf\udce9", "--length", "1"]) == 0
+    assert capsysbinary.readouterr().out.startswith(b"caf\xe9")
+
+
 def test_without_chance_the_likeliest_byte_is_taken(trained, capsysbinary):
     texts = []
     for arguments in (["--temperature", "0"], ["--temperature", "0", "--seed", "5"], ["--top-k", "1", "--seed", "6"]):

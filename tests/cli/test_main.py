@@ -137,6 +137,13 @@ def test_the_version_is_printed():
         ),
         (["worker", "--coordinator", "tcp://127.0.0.1:1", "--key", "/nowhere"], "/nowhere: cannot read the swarm key"),
         (["local", "run.toml", "--key", "/dev/null"], "/dev/null: is no file"),
+        (["move", b"\xff", "1"], "NODE: '\\udcff' is no name for a process: write one of 1 to 128 characters"),
+        (["move", "x" * 5000, "1"], "xxx...' is no name for a process"),
+        (["broker", "--name", b"\xff"], "--name: '\\udcff' is no name for a process"),
+        (
+            ["worker", "--coordinator", "tcp://127.0.0.1:1", "--name", "a\nb"],
+            "--name: 'a\\nb' is no name for a process",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_message_and_exit_code_2(arguments, says):
@@ -295,3 +302,34 @@ def test_a_capacity_is_a_finite_number(capsys, value):
     """Nan is in every range of click, and infinity in those without an end."""
     assert main.run(["broker", "--coordinator", "tcp://127.0.0.1:4711", "--capacity-gib", value]) == 2
     assert "Invalid value for '--capacity-gib'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [("NotYet", TRY_LATER), ("UserError", 2), ("RunFailed", 1)])
+def test_a_child_says_with_its_exit_code_who_can_mend_it(error, code):
+    """What time may mend looked like what only the user can: one such child ended `zswarm join`."""
+    program = (
+        "from zswarm import errors\n"
+        "from zswarm.cli.family import Family, wake_on_signals\n"
+        "def fail():\n"
+        f"    raise errors.{error}('no network')\n"
+        "with Family() as family, wake_on_signals() as wait:\n"
+        "    family.fork('worker-7', fail)\n"
+        "    while not (ended := family.reap()):\n"
+        "        wait(20.0)\n"
+        "    print(*(each.code for each in ended.values()))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == (f"{code}\n", "zswarm: worker-7: no network\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_the_interpreter_ends_does_not_change_the_exit_code(name):
+    """A second SIGTERM for a `zswarm join` that had left in peace made it 143."""
+    program = (
+        "import atexit, os, signal, sys\n"
+        "from zswarm.cli.main import main\n"
+        f"atexit.register(os.kill, os.getpid(), signal.{name})\n"
+        "sys.argv[1:] = ['--version']\n"
+        "main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=60).returncode == 0

@@ -187,7 +187,7 @@ def test_who_is_killed_by_others_is_started_again_however_often() -> None:
     restarts = Restarts()
     for life in range(4 * MAX_SHORT_LIVES):
         restarts.started("trainer", 10.0 * life)
-        assert restarts.died("trainer", 10.0 * life + 1.0, was_killed=True)
+        assert restarts.died("trainer", 10.0 * life + 1.0, is_excused=True)
 
 
 HUNG = """

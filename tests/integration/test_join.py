@@ -108,5 +108,5 @@ def test_a_seed_that_is_no_machine_is_told_before_anything_starts(zswarm):
     code, errors = zswarm.start_any("join", "--seed", "no such machine").wait()
     assert (code, errors) == (
         2,
-        "zswarm: --seed: 'no such machine' is no machine that this one knows: write its IP address\n",
+        "zswarm: --seed: 'no such machine' is no machine: write HOST or HOST:PORT, such as lab2 or 10.0.0.2:4710\n",
     )

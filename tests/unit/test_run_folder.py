@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from zswarm import json_lines
 from zswarm.config import RunConfig
-from zswarm.errors import RunFailed, UserError
+from zswarm.errors import NotYet, RunFailed, UserError
 from zswarm.json_lines import JsonLinesWriter, encode, read_json_lines
 from zswarm.trainer import run_folder
 from zswarm.trainer.run_folder import RunFolder, open_run_folder, write_processes
@@ -203,6 +203,21 @@ def test_a_folder_on_a_read_only_disk_is_the_users_to_mend(tmp_path, monkeypatch
         open_run_folder(CONFIG, out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_may_mend_itself(begun, monkeypatch, number):
+    """It had the exit code of what only the user can mend, and systemd left the run alone."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    out = begun(START)
+    before = (out / "run.json").read_bytes()
+    monkeypatch.setattr(run_folder.os, "fsync", refuse)
+    with pytest.raises(NotYet, match=rf"run\.json: cannot write: {os.strerror(number)}: make room there, or .* --out"):
+        open_run_folder(changed("run", steps=2), out=out, resume=True)
+    assert (out / "run.json").read_bytes() == before
+
+
 # -- a run that goes on ------------------------------------------------------------------------------------
 
 START = {"event": "start", "run": "4d", "generation": 1, "stages": 1, "split": [3], "steps": 1, "num_microbatches": 2}
@@ -248,6 +263,18 @@ def test_an_unfinished_run_goes_on_in_its_folder(begun):
         assert (found.run, found.generation, found.step) == (0x4D, 2, 0)
         folder.events.append(COMMIT)
         assert folder.recover().step == 1
+
+
+def test_a_run_goes_on_on_a_full_disk(tmp_path, monkeypatch):
+    """What the folder says of the run was written again at each start, before the run could wait for its disk."""
+    (tmp_path / "mine.toml").write_text("# as it was written\n")
+    again = {"out": tmp_path / "out", "run_file": tmp_path / "mine.toml", "resume": True}
+    open_run_folder(CONFIG, **again).close()
+    monkeypatch.setattr(run_folder, "replace_whole", refuse)
+    open_run_folder(CONFIG, **again).close()
+    (tmp_path / "mine.toml").write_text("# as it is written now\n")
+    with pytest.raises(UserError):
+        open_run_folder(CONFIG, **again)
 
 
 def test_a_folder_that_was_made_and_no_more_is_a_new_run(tmp_path):

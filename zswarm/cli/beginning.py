@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
+from zswarm.cli.folders import is_there
 from zswarm.cli.key import default_path
 from zswarm.errors import UserError
 from zswarm.swarm_key import make_key_file, read_key_file
@@ -19,7 +20,7 @@ def begin(run_file: Path) -> Iterator[str]:
 
     """
     key_file = default_path()
-    if key_file.exists():
+    if is_there(key_file):
         read_key_file(key_file)
         yield f"{key_file}: the swarm key is there already"
     else:

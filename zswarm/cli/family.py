@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Self
 
-from zswarm.errors import RunFailed, UserError, ZswarmError
+from zswarm.errors import TRY_LATER, NotYet, RunFailed, UserError, ZswarmError
 from zswarm.lifeline import Lifeline, Pulse
 from zswarm.logs import set_up_logs
 
@@ -87,7 +87,7 @@ class Family:
             set_up_logs(name, level=LOG_LEVEL)
             code = body()
         except ZswarmError as error:
-            code = 2 if isinstance(error, UserError) else 1
+            code = TRY_LATER if isinstance(error, NotYet) else 2 if isinstance(error, UserError) else 1
             print(f"zswarm: {name}: {error}", file=sys.stderr)
         except BaseException:  # noqa: BLE001 - the top of this process
             traceback.print_exc()

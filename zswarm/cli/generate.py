@@ -51,7 +51,8 @@ def generate_text(folder: Path, sampling: Sampling) -> None:
         raise
     except Exception as error:
         raise RunFailed(f"the model raised {type(error).__name__}: {error}") from error
-    click.echo(sampling.prompt + "".join(_harmless(character) for character in text))
+    added = "".join(_harmless(character) for character in text)
+    click.echo(sampling.prompt.encode(errors="surrogateescape") + added.encode())
 
 
 def _harmless(character: str) -> str:

@@ -23,7 +23,7 @@ from zswarm.cli.family import Ended, Family, wake_on_signals
 from zswarm.cli.pausing import is_paused
 from zswarm.cli.serving import serve_runs
 from zswarm.cli.supervisor import Restarts, say, say_hung
-from zswarm.errors import INTERRUPTED, RunFailed
+from zswarm.errors import INTERRUPTED, TRY_LATER, RunFailed
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
 from zswarm.overseer import Overseer
@@ -118,11 +118,17 @@ class Caretaker:
         self._kill_at_s = float("inf")
 
     def add(self, name: str, body: Callable[[], int], *, is_pausable: bool = False) -> None:
-        """Start a child."""
+        """Start a child; one that is pausable begins with the machine's resume if it is paused.
+
+        The first of those that are pausable decides for all: they leave, and come back, together.
+        """
         self._bodies[name] = body
+        if is_pausable and not self._pausable and is_paused():
+            self._is_paused = True
+            say("paused: no workers are started; `zswarm resume` brings them")
         if is_pausable:
             self._pausable.add(name)
-        if not (is_pausable and is_paused()):
+        if not (is_pausable and self._is_paused):
             self._start(name)
 
     def run(self) -> int:
@@ -137,8 +143,7 @@ class Caretaker:
                 say_hung(self._family.kill_hung())
                 self._follow_pause()
                 for name in self._restarts.due(monotonic()):
-                    if not (self._is_paused and name in self._pausable):
-                        self._start(name)
+                    self._start(name)
 
     def _start(self, name: str) -> None:
         self._family.fork(name, self._bodies[name])
@@ -149,7 +154,7 @@ class Caretaker:
             raise RunFailed(f"{ended.name} cannot go on")
         if self._is_paused and ended.name in self._pausable:
             return
-        if not self._restarts.died(ended.name, monotonic(), was_killed=ended.code == -signal.SIGKILL):
+        if not self._restarts.died(ended.name, monotonic(), is_excused=ended.code in {-signal.SIGKILL, TRY_LATER}):
             text = f"{ended.describe()}, again and again: it is not started any more"
             if self._pausable <= {ended.name} or ended.name not in self._pausable:
                 raise RunFailed(text)
@@ -166,6 +171,9 @@ class Caretaker:
             say("paused: the workers leave; `zswarm resume` brings them back")
             self._kill_at_s = monotonic() + PAUSE_WITHIN_S
             self._tell(self._pausable, signal.SIGTERM)
+            for name in self._pausable:
+                # A start that is due and may not happen would be waited for without end.
+                self._restarts.drop(name)
         elif self._is_paused and monotonic() >= self._kill_at_s:
             self._kill_at_s = float("inf")
             self._tell(self._pausable, signal.SIGKILL)

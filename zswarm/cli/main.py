@@ -5,7 +5,7 @@ A command's body is imported when it is called: `zswarm --help`, a broker and th
     0    done
     1    the run failed, or the audit found a violation
     2    something that the user can mend
-    75   the same, and it may mend itself: this machine has no such address, or no way there, yet
+    75   the same, and it may mend itself: no such address, no way there or no answer to a name yet; a full disk
     78   `zswarm broker` and `zswarm worker`: the run does not take this process; starting it again is no use
     130  Ctrl-C
 """
@@ -38,6 +38,7 @@ from zswarm.cli.places import (
     key_of,
     place_of,
     prepare_for_connections,
+    process_name,
     seeds_option,
 )
 from zswarm.cli.service import service
@@ -339,11 +340,12 @@ def move(*, node: str, stage: int, coordinator: str | None, seeds: tuple[str, ..
     """
     from zswarm.cli.move import move as move_worker
 
+    who = process_name(node, option="NODE")
     swarm_key = key_of(key_file)
     if coordinator is None:
         coordinator = _running(seeds, swarm_key)
     address = _address("--coordinator", coordinator, swarm_key)
-    click.echo(move_worker(node=NodeId(node), stage=Stage(stage), coordinator=address, key=swarm_key))
+    click.echo(move_worker(node=who, stage=Stage(stage), coordinator=address, key=swarm_key))
 
 
 @app.command()
@@ -371,9 +373,10 @@ for command in (bench, chaos, key, init, join, beacon, pause, resume, doctor, se
 
 
 def main() -> None:
-    """Run the command line and exit; one more Ctrl-C while the interpreter ends does not change the exit code."""
+    """Run the command line and exit; one more Ctrl-C or SIGTERM while the interpreter ends does not change the exit code."""
     code = run(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
@@ -476,9 +479,9 @@ def _node(role: str, name: str | None, level: str) -> NodeId:
     from zswarm.logs import set_up_logs
 
     prepare_for_connections()
-    node = name or f"{role}-{os.uname().nodename}-{os.getpid()}"
+    node = process_name(name or f"{role}-{os.uname().nodename}-{os.getpid()}", option="--name")
     set_up_logs(node, level=level)
-    return NodeId(node)
+    return node
 
 
 def _end(end: Exit) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from zswarm.cli.folders import user_folder
+from zswarm.cli.folders import is_there, user_folder
 from zswarm.errors import UserError
 
 
@@ -23,7 +23,7 @@ def pause_file() -> Path:
 
 def is_paused() -> bool:
     """Is this machine paused?"""
-    return pause_file().exists()
+    return is_there(pause_file())
 
 
 def pause() -> bool:

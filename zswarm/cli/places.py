@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from zswarm import limits
-from zswarm.errors import UserError
-from zswarm.ids import Address
+from zswarm.errors import NotYet, UserError
+from zswarm.ids import Address, NodeId
 
 if TYPE_CHECKING:
     from zswarm.beacon.service import Place
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BEACON_PORT = 4710
 TRAINER_PORT = 4711
 LOOPBACK = "127.0.0.1"
-_SEED = re.compile(r"(?:tcp://)?(?P<host>\[[^]]+\]|[^:/\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
+_SEED = re.compile(r"(?:tcp://)?(?P<host>\[[^]]+\]|[^:/\[\]\s]+)(?::(?P<port>[0-9]{1,5}))?")
 
 seeds_option = click.option(
     "--seed",
@@ -47,6 +47,7 @@ def seed_addresses(seeds: Iterable[str]) -> tuple[Address, ...]:
 
     Raises:
         UserError: one is no address, or its name is not known.
+        NotYet: names cannot be looked up yet.
 
     """
     return tuple(_seed_address(seed) for seed in seeds)
@@ -64,11 +65,22 @@ def _seed_address(seed: str) -> Address:
     try:
         found = ipaddress.ip_address(host)
     except ValueError:
-        try:
-            found = ipaddress.ip_address(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-        except (OSError, UnicodeError):
-            raise UserError(f"--seed: {host!r} is no machine that this one knows: write its IP address") from None
+        found = ipaddress.ip_address(_looked_up(host))
     return address_at(str(found), port)
+
+
+def _looked_up(host: str) -> str | int:
+    """Return the IP address of a seed's name; raises as `seed_addresses`."""
+    from zswarm.beacon.interface import real_interfaces
+
+    try:
+        return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, UnicodeError) as error:
+        # At boot: nobody answers yet, or whoever answers without a network knows no name.
+        if isinstance(error, socket.gaierror) and (error.errno == socket.EAI_AGAIN or not real_interfaces()):
+            text = f"--seed: {host!r} cannot be looked up yet: {error.strerror}: if that lasts, write its IP address"
+            raise NotYet(text) from None
+        raise UserError(f"--seed: {host!r} is no machine that this one knows: write its IP address") from None
 
 
 def own_host(host: str | None, seeds: tuple[Address, ...], key: SwarmKey | None) -> tuple[str, str]:
@@ -103,13 +115,29 @@ def own_machine(name: str | None) -> str:
     return machine
 
 
+def process_name(name: str, *, option: str) -> NodeId:
+    """Return what a process is called.
+
+    Raises:
+        UserError: that is no name that its messages and logs could have.
+
+    """
+    if not 0 < len(name) <= limits.MAX_NODE_CHARS or not name.isprintable():
+        shown = name if len(name) <= limits.MAX_NODE_CHARS else f"{name[: limits.MAX_NODE_CHARS]}..."
+        raise UserError(
+            f"{option}: {shown!r} is no name for a process: write one of 1 to {limits.MAX_NODE_CHARS} characters"
+        )
+    return NodeId(name)
+
+
 def key_of(path: Path | None, *, default: bool = True) -> SwarmKey | None:
     """Return the swarm key in a file; with `default`, this user's own if no file is named and there is one."""
+    from zswarm.cli.folders import is_there
     from zswarm.cli.key import default_path
     from zswarm.cli.started_by import credentials_folder
     from zswarm.swarm_key import read_key_file
 
-    if path is None and default and default_path().exists():
+    if path is None and default and is_there(default_path()):
         path = default_path()
     return None if path is None else read_key_file(path, credentials=credentials_folder())
 

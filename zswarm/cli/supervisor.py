@@ -5,12 +5,14 @@ exit code               meaning                                  what follows
 0                       it was told to end                       nothing
 2                       the user must mend something             the run ends
 78, of others           the run does not take it                 nothing: the run goes on without it, if another worker is left
+75                      it may mend itself                       another life, after a pause
 1, 130 of the trainer   the run has failed, or was interrupted   the run ends
 all else, signals       it crashed, or was killed                another life, after a pause
 none: it does not turn  it hangs, with Python's lock perhaps     it is killed (`Family.kill_hung`)
 
 The trainer's end is the end of the run. A pause grows as long as the child's lives are short. A child that keeps dying
-young by itself ends the run; one that is killed (SIGKILL: by a person, or for its memory) is started as often as that.
+young by itself ends the run; one that is killed (SIGKILL: by a person, or for its memory) is started as often as that,
+and so is, by `zswarm join`, one that waits for what may mend itself.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class _Life:
     num_short: int = 0
     """Lives before it, without an interruption by a long one, that were short."""
     num_crashes: int = 0
-    """Those of them that nobody else has ended."""
+    """Those of them that were not excused."""
 
 
 class Restarts:
@@ -95,18 +97,22 @@ class Restarts:
         """Return how many lives a child has had."""
         return self._lives[name].num_before + 1 if name in self._lives else 0
 
-    def died(self, name: str, now: float, *, was_killed: bool = False) -> bool:
-        """Note that it has ended; False if it is to be left at that."""
+    def died(self, name: str, now: float, *, is_excused: bool = False) -> bool:
+        """Note that it has ended; False if it is to be left at that. One that is excused is never left at that."""
         life = self._lives[name]
         if now - life.begun_s >= YOUNG_S:
             life.num_short = life.num_crashes = 0
         else:
-            life.num_short, life.num_crashes = life.num_short + 1, life.num_crashes + (not was_killed)
+            life.num_short, life.num_crashes = life.num_short + 1, life.num_crashes + (not is_excused)
         if life.num_crashes >= MAX_SHORT_LIVES:
             return False
         doublings = max(0, life.num_short - 1)
         self._due_s[name] = now + min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**doublings)
         return True
+
+    def drop(self, name: str) -> None:
+        """Forget that a child is to be started again."""
+        self._due_s.pop(name, None)
 
     def due(self, now: float) -> list[str]:
         """Return whose pause is over."""
@@ -174,7 +180,7 @@ class Supervisor:
             say(f"{ended.describe()}: the run ends here")
             self._stop(1)
         elif what is Fate.AGAIN:
-            if self._restarts.died(ended.name, monotonic(), was_killed=ended.code == -signal.SIGKILL):
+            if self._restarts.died(ended.name, monotonic(), is_excused=ended.code == -signal.SIGKILL):
                 say(f"{ended.describe()} and is started again")
             else:
                 say(f"{ended.describe()}, {MAX_SHORT_LIVES} times in a row within {YOUNG_S:.0f} s: the run ends here")

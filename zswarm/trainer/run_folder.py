@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from zswarm.config import RunConfig
-from zswarm.errors import RemoteProtocolError, RunFailed, UserError
+from zswarm.errors import NotYet, RemoteProtocolError, RunFailed, UserError
 from zswarm.json_lines import JsonLinesWriter, encode, read_json_lines, sync
 from zswarm.trainer.recovery import Recovered, recover
 
@@ -46,8 +46,14 @@ PROCESSES = "processes.json"
 LOCK = "lock"
 BEFORE_THE_LOG = {RUN_FILE, CONFIGURATION, PROCESSES, LOCK, CHECKPOINTS}
 """What a run folder holds before the trainer has opened its log."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+"""What the system says of a disk that is full, or of which this user has had his share."""
 LASTING = ("model", "data", "batch", "optimizer")
 """Sections that a run keeps for its whole life."""
+
+
+class DiskFull(RunFailed):
+    """A file cannot be written for lack of room."""
 
 
 class RunFolder:
@@ -104,7 +110,7 @@ class RunFolder:
             ) from None
 
     def describe(self, config: RunConfig, run_file: Path | None) -> None:
-        """Write down what run this is.
+        """Write down what run this is, as far as it is not there yet: a run goes on on a full disk, too.
 
         Raises:
             OSError: the run file cannot be read.
@@ -112,8 +118,8 @@ class RunFolder:
 
         """
         if run_file is not None:
-            write_whole(self.path / RUN_FILE, run_file.read_bytes())
-        write_whole(self.path / CONFIGURATION, _pretty(json.loads(config.canonical_json())))
+            _write_news(self.path / RUN_FILE, run_file.read_bytes())
+        _write_news(self.path / CONFIGURATION, _pretty(json.loads(config.canonical_json())))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write, or replace, `summary.json` as a whole."""
@@ -139,6 +145,7 @@ def open_run_folder(
 
     Raises:
         UserError: it is neither empty nor such a run's, is no folder, cannot be made, or belongs to another process.
+        NotYet: the disk is full.
 
     """
     path = _next_free(Path("runs"), config.run.name) if out is None else _make(out, resume=resume)
@@ -146,6 +153,9 @@ def open_run_folder(
     try:
         _check_same_run(folder, config)
         folder.describe(config, run_file)
+    except DiskFull as error:
+        folder.close()
+        raise NotYet(f"{error}: make room there, or name a folder on another disk with --out") from None
     except RunFailed as error:
         folder.close()
         raise UserError(f"{error}: name a folder in which you may write with --out") from None
@@ -168,7 +178,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader, also after a power cut, finds the old one or the new one.
 
     Raises:
-        RunFailed: it cannot be written.
+        RunFailed: it cannot be written; DiskFull for lack of room.
 
     """
     replace_whole(path, lambda temporary: temporary.write_bytes(content))
@@ -183,7 +193,16 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        raise RunFailed(f"{path}: cannot write: {error.strerror or error}") from None
+        failure = DiskFull if error.errno in NO_ROOM else RunFailed
+        raise failure(f"{path}: cannot write: {error.strerror or error}") from None
+
+
+def _write_news(path: Path, content: bytes) -> None:
+    """Write a file as `write_whole`, unless this is what it holds."""
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_whole(path, content)
 
 
 def _records(lines: list[Line]) -> Iterator[dict[str, Any]]:
