@@ -33,9 +33,14 @@ class BitFlipper:
         while True:
             try:
                 caller, _ = self._server.accept()
-                called = socket.create_connection(self._target)
             except OSError:
                 return
+            try:
+                called = socket.create_connection(self._target)
+            except OSError:
+                # The trainer has ended.
+                caller.close()
+                continue
             self._sockets += [caller, called]
             for ways in ((caller, called), (called, caller)):
                 threading.Thread(target=self._pass_on, args=ways, daemon=True).start()
@@ -82,7 +87,7 @@ def test_messages_that_are_changed_on_the_way_cost_time_and_nothing_else(zswarm:
     address = f"tcp://127.0.0.1:{port}"
     trainer = zswarm.start_any(
         *("train", "run.toml", "--listen", address, "--workers", "2", "--brokers", "1", "--out", "out"),
-        *("--set", "pipeline.stages=1", "--set", "run.steps=150"),
+        *("--set", "pipeline.stages=1", "--set", "run.steps=80"),
     )
     trainer.wait_for_word("out")
     with bit_flipper(("127.0.0.1", port)) as (flipper, crooked):
