@@ -3,7 +3,8 @@
 git worktree add ../before dd48ff0
 python -m tests.compare ../before . --pairs 7 --set pipeline.stages=4
 
-Both run deploy/examples/tiny.toml of the second one, by `zswarm local`, on this machine, which should have nothing else to do.
+Both run deploy/examples/tiny.toml of the first one, which the second has to understand as well, by `zswarm local`, on this machine,
+which should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main(*, before: Path, after: Path, pairs: int, steps: int, workers: int, ove
     options = ["--workers", str(workers), "--brokers", "1", "--set", f"run.steps={steps}"]
     for override in overrides:
         options += ["--set", override]
-    run_file, console = after / "deploy/examples/tiny.toml", Console(highlight=False)
+    run_file, console = before / "deploy/examples/tiny.toml", Console(highlight=False)
     rates: dict[str, list[float]] = {"before": [], "after": []}
     most_cores = 0.0
     for number, order in enumerate(alternating([("before", before), ("after", after)], pairs)):
