@@ -221,8 +221,9 @@ with Family(watchdog_s=5.0) as family:
     while "worker-0" not in killed and monotonic() < until_s:
         killed += family.kill_hung()
         time.sleep(0.1)
-    time.sleep(0.2)
-    print(sorted(killed), sorted((e.name, e.code) for e in family.reap().values()), sorted(family.processes()))
+    while not (ended := family.reap()) and monotonic() < until_s:
+        time.sleep(0.1)
+    print(sorted(killed), sorted((e.name, e.code) for e in ended.values()), sorted(family.processes()))
 """
 
 

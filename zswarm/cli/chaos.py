@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 ROLES = ("worker", "broker", "trainer")
 KINDS = ("kill", "stop")
 COUNT = click.IntRange(min=1)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _finite(_: click.Context, param: click.Parameter, value: float) -> float:
@@ -21,8 +22,8 @@ def _finite(_: click.Context, param: click.Parameter, value: float) -> float:
     return value
 
 
-def _some_of(names: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
-    """Return a callback that takes some of these names, with commas between them."""
+def _some_of(names: Sequence[str], option: str, *, metavar: str, text: str) -> Callable[[F], F]:
+    """Return an option that takes some of these names, with commas between them; all without it."""
 
     def chosen(_: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
         for name in value.split(","):
@@ -30,7 +31,7 @@ def _some_of(names: Sequence[str]) -> Callable[[click.Context, click.Parameter, 
                 raise click.BadParameter(f"{name!r} is none of {', '.join(names)}.", param=param)
         return tuple(value.split(","))
 
-    return chosen
+    return click.option(option, callback=chosen, default=",".join(names), show_default=True, metavar=metavar, help=text)
 
 
 @click.command()
@@ -47,22 +48,8 @@ def _some_of(names: Sequence[str]) -> Callable[[click.Context, click.Parameter, 
     metavar="S",
     help="Mean seconds between two faults.",
 )
-@click.option(
-    "--roles",
-    callback=_some_of(ROLES),
-    default=",".join(ROLES),
-    show_default=True,
-    metavar="ROLE,...",
-    help="Whom to hit.",
-)
-@click.option(
-    "--kinds",
-    callback=_some_of(KINDS),
-    default=",".join(KINDS),
-    show_default=True,
-    metavar="KIND,...",
-    help="What to do: kill, or stop for a while.",
-)
+@_some_of(ROLES, "--roles", metavar="ROLE,...", text="Whom to hit.")
+@_some_of(KINDS, "--kinds", metavar="KIND,...", text="What to do: kill, or stop for a while.")
 @click.option("--spare-last", is_flag=True, help="Spare the last worker that holds a stage: no rollbacks.")
 @click.option("--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage.")
 @click.option("--brokers", type=COUNT, default=2, show_default=True, metavar="N", help="Brokers of each stage.")

@@ -63,10 +63,6 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
 
 
-def _nothing() -> None:
-    """Tell nobody."""
-
-
 @dataclass(slots=True)
 class _Growing:
     """A file that is being written."""
@@ -267,7 +263,7 @@ class Checkpoints:
             return WasRead(peer=command.peer, pull=pull, total_bytes=0, load=None, problem=problem)
         return WasRead(peer=command.peer, pull=pull, total_bytes=size_bytes, load=parcelled(content, ()))
 
-    def parameter_files(self, version: Version, *, turned: Callable[[], None] = _nothing) -> list[Path]:
+    def parameter_files(self, version: Version, *, turned: Callable[[], None] = lambda: None) -> list[Path]:
         """Return the files of all layers' parameters, first layer first, their hashes checked; `turned` is called now and then.
 
         Raises:
@@ -282,7 +278,7 @@ class Checkpoints:
             raise RunFailed(f"the checkpoint of step {version[1]} cannot be read: {error}") from None
         return [self._folder(version) / name for name in names]
 
-    def _checked_size_bytes(self, version: Version, name: str, *, turned: Callable[[], None] = _nothing) -> int:
+    def _checked_size_bytes(self, version: Version, name: str, *, turned: Callable[[], None] = lambda: None) -> int:
         """Return the size of a file whose hash is right; it is computed once.
 
         Raises:
