@@ -385,7 +385,7 @@ class Coordinator:
         """Let those leave who lose nothing by it; see to it that no stage is left by all."""
         commands: list[Command] = []
         for session in self.departures.due():
-            commands += self._give_up(session, DRAINED, now)
+            commands += self._give_up(session, DRAINED, now, is_loss=False)
         if self.phase is Phase.TRAINING:
             for relocation in self.departures.successors(now):
                 reason = f"moved to stage {relocation.stage}, whose last {relocation.record.role.value} leaves"
@@ -401,20 +401,21 @@ class Coordinator:
         """A step is committed, and nobody has counted anything of the next one: the moment to move workers."""
         commands: list[Command] = []
         for relocation in self.moves.due():
-            if relocation.problem:
-                commands.append(Append(record=move_record(relocation)))
-            else:
-                commands += self._relocate(relocation, f"moved to stage {relocation.stage}", now)
+            commands += self._relocate(relocation, f"moved to stage {relocation.stage}", now, is_loss=False)
         return commands
 
-    def _relocate(self, relocation: Relocation, reason: str, now: float) -> list[Command]:
-        self.roster.want(relocation.record.node, relocation.record.role, relocation.stage)
+    def _relocate(self, relocation: Relocation, reason: str, now: float, *, is_loss: bool = True) -> list[Command]:
         move = Append(record=move_record(relocation))
-        return [move, *self._give_up(relocation.record.session, reason, now, to=relocation.stage)]
+        if relocation.problem:
+            return [move]
+        self.roster.want(relocation.record.node, relocation.record.role, relocation.stage)
+        return [move, *self._give_up(relocation.record.session, reason, now, to=relocation.stage, is_loss=is_loss)]
 
-    def _give_up(self, session: Session, reason: str | None, now: float, *, to: Stage | None = None) -> list[Command]:
+    def _give_up(
+        self, session: Session, reason: str | None, now: float, *, to: Stage | None = None, is_loss: bool = True
+    ) -> list[Command]:
         """Take a process out of the swarm: whatever it has counted and not prepared is void. No reason: it goes itself."""
-        record = self.roster.remove(session, now, is_loss=reason != DRAINED)
+        record = self.roster.remove(session, now, is_loss=is_loss)
         if record.role is Role.WORKER:
             self.rebalancer.left(record, now, to=to)
         aborts = self.committer.given_up(record)
