@@ -15,7 +15,7 @@ from typing import Any
 
 from brokers.machine import BrokerMachine
 from stages.worker import WorkerMachine
-from zswarm.ids import Role, Session, Stage
+from zswarm.ids import Attempt, Role, Session, Stage
 from zswarm.ledger import from_bytes, members
 from zswarm.messages import Job, Void
 from zswarm.simulation.census import is_done_again
@@ -38,6 +38,10 @@ class LeaveChecks:
 
         self._moved: dict[str, int] = {}
         """Whose next life shall be of which stage."""
+
+        self._recalled: set[Attempt] = set()
+        """Those of microbatches of a step that was not yet in work: they waited where something of the one before needed
+        the room, and nothing of them was done. Repeated until everybody has answered, also when their step has begun."""
 
     def recorded(self, record: dict[str, Any], coordinator: Coordinator) -> None:
         """Check a record of the log, if it is one of these."""
@@ -108,7 +112,9 @@ class LeaveChecks:
             return
         if isinstance(message, Void):
             version = coordinator.committer.version
-            if (message.branch, message.step) == version:
+            if (message.branch, message.step) > version:
+                self._recalled.add(message.attempt)
+            elif (message.branch, message.step) == version and message.attempt not in self._recalled:
                 lost = list(members(from_bytes(message.ledger)))
                 raise Violation("L2", f"microbatch {lost[0]} (of {lost}) is voided, and everybody who left had drained")
         elif is_done_again(message):
