@@ -108,8 +108,11 @@ class Queue:
         self._go_on(version)
         stage = self._me.stage
         workers = {m.member: m.node for m in members if m.role is Role.WORKER and m.stage == stage}
+        self.retention.bequeath(self._me.bequests, workers)
         for session in sorted(set(self.workers) - set(workers)):
             self._let_go(self.workers.pop(session), now)
+        for session in sorted(self.retention.owners() - set(workers)):
+            self._do_again(session, now)
         for session in sorted(set(workers) - set(self.workers)):
             link = self._links.pop(session, None)
             self.workers[session] = Worker(session=session, node=workers[session], heard_at_s=now, work=link)
@@ -173,7 +176,10 @@ class Queue:
                 self._pass_on(record.entry, affine=None)
             else:
                 self.leasing.requeue(record)
-        for entry in reversed(self.retention.take_back(leaver.session)):
+        self._do_again(leaver.session, now)
+
+    def _do_again(self, leaver: Session, now: float) -> None:
+        for entry in reversed(self.retention.take_back(leaver)):
             back = entry.kind is JobKind.FORWARD
             entry.state = EntryState.BACKWARD_QUEUED if back else EntryState.FORWARD_QUEUED
             entry.emit, entry.done_by, entry.arrived_at_s = False, None, now

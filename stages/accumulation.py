@@ -49,6 +49,9 @@ class Accumulator(Protocol):
     def contribution(self) -> NDArray[Any]:
         """Return a copy of what has been counted, on the host, flat."""
 
+    def add(self, contribution: Tensor) -> None:
+        """Count what another worker has counted: its contribution, on the host."""
+
     def reduced(self, sums: Tensor) -> Tensor:
         """Return the float32 gradient that the sum of all contributions stands for; both are on the host."""
 
@@ -78,6 +81,11 @@ class FloatAccumulator:
         # Memory of its own each time: the frames may still be on their way when the next one is made.
         copied: NDArray[Any] = to_host(self._parameters.gradients).numpy()
         return copied
+
+    def add(self, contribution: Tensor) -> None:
+        """Add to the gradients."""
+        self._parameters.attach_gradients()
+        self._parameters.gradients += contribution.to(self._parameters.gradients.device)
 
     def reduced(self, sums: Tensor) -> Tensor:
         """Return the sums, which are the gradient."""
@@ -122,6 +130,10 @@ class ExactAccumulator:
         """Return a copy of the sums."""
         copied: NDArray[Any] = to_host(self._sums).numpy()
         return copied
+
+    def add(self, contribution: Tensor) -> None:
+        """Add to the sums."""
+        self._sums += contribution.to(self._sums.device)
 
     def reduced(self, sums: Tensor) -> Tensor:
         """Return the sums as float32, each rounded once; all NaN if a microbatch could not be counted."""

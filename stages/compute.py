@@ -58,10 +58,12 @@ from stages.tasks import (
     Outcome,
     Reset,
     Run,
+    ShareTaken,
     Snapshot,
     Snapshotted,
     Sum,
     Summed,
+    TakeShare,
     Task,
     Unfit,
     WasReset,
@@ -70,7 +72,7 @@ from zswarm import limits
 from zswarm.compression import CPU, host_memory
 from zswarm.config import Commission
 from zswarm.errors import LocalProtocolError, RemoteProtocolError, ZswarmError
-from zswarm.ids import Lease, Round
+from zswarm.ids import Lease, Round, StatePart
 from zswarm.wire import parcelled
 
 EMPTY_SHARE = 0.9
@@ -114,6 +116,10 @@ class Compute:
         """The gradient of a round that nobody else takes part in."""
         self._reduced: Tensor | None = None
         self._reduced_round: Round | None = None
+        self._given: memoryview | None = None
+        """What has been counted, as it is given to whoever takes it over."""
+        self._inherited = bytearray()
+        """What somebody else has counted, as far as it is here."""
 
     def perform(self, task: Task) -> Iterator[Outcome]:
         """Carry out a task and yield what comes of it as soon as it is there."""
@@ -162,6 +168,9 @@ class Compute:
                 yield self._import(task)
             case Adopt():
                 yield self._adopt()
+            case TakeShare():
+                self._take_share()
+                yield ShareTaken()
             case _:
                 assert_never(task)
 
@@ -201,7 +210,8 @@ class Compute:
     def _drop(self) -> None:
         """Give up the stage that there is, and its memory."""
         is_built = self._built is not None
-        self._built = self._alone = self._reduced = self._reduced_round = None
+        self._built = self._alone = self._reduced = self._reduced_round = self._given = None
+        self._inherited = bytearray()
         if is_built:
             # Layers go in circles, and would take the next ones' place until somebody looks.
             gc.collect()
@@ -248,7 +258,8 @@ class Compute:
     def _clear(self) -> None:
         """Forget all that was counted, kept and reduced in this step."""
         stage = self._stage
-        self._alone = self._reduced = self._reduced_round = None
+        self._alone = self._reduced = self._reduced_round = self._given = None
+        self._inherited = bytearray()
         stage.passes.clear()
         stage.kept.clear()
         stage.engine.clear_gradients()
@@ -301,11 +312,42 @@ class Compute:
             stage.state.keep_copy()
         return Applied(step=task.step, parameter_digest=digest(stage.engine.parameters.values))
 
+    # -- what is handed over -------------------------------------------------------------------------
+
+    def _share(self, *, is_asked_anew: bool) -> memoryview:
+        if self._given is None or is_asked_anew:
+            self._given = self._stage.accumulator.contribution().data.cast("B")
+        return self._given
+
+    def _receive_share_untrusted(self, task: Import) -> None:
+        """Take a range of what another worker has counted; one at offset 0 begins it anew."""
+        accumulator = self._stage.accumulator
+        wanted = accumulator.num_values * accumulator.dtype.itemsize
+        if task.offset_bytes == 0:
+            self._inherited = bytearray()
+        views = [memoryview(frame).cast("B") for frame in task.load.frames]
+        end = task.offset_bytes + sum(len(view) for view in views)
+        if task.offset_bytes != len(self._inherited) or task.total_bytes != wanted or end > wanted:
+            raise RemoteProtocolError(
+                f"a share of {task.total_bytes} bytes, from {task.offset_bytes} to {end}, after {len(self._inherited)} of {wanted}"
+            )
+        for view in views:
+            self._inherited += view
+
+    def _take_share(self) -> None:
+        accumulator = self._stage.accumulator
+        if len(self._inherited) != accumulator.num_values * accumulator.dtype.itemsize:
+            raise LocalProtocolError(f"a share is to be added of which {len(self._inherited)} bytes are here")
+        accumulator.add(torch.frombuffer(self._inherited, dtype=accumulator.dtype))
+        self._inherited = bytearray()
+
     # -- the layers' state ---------------------------------------------------------------------------
 
     def _export(self, task: Export) -> Exported:
         state = self._stage.state
-        if task.step is None:
+        if task.part is StatePart.SHARE:
+            whole = self._share(is_asked_anew=task.offset_bytes == 0)
+        elif task.step is None:
             whole = memoryview(state.file(task.part, task.layer, from_copy=task.from_snapshot))
         else:
             whole = memoryview(state.kept_file(task.part, task.layer, task.step))
@@ -319,6 +361,9 @@ class Compute:
         )
 
     def _import(self, task: Import) -> Imported:
+        if task.part is StatePart.SHARE:
+            self._receive_share_untrusted(task)
+            return Imported(part=task.part)
         self._stage.state.receive_untrusted(
             task.part,
             task.layer,
@@ -326,7 +371,7 @@ class Compute:
             total_bytes=task.total_bytes,
             frames=task.load.frames,
         )
-        return Imported()
+        return Imported(part=task.part)
 
     def _adopt(self) -> Adopted:
         stage = self._stage

@@ -42,10 +42,12 @@ from stages.tasks import (
     Ran,
     Reset,
     Run,
+    ShareTaken,
     Snapshot,
     Snapshotted,
     Sum,
     Summed,
+    TakeShare,
     Task,
     Unfit,
     WasReset,
@@ -70,12 +72,14 @@ TASK_OF: dict[type[Outcome], type[Task]] = {
     Exported: Export,
     Imported: Import,
     Adopted: Adopt,
+    ShareTaken: TakeShare,
 }
 """What an outcome ends; WasReset ends whatever came before its task, and the others may be of any."""
 UNTIMED: dict[type[Task], float] = {
     Build: 2.0 * limits.STUCK_FIRST_S / limits.STUCK_TIMES,
     Import: 0.0,
     Adopt: 0.0,
+    TakeShare: 0.0,
 }
 """Nobody knows how long these take: parameters are made, and a job is rehearsed, for which something may be compiled; the last
 range of a file makes a layer of gigabytes."""

@@ -76,9 +76,9 @@ class Donor:
         return replace(apply, retained=retained, gradients=tuple(step for _, step in self._gradients))
 
     def pull(
-        self, message: Pull, peer: Peer, *, layers: range, present: Version | None, now: float
+        self, message: Pull, peer: Peer, *, layers: range, present: Version | None, shares: bool, now: float
     ) -> list[Send | Task]:
-        """Answer with a range of a layer's state.
+        """Answer with a range of a layer's state, or, if it `shares` that, of what has been counted.
 
         `present` is the version that there will be when all tasks are done, None if there are no parameters to give.
         """
@@ -86,21 +86,24 @@ class Donor:
             return []
         if any((asked.peer, asked.pull) == (peer, message) for asked in self._asked):
             return []
-        found = self._find(message, present)
+        found = self._find(message, present, shares=shares)
         if found is None:
             return []
         export, version = found
-        if message.session != TRAINER:
+        if message.session != TRAINER and export.part is not StatePart.SHARE:
             self._pulled_at_s = now
             if export.part is not StatePart.GRADIENT:
                 self._wanted[message.layer, version] = now
         self._asked.append(Asked(peer, message, version))
         return [export]
 
-    def _find(self, message: Pull, present: Version | None) -> tuple[Export, Version] | None:
+    def _find(self, message: Pull, present: Version | None, *, shares: bool) -> tuple[Export, Version] | None:
         """Return what is exported in answer, and which version it is of."""
         version = (message.branch, message.step)
         layer, part, offset_bytes = message.layer, message.part, message.offset_bytes
+        if part is StatePart.SHARE:
+            export = Export(part=part, layer=layer, offset_bytes=offset_bytes)
+            return (export, version) if shares and version == present else None
         if part is StatePart.GRADIENT:
             if version in self._gradients:
                 return Export(part=part, layer=layer, offset_bytes=offset_bytes, step=version[1]), version

@@ -161,11 +161,14 @@ class Parameters:
         if commit.snapshot:
             self._donor.kept_version = self._state.version
 
-    def pull(self, message: Pull, peer: Peer, *, is_applying: bool, now: float) -> list[Send | Task]:
-        """Give a range of what is held, if it is that; while a step is applied, of what it leads to."""
+    def pull(self, message: Pull, peer: Peer, *, is_applying: bool, shares: bool, now: float) -> list[Send | Task]:
+        """Give a range of what is held, if it is that; while a step is applied, of what it leads to.
+
+        `shares`: of what has been counted, too, since that is all there will be.
+        """
         branch, step = self._state.version
         present = (branch, Step(step + is_applying)) if self.is_ready else None
-        return self._donor.pull(message, peer, layers=self.layers, present=present, now=now)
+        return self._donor.pull(message, peer, layers=self.layers, present=present, shares=shares, now=now)
 
     def exported(self, outcome: Exported) -> list[Send | Task]:
         """Send a range to whoever asked for it."""

@@ -8,6 +8,7 @@ nobody.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 from stages.departure import Departure
@@ -88,7 +89,8 @@ class Reports:
         has_news = is_late or (self._me.view > 0 and self._news(outbox) != self._told)
         return [self.report(outbox, now)] if has_news else []
 
-    def _leaving(self, outbox: Outbox) -> Leaving:
+    def leaving(self, outbox: Outbox) -> Leaving:
+        """Return whether this worker leaves, and how far it is with that."""
         if not self._departure.is_asked:
             return Leaving.NO
         return self._departure.phase(is_idle=self._work.is_idle and not any(outbox.pending()))
@@ -97,8 +99,8 @@ class Reports:
         state = self._state
         version, is_ready, voided = state.version, self._parameters.is_ready, self._work.voided
         trainer = (self._me.generation, self._me.session)
-        leaving = self._leaving(outbox)
-        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses, leaving)
+        leaving, inherits = self.leaving(outbox), self._work.heir.holds
+        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses, leaving, inherits)
 
     def report(self, outbox: Outbox, now: float) -> Send:
         """Tell everything that the coordinator decides from."""
@@ -126,7 +128,10 @@ class Reports:
             job_s=work.device.job_s,
             usual_s=work.device.usual_s,
             parameter_digest=self._parameters.digest,
-            leaving=self._leaving(outbox),
+            leaving=self.leaving(outbox),
+            loss_sum=state.loss_sum if math.isfinite(state.loss_sum) else None,
+            num_targets=state.num_targets,
+            inherits=work.heir.holds,
         )
         return Send(peer=me.coordinator, message=message)
 

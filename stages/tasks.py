@@ -109,7 +109,7 @@ class Apply:
 class Export:
     """Take a range of one layer's state, a safetensors file in memory. Answer: Exported.
 
-    Of the present state; of the copy that Apply has kept; or, with `step`, of what Apply has retained or, if it is
+    A SHARE is what has been counted in all layers, as it is when its first range is asked for. Anything else is of the present state; of the copy that Apply has kept; or, with `step`, of what Apply has retained or, if it is
     GRADIENT, kept of that step.
     """
 
@@ -123,7 +123,7 @@ class Export:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
     """Take a range of a file that somebody has exported; those of one file come in order, and one at offset 0 begins the
-    file anew. With both files of its state complete, the layer becomes that; with a GRADIENT complete, it takes that step.
+    file anew. A SHARE waits for TakeShare, or for whatever clears the accumulator. With both files of its state complete, the layer becomes that; with a GRADIENT complete, it takes that step.
     Answer: Imported; or Failed, if a file is not what its layer needs: the layer is as it was then."""
 
     part: StatePart
@@ -138,7 +138,12 @@ class Adopt:
     """The layers are all of one version, imported or brought there: clear as Reset does. Answer: Adopted, or Failed."""
 
 
-Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Export | Import | Adopt
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeShare:
+    """Add the SHARE that has been imported to what has been counted. Answer: ShareTaken."""
+
+
+Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Export | Import | Adopt | TakeShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +236,13 @@ class Exported:
 class Imported:
     """A range has been taken."""
 
+    part: StatePart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareTaken:
+    """Another worker's share is in the accumulator."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WasReset:
@@ -288,6 +300,7 @@ Outcome = (
     | Exported
     | Imported
     | Adopted
+    | ShareTaken
     | Failed
     | Unfit
     | Broken

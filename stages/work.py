@@ -14,21 +14,23 @@ step, and it is not in the ledger yet (R1).
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from stages.departure import Departure
 from stages.device import Device, most_unfinished
 from stages.greetings import Greetings
+from stages.heir import Heir
 from stages.jobs import HeldJob, Jobs
 from stages.outputs import Outputs
 from stages.participant import StepState
-from stages.tasks import Emitted, Ran, Reset, Run
+from stages.tasks import Emitted, Ran, Reset, Run, Task
 from stages.voids import Voids
 from zswarm import ledger
 from zswarm.ids import Attempt, JobKind, JobStatus, Session
 from zswarm.machine import Send
 from zswarm.membership import Membership
-from zswarm.messages import Job, Load, Result, Revoke, Void
+from zswarm.messages import Inherit, Job, Load, Result, Revoke, Void
 from zswarm.outbox import Outbox
 
 
@@ -48,6 +50,7 @@ class Work:
         self._me = membership
         self._state = state
         self._departure = departure
+        self.heir = Heir(membership, state)
         self.greetings = greetings
         self._outputs = outputs
         self.jobs = jobs
@@ -60,8 +63,8 @@ class Work:
         return self._voids.newest
 
     def pending(self) -> int:
-        """Return the bitmap of the microbatches to train on of this step that have a job here."""
-        return self.jobs.pending(self._state.version)
+        """Return the bitmap of the microbatches to train on of this step that have a job here, or are being taken over."""
+        return self.jobs.pending(self._state.version) | self.heir.adding
 
     # -- what brokers ask for ------------------------------------------------------------------------
 
@@ -102,6 +105,10 @@ class Work:
         self.jobs.remember(job, result)
         return self.greetings.tell(job.session, result)
 
+    def inherit(self, message: Inherit, *, layer: int, now: float) -> list[Send]:
+        """Get what another worker has counted that leaves, unless this one leaves, too."""
+        return self.heir.inherit(message, layer=layer, now=now) if not self._departure.is_asked else []
+
     def hand_back(self) -> list[Send]:
         """Leave every job that has not begun to others: this worker takes no more."""
         sends: list[Send] = []
@@ -113,31 +120,34 @@ class Work:
 
     @property
     def is_idle(self) -> bool:
-        """Is there no job here?"""
-        return not self.jobs.held and self.device.is_idle
+        """Is there no job here, and nothing else on its way into the accumulator?"""
+        return not self.jobs.held and self.device.is_idle and not self.heir.is_adding
 
     def _tell_again(self, broker: Session, result: Result) -> list[Send]:
         return self.greetings.tell(broker, replace(result, slots=self.greetings.slots(broker)))
 
     # -- what becomes void ---------------------------------------------------------------------------
 
-    def view_changed(self) -> None:
-        """Drop the jobs of brokers that have left."""
+    def view_changed(self) -> list[Task]:
+        """Drop the jobs of brokers that have left; count what a worker that has left leaves to this one."""
         self.jobs.drop(lambda job: self._outputs.has_left(job.session))
+        return self.heir.view_changed()
 
     def void(self, message: Void, outbox: Outbox) -> None:
         """Carry out what can be at once; `settle` says when all of it is."""
         self._voids.note(message, self._state.version)
         self.jobs.drop(lambda job: self._voids.covers(job.key))
+        self.heir.void(self._voids.covers)
         version = (message.branch, message.step)
         outbox.drop_void(version, message.attempt, ledger.from_bytes(message.ledger))
 
     def settle(self) -> None:
         """See whether what is void has ended."""
-        self._voids.settle(self.device.running_keys())
+        self._voids.settle(chain(self.device.running_keys(), self.heir.adding_keys()))
 
     def forget(self) -> list[Reset]:
         """Nothing is counted, nothing is held."""
+        self.heir.forget()
         self._state.forget()
         self.jobs.clear()
         return self.device.reset()

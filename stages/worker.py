@@ -53,6 +53,7 @@ from stages.tasks import (
     Outcome,
     Ran,
     Reset,
+    ShareTaken,
     Snapshotted,
     Summed,
     Task,
@@ -62,7 +63,7 @@ from stages.tasks import (
 from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
-from zswarm.ids import TRAINER, Address, Generation, JobStatus, NodeId, RejectCode, Role, Session
+from zswarm.ids import TRAINER, Address, Generation, JobStatus, Leaving, NodeId, RejectCode, Role, Session, StatePart
 from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -75,6 +76,7 @@ from zswarm.messages import (
     Drained,
     Fence,
     HeartbeatAck,
+    Inherit,
     Job,
     Load,
     Member,
@@ -154,21 +156,13 @@ class WorkerMachine:
 
     def next_deadline_s(self) -> float:
         """Return when something is to be repeated."""
-        deadline_s, device = min(self._reports.next_at_s, self.departure.at_s), self.work.device
-        outbox, participant, parameters = self.outbox, self.participant, self.parameters
-        if outbox is not None and (at_s := outbox.next_deadline_s()) is not None and at_s < deadline_s:
-            deadline_s = at_s
-        if (at_s := participant.next_deadline_s()) is not None and at_s < deadline_s:
-            deadline_s = at_s
-        if (at_s := parameters.next_deadline_s()) is not None and at_s < deadline_s:
-            deadline_s = at_s
-        if outbox is not None and (at_s := self._reports.overdue_at_s()) is not None and at_s < deadline_s:
-            deadline_s = at_s
-        if device.is_resetting:
-            at_s = device.stuck_at_s(self.membership.heartbeat_s)
-            if at_s is not None and at_s < deadline_s:
-                deadline_s = at_s
-        return deadline_s
+        outbox = self.outbox
+        due = [self.participant.next_deadline_s(), self.parameters.next_deadline_s(), self.work.heir.next_deadline_s()]
+        if outbox is not None:
+            due += [outbox.next_deadline_s(), self._reports.overdue_at_s()]
+        if self.work.device.is_resetting:
+            due.append(self.work.device.stuck_at_s(self.membership.heartbeat_s))
+        return min(self._reports.next_at_s, self.departure.at_s, *(at_s for at_s in due if at_s is not None))
 
     def health(self, now: float) -> Health:
         """Say how this worker is: well, unless its device is at one task for longer than anybody is given.
@@ -229,6 +223,7 @@ class WorkerMachine:
             commands += self.outbox.resend_due(now)
         commands += self.participant.repeat(now)
         commands += self.parameters.resend_due(now)
+        commands += self.work.heir.resend_due(now)
         self.work.settle()
         is_beat = self._reports.is_due(now)
         if self.outbox is not None:
@@ -300,11 +295,14 @@ class WorkerMachine:
             case Commit() as message:
                 return self._commit(message)
             case Pull() as message:
-                is_applying = self.participant.is_applying
-                return [*self.parameters.pull(message, event.peer, is_applying=is_applying, now=now)]
+                is_applying, shares = self.participant.is_applying, self._reports.leaving(outbox) is Leaving.IDLE
+                return [*self.parameters.pull(message, event.peer, is_applying=is_applying, shares=shares, now=now)]
             case State() as message:
                 load = Load(parcel=message.parcel, frames=event.frames)
-                return [*self.parameters.received(message, load, now)]
+                receiver = self.work.heir if message.part is StatePart.SHARE else self.parameters
+                return [*receiver.received(message, load, now)]
+            case Inherit() as message if self._is_able and not self.participant.is_applying:
+                return [*self.work.inherit(message, layer=self.parameters.layers.start, now=now)]
             case _:
                 return []
 
@@ -330,11 +328,12 @@ class WorkerMachine:
         self._outputs.see()
         self._greetings.see()
         self._reports.num_losses += not before <= self._outputs.live
-        self.work.view_changed()
+        tasks = self.work.view_changed()
         outbox.set_brokers({session: addresses[1] for session, addresses in me.brokers(me.stage + 1).items()})
         outbox.forget_brokers(self._outputs.live)
         homes = {session: addresses[1] for session, addresses in me.brokers(me.stage - 1).items()}
         return [
+            *tasks,
             *outbox.introduce(homes, now),
             *outbox.flush(now),
             *(self._greetings.greet(outbox, now) if self.is_built else []),
@@ -357,8 +356,10 @@ class WorkerMachine:
         return commands
 
     def _commit(self, message: Commit) -> list[Command]:
-        apply = self.participant.commit(message)
-        return [self.parameters.will_move(apply, self._now)] if apply is not None else []
+        if (apply := self.participant.commit(message)) is None:
+            return []
+        self.work.heir.forget()
+        return [self.parameters.will_move(apply, self._now)]
 
     # -- lives ---------------------------------------------------------------------------------------
 
@@ -430,7 +431,9 @@ class WorkerMachine:
             case Exported():
                 return [*self.parameters.exported(outcome)]
             case Imported():
-                return [*self.parameters.imported(now)]
+                return [*self.parameters.imported(now)] if outcome.part is not StatePart.SHARE else []
+            case ShareTaken():
+                self.work.heir.taken()
             case Failed():
                 return self._failed(outcome)
             case Unfit():

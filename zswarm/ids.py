@@ -141,6 +141,9 @@ class StatePart(IntEnum):
     """The optimizer's tensors, named `<state>.<parameter>`, and those that belong to no parameter by their name."""
     GRADIENT = 2
     """What one optimizer step has done to both: the reduced gradient and the learning rate."""
+    SHARE = 3
+    """What a worker that leaves has counted in its step, of all layers of its stage at once: the accumulator's numbers, as they
+    lie in memory (little-endian). Asked for by the number of the stage's first layer."""
 
 
 STATE_FILES = (StatePart.PARAMETERS, StatePart.OPTIMIZER)

@@ -131,6 +131,8 @@ OUTBOX_LENGTH = 4
 """Outputs waiting for credit at a worker before it takes no new jobs."""
 TURN_MESSAGES = 64
 """Messages that one turn of a poll loop takes from one socket before it looks at the others."""
+MAX_BEQUESTS = 64
+"""Workers of one step that leave their shares to others: they are listed in a header. The next ones wait for the commit."""
 MAX_DONORS = 4
 """Workers that give their state to one joiner: with more none gets its uplink back sooner."""
 MAX_ASKED_OF_ONE = 3

@@ -56,6 +56,8 @@ class Membership:
         self.is_welcome = False
         self.view = 0
         self.members: tuple[Member, ...] = ()
+        self.bequests: dict[Session, Session] = {}
+        """Whose what a worker had counted is by now, that has left in the step of the view."""
         self.heard_at_s: float | None = None
         """When the trainer last said something."""
 
@@ -105,7 +107,7 @@ class Membership:
         """Give up the session: from here on this process asks for another one, for the place that it had."""
         self._boot_nonce = (self._boot_nonce + 1) % 2**64
         self.is_welcome = False
-        self.view, self.members = 0, ()
+        self.view, self.members, self.bequests = 0, (), {}
 
     def welcome(self, message: Welcome) -> bool:
         """Take the place that the coordinator gives; False if it is not news, or meant for an earlier life."""
@@ -139,6 +141,7 @@ class Membership:
         if (message.generation, message.view) <= (self.generation, self.view):
             return False
         self.generation, self.view, self.members = message.generation, message.view, members
+        self.bequests = {bequest.leaver: bequest.heir for bequest in message.bequests}
         return True
 
     def brokers(self, stage: int) -> dict[Session, tuple[Address, ...]]:

@@ -289,6 +289,40 @@ def _between_reports(seed: int) -> Schedule:
     )
 
 
+def _handed_over(seed: int) -> Schedule:
+    """Workers leave in the middle of long steps, and hand over what they have counted while others, or the trainer, die."""
+    random = Random(f"heirs {seed}")
+    strikes = []
+    for turn in range(random.randint(1, 4)):
+        at_s = round(random.uniform(2.0, 12.0), 3)
+        strikes.append(_strike(Fault.LEAVE_WORKER, at_s, random.choice((0.5, 3.0)), 4 * random.getrandbits(30) + 1))
+        fault = random.choice((None, Fault.KILL_TRAINER, Fault.KILL_WORKER, Fault.KILL_BROKER, Fault.FREEZE))
+        if fault is not None:
+            hook = random.choice(("", "", "on State", "after Inherit", "after record", "after sends", "on Inherit"))
+            is_known = hook in HOOKS[fault]
+            after_s = round(at_s + random.uniform(0.0, 2.0), 3)
+            strikes.append(_strike(fault, after_s, random.uniform(0.1, 2.0), seed + turn, hook if is_known else ""))
+    return replace(
+        CALM,
+        seed=seed,
+        faults=frozenset({strike.fault for strike in strikes}),
+        workers_per_stage=random.choice((2, 3)),
+        num_microbatches=random.choice((16, 24)),
+        checkpoint_every=random.choice((0, 1)),
+        weather=Weather(
+            latency_high_s=random.choice((0.02, 0.1)),
+            jitter=1.0,
+            loss=random.choice((0.0, 0.0, 0.05)),
+            duplication=random.choice((0.0, 0.2)),
+            in_order=False,
+            fair_from_s=16.0,
+        ),
+        pace=Pace(forward_s=random.choice((0.1, 0.2)), jitter=1.0),
+        calm_from_s=16.0,
+        strikes=tuple(sorted(strikes, key=lambda strike: strike.at_s)),
+    )
+
+
 AIMED: dict[str, Callable[[int], Schedule]] = {
     "forward-sent-on-again": _forwards_sent_on,
     "leave-not-durable": _leave_forgotten,
@@ -313,5 +347,9 @@ AIMED: dict[str, Callable[[int], Schedule]] = {
     "moves-the-last": _moved_about,
     "moves-nowhere": _moved_about,
     "moves-without-fence": _moved_about,
+    "heir-counts-at-once": _handed_over,
+    "heir-keeps-what-is-void": _handed_over,
+    "heirs-unknown": _handed_over,
+    "heirs-forgotten": _handed_over,
 }
 """Mutant -> schedules that come often to the moment that shows it."""

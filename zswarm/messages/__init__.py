@@ -40,10 +40,12 @@ from zswarm.messages.beacon import (
 )
 from zswarm.messages.commit import Abort, Commit, Evaluated, Prepare, Prepared
 from zswarm.messages.membership import (
+    Bequest,
     BrokerHeartbeat,
     Failure,
     Fence,
     HeartbeatAck,
+    Inherit,
     Member,
     Move,
     Moved,
@@ -78,6 +80,7 @@ __all__ = [
     "Ack",
     "Attach",
     "Backward",
+    "Bequest",
     "BrokerHeartbeat",
     "Chunk",
     "ChunkAck",
@@ -92,6 +95,7 @@ __all__ = [
     "Greet",
     "Greeted",
     "HeartbeatAck",
+    "Inherit",
     "Inspect",
     "Inspection",
     "Job",

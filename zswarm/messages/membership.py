@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from zswarm import limits
-from zswarm.ids import Address, Attempt, Leaving, NodeId, RejectCode, Role, Round
+from zswarm.ids import TRAINER, Address, Attempt, Leaving, NodeId, RejectCode, Role, Round
 from zswarm.messages.base import (
+    FINITE,
     TEXT,
     U64,
     Accused,
@@ -101,6 +102,12 @@ class WorkerHeartbeat(StepMessage):
     sent_bytes: Bytes = 0
     """Everything this process has put on the wire; filled in by its transport."""
     leaving: Leaving = Leaving.NO
+    loss_sum: Annotated[float, FINITE] | None = 0.0
+    """Over what is in `ledger`; None where it is not finite, 0 but for the last stage."""
+    num_targets: Annotated[int, U64] = 0
+    """Likewise."""
+    inherits: SessionField = TRAINER
+    """Whose share of this step is here, complete and not counted yet; 0 for nobody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,11 +154,21 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bequest:
+    """A worker has left, and what it had counted in the step in work is another one's from now on."""
+
+    leaver: SessionField
+    heir: SessionField
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View(StepMessage):
     """Coordinator -> process: who is in the swarm, and which step is in work. Payload: the members, packed by the wire codec."""
 
     view: Annotated[int, U64]
     size_bytes: Bytes
+    bequests: Annotated[tuple[Bequest, ...], Length(limits.MAX_BEQUESTS)] = ()
+    """All of that step: an heir may have left, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +200,20 @@ class Restore(StepMessage):
     donor: SessionField
     address: Annotated[Address, TEXT]
     others: Annotated[tuple[Source, ...], Length(limits.MAX_DONORS - 1)] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inherit(StepMessage):
+    """Coordinator -> worker, repeated until its heartbeat says that it is here: get the share of a worker of your stage that
+    leaves. It counts only when a view says that the leaver is out and whose it is."""
+
+    leaver: SessionField
+    address: Annotated[Address, TEXT]
+    ledger: Ledger
+    """What the leaver has counted."""
+    loss_sum: Annotated[float, FINITE] | None
+    """Over that; None where it is not finite."""
+    num_targets: Annotated[int, U64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

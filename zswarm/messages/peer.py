@@ -36,7 +36,7 @@ class ChunkAck(StepMessage):
 class Pull(StepMessage):
     """Anybody with a session -> worker, or worker -> trainer: send me `layer`'s state from `offset_bytes` on.
 
-    Of (branch, step); a GRADIENT is what led from there to the next step.
+    Of (branch, step); a GRADIENT is what led from there to the next step, a SHARE what has been counted in it.
     """
 
     part: StatePart

@@ -88,6 +88,7 @@ class Census:
             reason = record.get("reason", "")
             names = (name for beginning, name in _REASONS.items() if reason.startswith(beginning))
             self.counters[next(names, "given up: other")] += 1
+            self.counters["shares handed over"] += "heir" in record
 
 
 def _of_microbatch(message: Any) -> tuple[object, ...]:

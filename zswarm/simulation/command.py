@@ -57,6 +57,7 @@ SOMETIMES = (
     "microbatches admitted again",
     "restores from a worker",
     "steps given to who came late",
+    "shares handed over",
     "plans with moves",
     "restores from the checkpoint",
     "restores by making parameters anew",

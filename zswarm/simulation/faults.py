@@ -68,12 +68,12 @@ ON, AFTER = "on ", "after "
 _TRAINER_HOOKS = (
     *(BEFORE_RECORD, AFTER_RECORD, AFTER_RECORD, AMID_SENDS, AMID_SENDS, AFTER_SENDS),
     *("after Prepare", "on Prepared", "after Commit", "after Void", "after Restore", "after Fence", "on Register"),
-    *("after Welcome", "after Abort", "on State", "after Forward"),
+    *("after Welcome", "after Abort", "on State", "after Forward", "after Inherit"),
 )
 _WORKER_HOOKS = (
     *(AMID_SENDS, AMID_SENDS, "on Job", "after Result", "after Forward", "after Backward", "on Prepare", "on Chunk"),
     *("after Prepared", "on Commit", "on Void", "on Restore", "on State", "on Fence", "on Pull", "on Welcome"),
-    "after Register",
+    *("after Register", "on Inherit"),
 )
 _BROKER_HOOKS = (
     AMID_SENDS,

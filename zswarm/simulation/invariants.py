@@ -22,7 +22,7 @@ from typing import Any
 
 from brokers.machine import BrokerMachine
 from stages.device import HANGS
-from stages.tasks import Applied, Ran
+from stages.tasks import Applied, Ran, ShareTaken
 from stages.worker import WorkerMachine
 from zswarm.errors import INTERRUPTED, REFUSED
 from zswarm.ids import STATE_FILES, Branch, Microbatch, Purpose, Role, Round, Stage, StatePart, Step
@@ -250,7 +250,7 @@ class Invariants:
                     self._num_hedges[life] = num_hedges
         elif isinstance(machine, WorkerMachine):
             check_worker(node.name, machine, num_brokers=self._num_brokers)
-            if isinstance(event, Ran):
+            if isinstance(event, (Ran, ShareTaken)):
                 self._check_single(machine)
 
     def _check_single(self, counter: WorkerMachine) -> None:

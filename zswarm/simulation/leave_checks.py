@@ -1,6 +1,7 @@
 """What must hold when processes leave because they were asked to, or are moved.
 
-    L1  whoever is called drained has nothing in hand, nothing is on its way to it, and what it has counted is certain
+    L1  whoever is called drained has nothing in hand, nothing is on its way to it, and what it has counted is certain, or its
+        heir's (that this one has all of it is in I1, which looks at what is committed)
     L2  where nothing else goes wrong, whoever drains costs nothing: no microbatch of the step in work is voided, and
         nothing is done again for a count that was lost
     L3  whoever is moved between two steps has counted nothing of the step in work, and is not the last to hold the
@@ -70,7 +71,7 @@ class LeaveChecks:
             if not node.is_up:
                 continue
             if isinstance(node.machine, WorkerMachine) and node.machine.membership.session == session:
-                _check_worker(node.name, node.machine, coordinator)
+                _check_worker(node.name, node.machine, coordinator, has_heir="heir" in record)
                 self._check_leases(node.machine)
             elif isinstance(node.machine, BrokerMachine) and node.machine.membership.session == session:
                 still = node.machine.queue.entries if node.machine.queue is not None else {}
@@ -122,7 +123,7 @@ class LeaveChecks:
             raise Violation("L2", text)
 
 
-def _check_worker(name: str, machine: WorkerMachine, coordinator: Coordinator) -> None:
+def _check_worker(name: str, machine: WorkerMachine, coordinator: Coordinator, *, has_heir: bool) -> None:
     held = [each.job.key for each in machine.jobs.held.values()]
     require(not held, "L1", f"{name} has drained and has the jobs {held}")
     still = list(machine.outbox.pending()) if machine.outbox is not None else []
@@ -132,7 +133,7 @@ def _check_worker(name: str, machine: WorkerMachine, coordinator: Coordinator) -
         return
     stage = Stage(machine.membership.stage)
     lost = list(members(state.ledger & ~committer.covered(stage)))
-    require(not lost, "L1", f"{name} has drained, and with it what it has counted is lost: {lost}")
+    require(not lost or has_heir, "L1", f"{name} has drained, and with it what it has counted is lost: {lost}")
     others = coordinator.roster.of(Role.WORKER, stage)
     is_held = any(worker.is_ready for worker in others)
     is_anew = state.step in (0, coordinator.archive.step) or not machine.parameters.is_ready

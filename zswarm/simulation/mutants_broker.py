@@ -17,7 +17,7 @@ from brokers.voids import Voids
 from zswarm.ids import JobStatus, Session, Version
 from zswarm.messages import Ready, Result, Room
 from zswarm.outbox import Outbox
-from zswarm.simulation.surgery import Forgetful, Method, Mutant, Patches, no
+from zswarm.simulation.surgery import Forgetful, Method, Mutant, Patches, no, nothing
 
 
 def _job_once() -> Patches:
@@ -159,7 +159,12 @@ def _view_tells_no_step() -> Patches:
     return {(Queue, "set_members"): set_members}
 
 
+def _heirs_unknown() -> Patches:
+    return {(Retention, "bequeath"): nothing}
+
+
 MUTANTS: dict[str, Mutant] = {
+    "heirs-unknown": Mutant("what a leaver has handed over is done again all the same (R4)", _heirs_unknown),
     "job-once": Mutant("a job is sent once", _job_once),
     "broker-forgets": Mutant("a broker does not know what it has finished", _forgets),
     "needs-input-is-done": Mutant("a backward without its input passes for done", _needs_input_is_done),

@@ -23,7 +23,7 @@ from zswarm.trainer.reception import Reception
 from zswarm.trainer.replays import Replays
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
-from zswarm.trainer.settings import Append, Sealed
+from zswarm.trainer.settings import Append, CoordinatorSettings, Sealed
 
 # -- what is repeated until true -----------------------------------------------------------------------
 
@@ -307,7 +307,18 @@ def _failed_checkpoint_is_newest() -> Patches:
     return {(Archive, "told"): told}
 
 
+def _heirs_forgotten() -> Patches:
+    original: Method = Committer.__init__
+
+    def init(self: Committer, settings: CoordinatorSettings, *args: Any) -> None:
+        original(self, settings, *args)
+        self._roster.bequests.clear()
+
+    return {(Committer, "__init__"): init}
+
+
 MUTANTS: dict[str, Mutant] = {
+    "heirs-forgotten": Mutant("a trainer that starts again does not know who was whose heir", _heirs_forgotten),
     "prepare-once": Mutant("Prepare is sent once", _prepare_once),
     "commit-once": Mutant("Commit is sent once", _commit_once),
     "view-once": Mutant("a view is sent once", _view_once),

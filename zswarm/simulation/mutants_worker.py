@@ -12,6 +12,7 @@ from brokers.backlog import Backlog
 from brokers.entries import Entry, Worker
 from stages.departure import Departure
 from stages.donor import Donor
+from stages.heir import Heir
 from stages.jobs import HeldJob, Jobs
 from stages.loader import Loader
 from stages.participant import StepState
@@ -226,6 +227,24 @@ def _idle_too_early() -> Patches:
     return {(Departure, "ask"): ask}
 
 
+def _heir_counts_at_once() -> Patches:
+    original: Method = Heir.received
+
+    def received(self: Heir, *args: Any) -> Any:
+        follows = original(self, *args)
+        if self._is_complete and self._order is not None and not self.is_adding:
+            self._me.bequests[self._order.leaver] = self._me.session
+            self._me.members = tuple(m for m in self._me.members if m.member != self._order.leaver)
+            follows = [*follows, *self.view_changed()]
+        return follows
+
+    return {(Heir, "received"): received}
+
+
+def _heir_keeps_what_is_void() -> Patches:
+    return {(Heir, "void"): nothing, (Heir, "adding_keys"): nothing}
+
+
 def _rounds_rest() -> Patches:
     original: Method = WorkerMachine._is_able.fget  # type: ignore[attr-defined]
 
@@ -263,6 +282,12 @@ MUTANTS: dict[str, Mutant] = {
     "pulls-once": Mutant("a Pull is sent once", _pulls_once),
     "leaver-takes-jobs": Mutant("who leaves goes on taking jobs, and is let go between two", _leaver_takes_jobs),
     "idle-too-early": Mutant("who leaves is let go while a job is on its way to it", _idle_too_early),
+    "heir-counts-at-once": Mutant(
+        "what a leaver has counted is counted while it is still there (R1)", _heir_counts_at_once
+    ),
+    "heir-keeps-what-is-void": Mutant(
+        "what a leaver has counted outlives the Void of it (R9)", _heir_keeps_what_is_void
+    ),
     "rounds-rest": Mutant("a worker whose stage has counted everything computes nothing for others", _rounds_rest),
     "reports-a-moment": Mutant("a report names what is held at its moment, and nothing else", _reports_a_moment),
     "does-not-clean-up": Mutant("a new life sends on what the last one owed", _does_not_clean_up),

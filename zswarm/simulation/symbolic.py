@@ -17,10 +17,10 @@ from typing import assert_never
 
 from stages import tasks
 from zswarm.ids import JobKind, JobStatus, Purpose, Stage, StatePart, Step
-from zswarm.messages import Key, Load
+from zswarm.messages import Key, Load, Parcel
 from zswarm.simulation.poison import Poisons
 from zswarm.simulation.rounds import Rounds
-from zswarm.simulation.states import STATE_BYTES, Imports, content_of, range_of, step_of
+from zswarm.simulation.states import STATE_BYTES, STATE_RANGE_BYTES, Imports, content_of, range_of, step_of
 from zswarm.simulation.symbols import Activation, Contribution, Gradient, initial_version, load, loss_sum, next_version
 from zswarm.simulation.violation import require
 
@@ -89,6 +89,10 @@ class SymbolicCompute:
         self._gradients: dict[Step, tuple[int, int]] = {}
         """From which version to which a step has led."""
         self._imports = Imports()
+        self.share: tuple[Contribution, ...] | None = None
+        """What another worker has counted, once all of it is here."""
+        self._share_bytes = 0
+        self._share_seen: tuple[Contribution, ...] = ()
 
     def start(self, task: tasks.Task) -> tuple[list[Timed], float]:
         """Begin a task: its outcomes and how many seconds from now each comes, and when the thread is free."""
@@ -146,8 +150,16 @@ class SymbolicCompute:
             case tasks.Export():
                 return [self._export(task)]
             case tasks.Import():
-                self._imports.put(task, self.version)
-                return [tasks.Imported()]
+                if task.part is StatePart.SHARE:
+                    self._inherit(task)
+                else:
+                    self._imports.put(task, self.version)
+                return [tasks.Imported(part=task.part)]
+            case tasks.TakeShare():
+                require(self.share is not None, "I1", f"{self._name} counts a share that is not here")
+                self.accumulator.update(self.share)
+                self.share = None
+                return [tasks.ShareTaken()]
             case tasks.Adopt():
                 return [self._adopt()]
             case _:
@@ -261,6 +273,7 @@ class SymbolicCompute:
         self.unfinished.clear()
         self.kept.clear()
         self.rounds.clear()
+        self.share = None
 
     def _build(self, task: tasks.Build, took_s: float) -> tasks.Built:
         split = json.loads(task.configuration)
@@ -303,7 +316,28 @@ class SymbolicCompute:
         self._clear()
         return tasks.Adopted(parameter_digest=self.version)
 
+    def _inherit(self, task: tasks.Import) -> None:
+        """Take a range of another worker's share; that says of each range what all of it is."""
+        if task.offset_bytes == 0:
+            self._share_bytes, self.share = 0, None
+        require(task.offset_bytes == self._share_bytes, "I1", f"{self._name}: a share has a gap at {task.offset_bytes}")
+        self._share_bytes += task.load.parcel.size_bytes
+        ((contributions, _),) = task.load.frames
+        before, self._share_seen = self._share_seen, contributions
+        require(task.offset_bytes == 0 or before == contributions, "I1", f"{self._name}: a share is a mixture")
+        self.share = contributions if self._share_bytes == task.total_bytes else None
+
     def _export(self, task: tasks.Export) -> tasks.Exported:
+        if task.part is StatePart.SHARE:
+            share = (tuple(sorted(self.accumulator.elements())), task.offset_bytes)
+            size_bytes = min(STATE_RANGE_BYTES, STATE_BYTES - task.offset_bytes)
+            return tasks.Exported(
+                part=task.part,
+                layer=task.layer,
+                offset_bytes=task.offset_bytes,
+                total_bytes=STATE_BYTES,
+                load=Load(parcel=Parcel(tensors=(), size_bytes=size_bytes, crc=0), frames=(share,)),
+            )
         content = self._content(task)
         return tasks.Exported(
             part=task.part,

@@ -88,6 +88,7 @@ class Committer:
 
     def _take_up(self, recovered: Recovered) -> None:
         self.branch, self.step = recovered.branch, recovered.step
+        self._roster.bequests = dict(recovered.bequests)
         last = recovered.commit
         if last is None:
             return
@@ -129,6 +130,10 @@ class Committer:
     def covered(self, stage: Stage) -> int:
         """Return the bitmap of microbatches whose gradient is certain: counted, or in the round that is open."""
         return self._full if stage in self._rounds else self.owned(stage)
+
+    def is_open(self, stage: Stage) -> bool:
+        """Has the stage a round?"""
+        return stage in self._rounds
 
     def awaits_commit(self, worker: Record) -> bool:
         """Does a worker hold the result of the last commit, which it has not applied yet?"""
@@ -245,6 +250,7 @@ class Committer:
         """Begin a new branch at a step; every round is void."""
         self.branch, self.step = Branch(self.branch + 1), step
         self._rounds, self._commits, self.donors = {}, {}, {}
+        self._roster.forget_bequests()
 
     def _abort(self, opened: OpenRound, reason: str) -> list[Send | Append]:
         del self._rounds[opened.stage]
@@ -289,6 +295,7 @@ class Committer:
         self.donors = _donors(participants, going) if with_snapshot else {}
         append = Append(record=self._record(ready, decision), durable=True)
         self.step = Step(self.step + 1)
+        self._roster.forget_bequests()
         self._rounds = {}
         sends = [Send(peer=worker.peer, message=self._commit_for(worker)) for worker in participants]
         return decision, [append, *sends]

@@ -52,7 +52,7 @@ from zswarm.trainer.commit import Committer
 from zswarm.trainer.departures import DRAINED, Departures
 from zswarm.trainer.failures import Failures
 from zswarm.trainer.judgement import Judge
-from zswarm.trainer.log_lines import leave_record, start_record
+from zswarm.trainer.log_lines import start_record
 from zswarm.trainer.moves import Moves, Relocation, move_record
 from zswarm.trainer.phases import (
     ALERT_HEARTBEATS,
@@ -108,7 +108,12 @@ class Coordinator:
         self.archive = Archive(settings, self.roster, self._header)
         self.restorer = Restorer(self.roster, self.committer, self._header, heartbeat_s=settings.heartbeat_s)
         self.departures = Departures(
-            self.roster, self.committer, self.restorer, self.archive, heartbeat_s=settings.heartbeat_s
+            self.roster,
+            self.committer,
+            self.restorer,
+            self.archive,
+            header=self._header,
+            heartbeat_s=settings.heartbeat_s,
         )
         self.moves = Moves(self.roster, self.committer, self.archive, self._header, steps=settings.steps)
         self.rebalancer = Rebalancer(settings, self.roster, self.committer, self.moves)
@@ -229,6 +234,7 @@ class Coordinator:
         return commands
 
     def _alert(self, now: float) -> None:
+        self._is_stirred = True
         self._alert_until_s = now + ALERT_HEARTBEATS * self._settings.heartbeat_s
 
     # -- messages ------------------------------------------------------------------------------------
@@ -383,8 +389,8 @@ class Coordinator:
 
     def _let_go(self, now: float) -> list[Command]:
         """Let those leave who lose nothing by it; see to it that no stage is left by all."""
-        commands: list[Command] = []
-        for session in self.departures.due():
+        commands: list[Command] = [*self.departures.orders(now)]
+        for session in self.departures.due(is_voiding=self.supply.replays.wave is not None):
             commands += self._give_up(session, DRAINED, now, is_loss=False)
         if self.phase is Phase.TRAINING:
             for relocation in self.departures.successors(now):
@@ -415,15 +421,10 @@ class Coordinator:
         self, session: Session, reason: str | None, now: float, *, to: Stage | None = None, is_loss: bool = True
     ) -> list[Command]:
         """Take a process out of the swarm: whatever it has counted and not prepared is void. No reason: it goes itself."""
-        record = self.roster.remove(session, now, is_loss=is_loss)
+        record, leave = self.departures.take_out(session, reason, now, is_loss=is_loss)
         if record.role is Role.WORKER:
             self.rebalancer.left(record, now, to=to)
         aborts = self.committer.given_up(record)
-        lost = record.ledger if record.version == self.committer.version else 0
-        num_lost = (lost & ~self.committer.covered(record.stage)).bit_count()
-        reason = reason or self.departures.farewell(record, num_lost=num_lost)
-        leave = leave_record(record, reason, num_lost=num_lost, now=now)
-        self._is_stirred = True
         self._alert(now)
         fence = Send(peer=record.peer, message=Fence(**self._header, fenced=session))
         fences = [fence] if not record.is_silent else []

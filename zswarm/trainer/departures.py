@@ -1,11 +1,11 @@
 """Who has asked to leave, when it may go without a loss, and who takes over from the last of a stage.
 
-    a worker   DRAINING --no job, no output, let go by its brokers--> IDLE --its count is certain, its state is not
-               needed--> out: "drained"
+    a worker   DRAINING --no job, no output, let go by its brokers--> IDLE --its count is certain, or another's, its
+               state is not needed--> out: "drained"
     a broker   DRAINING --home to nothing, and nothing on its way--> IDLE --> out: "drained"
 
 A worker is idle as far as the brokers of its view know, so that has to be the newest. What it has counted is certain when
-it has counted nothing, or the step is committed. Its state is not needed when another worker of the stage holds it, or
+it has counted nothing, or the step is committed, or another worker holds it as well (`bequests.py`). Its state is not needed when another worker of the stage holds it, or
 will, and nobody is getting it from this one. Until then it waits, within the time that it gives itself; then it says Stop,
 and what it had counted is done again. Where everybody of a stage and role leaves, a process of a stage with several is
 sent there at once: no step can be completed before, so that to wait for the end of one would be in vain. What it had
@@ -15,11 +15,16 @@ counted is done again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from zswarm import limits
 from zswarm.ids import Leaving, Role, Session, Stage
+from zswarm.machine import Send
+from zswarm.membership import Header
 from zswarm.trainer.archive import Archive
+from zswarm.trainer.bequests import Bequests
 from zswarm.trainer.commit import Committer
+from zswarm.trainer.log_lines import leave_record
 from zswarm.trainer.moves import Relocation
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
@@ -31,12 +36,20 @@ class Departures:
     """See the module."""
 
     def __init__(
-        self, roster: Roster, committer: Committer, restorer: Restorer, archive: Archive, *, heartbeat_s: float
+        self,
+        roster: Roster,
+        committer: Committer,
+        restorer: Restorer,
+        archive: Archive,
+        *,
+        header: Header,
+        heartbeat_s: float,
     ) -> None:
         self._roster = roster
         self._committer = committer
         self._restorer = restorer
         self._archive = archive
+        self._bequests = Bequests(roster, committer, header, heartbeat_s=heartbeat_s)
         self._patience_s = limits.EMPTY_STAGE_HEARTBEATS * heartbeat_s
         self._asked: set[Session] = set()
         self._sent_at_s: dict[tuple[Role, Stage], float] = {}
@@ -52,14 +65,25 @@ class Departures:
         """Does nobody leave?"""
         return not self._asked
 
-    def due(self) -> Iterator[Session]:
-        """Yield who may go now; whoever is yielded is to be taken out before the next is asked for."""
-        self._asked.intersection_update(self._roster.records)
-        for session in sorted(self._asked):
-            if self._may_go(self._roster.records[session]):
+    def due(self, *, is_voiding: bool) -> Iterator[Session]:
+        """Yield who may go now; whoever is yielded is to be taken out before the next is asked for.
+
+        Nothing changes hands while something `is_voiding`: which stages lack a microbatch is known when everybody has
+        answered, and an heir may have answered before it counts what it has inherited.
+        """
+        for session in self._here():
+            if self._may_go(self._roster.records[session], is_voiding=is_voiding):
                 yield session
 
-    def _may_go(self, record: Record) -> bool:
+    def orders(self, now: float) -> list[Send]:
+        """Have what they have counted handed over to others."""
+        return self._bequests.orders(self._here(), now)
+
+    def _here(self) -> list[Session]:
+        self._asked.intersection_update(self._roster.records)
+        return sorted(self._asked)
+
+    def _may_go(self, record: Record, *, is_voiding: bool) -> bool:
         if record.leaving is not Leaving.IDLE or record.role is Role.BROKER:
             return record.leaving is Leaving.IDLE
         if record.reported_view < self._roster.view:
@@ -67,7 +91,8 @@ class Departures:
             return False
         if self._restorer.gives(record.session) or self._archive.needs(record.session):
             return False
-        return self._committer.is_certain(record) and self._is_spare(record)
+        is_handed_over = not is_voiding and self._bequests.heir_of(record) is not None
+        return (is_handed_over or self._committer.is_certain(record)) and self._is_spare(record)
 
     def _is_spare(self, worker: Record) -> bool:
         """Is there somebody else to get the stage's state from, if this worker holds it?"""
@@ -79,12 +104,22 @@ class Departures:
         others = [other for other in self._roster.of(Role.WORKER, worker.stage) if other is not worker]
         return any(map(committer.has_state, others))
 
-    def farewell(self, record: Record, *, num_lost: int) -> str:
-        """Return the reason of a process that goes by itself, in words."""
-        if record.role is Role.BROKER:
-            num_active = (record.pending | record.ahead).bit_count()
-            return f"asked to leave, {_microbatches(num_active)} in its queue"
-        return f"asked to leave, {_microbatches(num_lost)} redone"
+    def take_out(
+        self, session: Session, reason: str | None, now: float, *, is_loss: bool
+    ) -> tuple[Record, dict[str, Any]]:
+        """Take a process out of the swarm; returns its last record, and the line of the log that says so.
+
+        No reason: it goes by itself.
+        """
+        record = self._roster.records[session]
+        heir = self._bequests.heir_of(record) if reason == DRAINED else None
+        self._roster.remove(session, now, is_loss=is_loss)
+        if heir is not None:
+            self._roster.bequeath(record, heir, now)
+            return record, leave_record(record, DRAINED, num_lost=0, now=now, heir=heir)
+        lost = record.ledger if record.version == self._committer.version else 0
+        num_lost = (lost & ~self._committer.covered(record.stage)).bit_count()
+        return record, leave_record(record, reason or _farewell(record, num_lost), num_lost=num_lost, now=now)
 
     # -- who takes over ------------------------------------------------------------------------------
 
@@ -119,6 +154,14 @@ class Departures:
         if role is Role.BROKER:
             return staying
         return tuple(worker for worker in staying if worker.holds(self._committer.version))
+
+
+def _farewell(record: Record, num_lost: int) -> str:
+    """Return the reason of a process that goes by itself, in words."""
+    if record.role is Role.BROKER:
+        num_active = (record.pending | record.ahead).bit_count()
+        return f"asked to leave, {_microbatches(num_active)} in its queue"
+    return f"asked to leave, {_microbatches(num_lost)} redone"
 
 
 def _microbatches(count: int) -> str:

@@ -25,10 +25,12 @@ def start_record(settings: CoordinatorSettings) -> dict[str, Any]:
     }
 
 
-def leave_record(record: Record, reason: str, *, num_lost: int, now: float) -> dict[str, Any]:
+def leave_record(
+    record: Record, reason: str, *, num_lost: int, now: float, heir: Record | None = None
+) -> dict[str, Any]:
     """Return the line that says who is out, why, and how many microbatches are to be done again for that.
 
-    For how long a worker would compute for these, and how many a broker had in its queue, is known from the last report.
+    With an heir it is none: what the worker had counted is the heir's from here on. For how long a worker would compute for these, and how many a broker had in its queue, is known from the last report.
     """
     if record.role is Role.WORKER:
         cost: dict[str, Any] = {"redone_s": round(num_lost * record.job_s, 3)}
@@ -44,4 +46,5 @@ def leave_record(record: Record, reason: str, *, num_lost: int, now: float) -> d
         "lost": num_lost,
         "silent_s": round(now - record.heard_at_s, 3),
         **cost,
+        **({"heir": heir.session} if heir is not None else {}),
     }

@@ -57,6 +57,8 @@ class Recovered:
     """None before the first commit and right after a rollback."""
     moves: dict[NodeId, tuple[Role, Stage]] = field(default_factory=dict)
     """Processes that were moved and have not joined since, and where they shall be."""
+    bequests: dict[Session, Session] = field(default_factory=dict)
+    """Whose what a worker had counted is, that has left in the step in work."""
     held_out: dict[Step, float] = field(default_factory=dict)
     """Held-out losses that are known, by step."""
     checkpoint: Version | None = None
@@ -123,6 +125,7 @@ class _Join(events.Event):
 
 class _Leave(events.Event):
     session: events.U64
+    heir: events.U64 | None = None
 
 
 class _Move(events.Event):
@@ -182,6 +185,7 @@ class _Reader:
         """All that were ever issued."""
         self._members: dict[int, RecoveredMember] = {}
         self._moves: dict[NodeId, tuple[Role, Stage]] = {}
+        self._bequests: dict[Session, Session] = {}
         self._branch, self._step = Branch(0), Step(0)
         self._commit: RecoveredCommit | None = None
         self._losses: list[float] = []
@@ -204,6 +208,7 @@ class _Reader:
             members=tuple(self._members.values()),
             commit=self._commit,
             moves=self._moves,
+            bequests=self._bequests,
             held_out=self._held_out,
             losses=tuple(self._losses),
             rollbacks=tuple(self._rollbacks),
@@ -240,6 +245,7 @@ class _Reader:
                 self._exit_code = _checked(_Finish, record).code or 0
                 self._members.clear()
                 self._moves.clear()
+                self._bequests.clear()
         time_s = record.get("time_s")
         if isinstance(time_s, int | float):
             self._time_s = max(self._time_s, float(time_s))
@@ -262,6 +268,7 @@ class _Reader:
     def _forget_members(self) -> None:
         self._members.clear()
         self._moves.clear()
+        self._bequests.clear()
         self._commit = None
 
     def _join(self, join: _Join) -> None:
@@ -282,6 +289,8 @@ class _Reader:
         if leave.session not in self._sessions:
             raise ValueError(f"session {leave.session} leaves and has not joined")
         self._members.pop(leave.session, None)
+        if leave.heir is not None:
+            self._bequests[Session(leave.session)] = Session(leave.heir)
 
     def _move(self, move: _Move) -> None:
         member = self._members.get(move.session)
@@ -303,6 +312,7 @@ class _Reader:
             apply=commit.apply,
             rounds={Stage(s.stage): (Round(s.round), s.digest) for s in commit.stages},
         )
+        self._bequests.clear()
         self._losses.append(_number(commit.loss))
         self._step = Step(self._step + 1)
 
@@ -321,6 +331,7 @@ class _Reader:
                 f"{self._branch} is next"
             )
         self._branch, self._step = Branch(rollback.branch), Step(rollback.step)
+        self._bequests.clear()
         self._rollbacks.append((self._branch, self._step))
         self._commit = None
         del self._losses[self._step :]

@@ -15,7 +15,7 @@ finds no room there because of them, they are recalled: voided and admitted agai
 
 A microbatch is seen while it is in the newest report of somebody of the present step (a worker's jobs and outputs, a
 broker's queue), or in the trainer's own outbox, and whenever a stage has newly counted it or a report names it among those
-that have passed: so one that is alive is seen at least once per interval, however quickly it moves. After a loss reports
+that have passed; what a worker that has left has handed over counts as seen in that moment: so one that is alive is seen at least once per interval, however quickly it moves. After a loss reports
 that reach back to before it do not tell whether what has passed is alive.
 """
 
@@ -147,8 +147,9 @@ class Replays:
             elif microbatch not in self._seen_at_s:
                 lost |= bit if self._is_suspect and not self._admitted_again & bit else 0
                 self._seen_at_s[microbatch] = now
-            elif self._is_lost(self._seen_at_s[microbatch], now):
-                lost |= bit
+            else:
+                seen_at_s = max(self._seen_at_s[microbatch], self._roster.bequeathed_at_s.get(microbatch, 0.0))
+                lost |= bit if self._is_lost(seen_at_s, now) else 0
         return lost
 
     def _is_lost(self, seen_at_s: float, now: float) -> bool:

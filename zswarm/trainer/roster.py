@@ -13,7 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zswarm import ledger, limits
-from zswarm.ids import Address, Attempt, Branch, Leaving, NodeId, Peer, Role, Round, Session, Stage, Step, Version
+from zswarm.ids import (
+    TRAINER,
+    Address,
+    Attempt,
+    Branch,
+    Leaving,
+    Microbatch,
+    NodeId,
+    Peer,
+    Role,
+    Round,
+    Session,
+    Stage,
+    Step,
+    Version,
+)
 from zswarm.messages import BrokerHeartbeat, Member, Register, WorkerHeartbeat
 from zswarm.trainer.recovery import RecoveredMember
 
@@ -58,6 +73,9 @@ class Record:
     parameter_digest: int = 0
     leaving: Leaving = Leaving.NO
     sent_bytes: int = 0
+    loss_sum: float | None = 0.0
+    num_targets: int = 0
+    inherits: Session = TRAINER
 
     @property
     def place(self) -> str:
@@ -90,6 +108,7 @@ class Record:
         self.ledger, self.pending = ledger.from_bytes(message.ledger), ledger.from_bytes(message.pending)
         self.prepared, self.parameter_digest = message.prepared, message.parameter_digest
         self.busy_s, self.job_s, self.usual_s = message.busy_s, message.job_s, message.usual_s
+        self.loss_sum, self.num_targets, self.inherits = message.loss_sum, message.num_targets, message.inherits
         return True
 
 
@@ -107,6 +126,10 @@ class Roster:
         self._places: dict[tuple[Role, Stage], tuple[Record, ...]] = {}
         self.records: dict[Session, Record] = {}
         self.view = 1
+        self.bequests: dict[Session, Session] = {}
+        """Whose what a worker had counted is by now, that has left in the step in work."""
+        self.bequeathed_at_s: dict[Microbatch, float] = {}
+        """Since when a microbatch is an heir's, who need not have said so yet."""
         self.lost_view = 0
         """The view with which the last process left."""
         self.lost_at_s = float("-inf")
@@ -203,6 +226,16 @@ class Roster:
         if is_loss:
             self.note_loss(now)
         return record
+
+    def bequeath(self, leaver: Record, heir: Record, now: float) -> None:
+        """What somebody had counted who has left is another one's, for the rest of the step."""
+        self.bequests[leaver.session] = heir.session
+        self.bequeathed_at_s.update(dict.fromkeys(ledger.members(leaver.ledger), now))
+
+    def forget_bequests(self) -> None:
+        """Another step is in work."""
+        self.bequests.clear()
+        self.bequeathed_at_s.clear()
 
     def _note_end(self, record: Record) -> None:
         lives = self._ended.pop(record.node, None) or deque(maxlen=limits.MAX_ENDED_LIVES)

@@ -75,6 +75,8 @@ def _leave(record: dict[str, Any]) -> str:
     lost = record.get("lost", 0)
     num_lost = len(lost) if isinstance(lost, Sized) else lost
     again = f"; {_microbatches(num_lost)} computed again" if num_lost else ""
+    if record.get("heir") is not None:
+        again = ", and has handed over what it had computed"
     if num_lost and (redone_s := record.get("redone_s")):
         again += f", about {redone_s:.1f} s of work"
     if queued := record.get("queued"):
