@@ -237,9 +237,25 @@ def test_what_was_read_is_sent(run):
     assert isinstance(send.message, State)
 
 
-def unreadable(step):
-    message = pull(1, session=2, step=step)
-    return WasRead(peer=Address("sim://w1"), pull=message, total_bytes=0, load=None, problem="it is damaged")
+@pytest.mark.parametrize(("layer", "is_read"), [(1, True), (2, False), (999, False)])
+def test_a_layer_that_the_run_does_not_have_is_not_looked_for(run, layer, is_read):
+    """The disk had no such file, which passed for damage: one message made the run give up a checkpoint that was whole."""
+    run.archive.newest = VERSION
+    message = pull(layer, session=2, step=VERSION[1])
+    assert len(run.archive.pulled(message, Address("sim://w1"), VERSION)) == is_read
+
+
+def unreadable(step, **changes):
+    """What the disk says of a damaged checkpoint."""
+    of = {"total_bytes": 0, "load": None, "problem": "it is damaged", "is_damaged": True} | changes
+    return WasRead(peer=Address("sim://w1"), pull=pull(1, session=2, step=step), **of)
+
+
+def test_what_cannot_be_read_now_is_asked_for_again(run):
+    """A process that had too many files open for a moment lost its run, or went back to an older step for good."""
+    run.archive.newest = VERSION
+    assert run.archive.told(unreadable(VERSION[1], problem="too many open files", is_damaged=False)) == []
+    assert run.archive.newest == VERSION
 
 
 def test_a_checkpoint_that_nobody_can_read_ends_the_run_if_it_is_the_only_one():

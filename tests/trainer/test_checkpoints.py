@@ -281,19 +281,60 @@ def test_nothing_is_given_away_of_a_file_whose_hash_is_wrong(path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("asked", "says", "is_damaged"),
     [
-        ({"layer": 2}, "it has no layer-2.safetensors"),
-        ({"offset": 10_000}, "byte 10000 was asked for"),
-        ({"version": (0, 5)}, "No such file"),
+        ({"layer": 2}, "it has 2 layers, and layer 2 was asked for", False),
+        ({"offset": 10_000}, "byte 10000 was asked for", False),
+        ({"version": (0, 5)}, "No such file", True),
     ],
 )
-def test_what_is_not_there_is_told(path, asked, says):
+def test_what_is_not_there_is_told(path, asked, says, is_damaged):
     checkpoints = opened(path)
     complete(checkpoints)
     was_read = read(checkpoints, **asked)
     assert was_read.load is None
     assert says in was_read.problem
+    assert was_read.is_damaged is is_damaged
+
+
+def without_entry(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["layer-1.safetensors"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def lose_file(folder):
+    (folder / "layer-1.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lose_file, spoil_manifest, lose_manifest, without_entry])
+def test_what_is_wrong_or_missing_is_damage(path, damage):
+    """Also when it is asked again: a damaged one may have lost its name by then."""
+    for version in ((0, 4), (1, 6), (1, 8)):
+        complete(opened(path, keep=3), version)
+    damage(path / "branch-1-step-8")
+    checkpoints = opened(path, keep=3)
+    for _ in range(2):
+        was_read = read(checkpoints, (1, 8), layer=1)
+        assert (was_read.load, was_read.is_damaged) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "is_damaged"), [(errno.EMFILE, False), (errno.ENOMEM, False), (errno.EACCES, False), (errno.EIO, True)]
+)
+def test_what_may_pass_is_no_damage(path, monkeypatch, number, is_damaged):
+    """A checkpoint that was whole was given up since a file could not be opened for a moment."""
+    checkpoints = opened(path)
+    complete(checkpoints)
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("zswarm.trainer.checkpoints.Path.open", refuse)
+        was_read = read(checkpoints)
+    assert (was_read.load, was_read.is_damaged) == (None, is_damaged)
+    assert read(checkpoints).load is not None
 
 
 def test_a_file_is_hashed_once(path, monkeypatch):

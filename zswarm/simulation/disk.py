@@ -9,6 +9,7 @@ at all; the two newest are kept, as in a run folder.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -127,6 +128,7 @@ class Disk:
         content = self.checkpoints.get(read.checkpoint, {}).get((pull.layer, pull.part))
         in_s = self._random.choice((0.0, 0.01))
         if content is None:
-            return in_s, WasRead(peer=read.peer, pull=pull, total_bytes=0, load=None, problem="there is no such file")
+            gone = WasRead(peer=read.peer, pull=pull, total_bytes=0, load=None, problem="there is no such file")
+            return in_s, replace(gone, is_damaged=True)
         load = range_of(content, pull.offset_bytes)
         return in_s, WasRead(peer=read.peer, pull=pull, total_bytes=len(content), load=load)

@@ -6,8 +6,9 @@
 
 Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all
 steps, is what the run ends with, and is taken from whoever has that state; one that is still being collected gives way
-to it, which is no failure that anybody is told of. One that turns out not to be readable, when the swarm has gone back to it,
-gives way to the one before it, and the swarm goes back further.
+to it, which is no failure that anybody is told of. One that turns out to be damaged, when the swarm has gone back to it,
+gives way to the one before it, and the swarm goes back further. A range that cannot be read for
+another reason is not answered: whoever wants it asks again.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ class Archive:
         """A worker wants the state of the present version, which is a checkpoint's."""
         if self.newest is None or (message.branch, message.step) != version or message.step != self.newest[1]:
             return []
-        if message.part not in STATE_FILES:
+        if message.part not in STATE_FILES or not 0 <= message.layer < sum(self._settings.layers_per_stage):
             return []
         return [Read(peer=peer, pull=message, checkpoint=self.newest)]
 
@@ -169,12 +170,12 @@ class Archive:
         """Answer it.
 
         Raises:
-            RunFailed: nobody has that state but the disk, and the disk gives neither it nor an earlier one.
+            RunFailed: nobody has that state but the disk, where it is damaged, and there is no earlier one.
 
         """
         pull = event.pull
         if event.load is None:
-            return self._fall_back(event.problem) if pull.step == self.step else []
+            return self._fall_back(event) if event.is_damaged and pull.step == self.step else []
         state = State(
             **self._header,
             branch=pull.branch,
@@ -187,12 +188,12 @@ class Archive:
         )
         return [Send(peer=event.peer, message=state, frames=event.load.frames)]
 
-    def _fall_back(self, problem: str) -> list[Command]:
+    def _fall_back(self, event: WasRead) -> list[Command]:
         """The newest checkpoint is damaged; raises RunFailed if it is the only one."""
         if self.newest is None or not self._older:
-            raise RunFailed(f"the checkpoint cannot be read: {problem}")
+            raise RunFailed(f"the checkpoint cannot be read: {event.problem}")
         damaged, self.newest = self.newest, self._older.pop()
-        return [Append(record=_failed(damaged, problem))]
+        return [Append(record=_failed(damaged, event.problem))]
 
     def roll_back(self) -> list[Command]:
         """The swarm goes back to the newest checkpoint: what was begun since is of a history that is void."""

@@ -16,13 +16,14 @@ per layer and part, so a run can go on with another number of stages.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -251,17 +252,24 @@ class Checkpoints:
         pull, version = command.pull, command.checkpoint
         name = file_name(pull.layer, pull.part)
         try:
+            if not 0 <= pull.layer < self._num_layers:
+                raise ValueError(f"it has {self._num_layers} layers, and layer {pull.layer} was asked for")
             size_bytes = self._checked_size_bytes(version, name)
             if not 0 <= pull.offset_bytes < size_bytes:
-                raise RunFailed(f"{name} has {size_bytes} bytes, and byte {pull.offset_bytes} was asked for")
+                raise ValueError(f"{name} has {size_bytes} bytes, and byte {pull.offset_bytes} was asked for")
             with (self._folder(version) / name).open("rb") as file:
                 file.seek(pull.offset_bytes)
                 content = file.read(limits.STATE_RANGE_BYTES)
-        except (OSError, RunFailed) as error:
-            problem = f"the checkpoint of step {version[1]} cannot be read: {error}"
-            self._log.warning("checkpoint not read", reason=problem)
-            return WasRead(peer=command.peer, pull=pull, total_bytes=0, load=None, problem=problem)
+        except (OSError, RunFailed, ValueError) as error:
+            return self._unread(command, error)
         return WasRead(peer=command.peer, pull=pull, total_bytes=size_bytes, load=parcelled(content, ()))
+
+    def _unread(self, command: Read, error: Exception) -> WasRead:
+        """Say why a range cannot be read, and if the checkpoint is damaged."""
+        problem = f"the checkpoint of step {command.checkpoint[1]} cannot be read: {error}"
+        self._log.warning("checkpoint not read", reason=problem)
+        unread = WasRead(peer=command.peer, pull=command.pull, total_bytes=0, load=None, problem=problem)
+        return replace(unread, is_damaged=True) if _is_damage(error) else unread
 
     def parameter_files(self, version: Version, *, turned: Callable[[], None] = lambda: None) -> list[Path]:
         """Return the files of all layers' parameters, first layer first, their hashes checked; `turned` is called now and then.
@@ -354,6 +362,11 @@ class Checkpoints:
         for layer in range(self._num_layers):
             for part in STATE_FILES:
                 yield file_name(layer, part)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Is a checkpoint of which this was said lost for good? What the device cannot read is, as what is wrong or not there."""
+    return isinstance(error, RunFailed | FileNotFoundError) or (isinstance(error, OSError) and error.errno == errno.EIO)
 
 
 def folder_name(version: Version) -> str:

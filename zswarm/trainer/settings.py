@@ -171,6 +171,8 @@ class WasRead:
     total_bytes: int
     load: Load | None
     problem: str = ""
+    is_damaged: bool = False
+    """Nobody will ever read it: otherwise the problem is one of the question, or may pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
