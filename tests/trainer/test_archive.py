@@ -245,9 +245,9 @@ def test_a_layer_that_the_run_does_not_have_is_not_looked_for(run, layer, is_rea
     assert len(run.archive.pulled(message, Address("sim://w1"), VERSION)) == is_read
 
 
-def unreadable(step, **changes):
-    """What the disk says of a damaged checkpoint."""
-    of = {"total_bytes": 0, "load": None, "problem": "it is damaged", "is_damaged": True} | changes
+def unreadable(step, left=((0, 2), (0, 4), (0, 6)), **changes):
+    """What the disk says of a damaged checkpoint, and which others it has."""
+    of = {"total_bytes": 0, "load": None, "problem": "it is damaged", "is_damaged": True, "left": left} | changes
     return WasRead(peer=Address("sim://w1"), pull=pull(1, session=2, step=step), **of)
 
 
@@ -279,6 +279,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it():
     assert archive.newest == (0, 2)
     with pytest.raises(RunFailed, match="cannot be read"):
         archive.told(unreadable(2))
+
+
+def test_the_one_before_it_is_one_that_is_still_on_the_disk():
+    """The log knows those too that `keep` has removed: the swarm went back to one after the other, and said so each time."""
+    found = recovered(checkpoints=((0, 2), (0, 4), (0, 6), (1, 8)))
+    archive = Fixture(checkpoint=(1, 8), recovered=found).archive
+    assert len(archive.told(unreadable(8, left=((0, 2), (0, 7))))) == 1
+    assert archive.newest == (0, 2)
+
+
+def test_the_run_ends_when_none_before_it_is_left():
+    """Those on the disk may be of a history that is void, and those of the log are gone."""
+    archive = Fixture(checkpoint=(1, 6), recovered=recovered(checkpoints=((0, 2), (0, 4), (1, 6)))).archive
+    with pytest.raises(RunFailed, match="the checkpoint cannot be read: it is damaged"):
+        archive.told(unreadable(6, left=((0, 8),)))
 
 
 def test_a_checkpoint_of_this_life_is_one_before_the_next(run):

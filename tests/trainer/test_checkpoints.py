@@ -308,7 +308,7 @@ def lose_file(folder):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, lose_file, spoil_manifest, lose_manifest, without_entry])
-def test_what_is_wrong_or_missing_is_damage(path, damage):
+def test_what_is_wrong_or_missing_is_damage_and_says_what_else_there_is(path, damage):
     """Also when it is asked again: a damaged one may have lost its name by then."""
     for version in ((0, 4), (1, 6), (1, 8)):
         complete(opened(path, keep=3), version)
@@ -317,6 +317,14 @@ def test_what_is_wrong_or_missing_is_damage(path, damage):
     for _ in range(2):
         was_read = read(checkpoints, (1, 8), layer=1)
         assert (was_read.load, was_read.is_damaged) == (None, True)
+        assert sorted(was_read.left) == [(0, 4), (1, 6)]
+
+
+def test_without_a_folder_no_checkpoint_is_left(path):
+    checkpoints = opened(path)
+    path.rmdir()
+    was_read = read(checkpoints)
+    assert (was_read.load, was_read.is_damaged, was_read.left) == (None, True, ())
 
 
 @pytest.mark.parametrize(
@@ -335,6 +343,23 @@ def test_what_may_pass_is_no_damage(path, monkeypatch, number, is_damaged):
         was_read = read(checkpoints)
     assert (was_read.load, was_read.is_damaged) == (None, is_damaged)
     assert read(checkpoints).load is not None
+
+
+def test_a_damaged_one_is_not_given_up_before_it_is_known_what_else_there_is(path, monkeypatch):
+    checkpoints = opened(path)
+    complete(checkpoints, (0, 4))
+    complete(checkpoints, (0, 8))
+    flip(path / "branch-0-step-8")
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    checkpoints = opened(path)
+    with monkeypatch.context() as patched:
+        patched.setattr("zswarm.trainer.checkpoints.Path.iterdir", refuse)
+        assert not read(checkpoints, (0, 8), layer=1).is_damaged
+    was_read = read(checkpoints, (0, 8), layer=1)
+    assert (was_read.is_damaged, was_read.left) == (True, ((0, 4),))
 
 
 def test_a_file_is_hashed_once(path, monkeypatch):

@@ -129,6 +129,6 @@ class Disk:
         in_s = self._random.choice((0.0, 0.01))
         if content is None:
             gone = WasRead(peer=read.peer, pull=pull, total_bytes=0, load=None, problem="there is no such file")
-            return in_s, replace(gone, is_damaged=True)
+            return in_s, replace(gone, is_damaged=True, left=tuple(self.checkpoints))
         load = range_of(content, pull.offset_bytes)
         return in_s, WasRead(peer=read.peer, pull=pull, total_bytes=len(content), load=load)

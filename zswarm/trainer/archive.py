@@ -7,7 +7,7 @@
 Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all
 steps, is what the run ends with, and is taken from whoever has that state; one that is still being collected gives way
 to it, which is no failure that anybody is told of. One that turns out to be damaged, when the swarm has gone back to it,
-gives way to the one before it, and the swarm goes back further. A range that cannot be read for
+gives way to the one before it that is still on the disk, and the swarm goes back further. A range that cannot be read for
 another reason is not answered: whoever wants it asks again.
 """
 
@@ -37,7 +37,7 @@ from zswarm.trainer.settings import (
 )
 
 OLDER = 8
-"""So many are remembered; how many are kept is the run file's matter."""
+"""So many are remembered; which of them are kept is the run file's matter, and the disk says."""
 Command = Send | Store | Seal | Forsake | Read | Append
 
 
@@ -189,7 +189,9 @@ class Archive:
         return [Send(peer=event.peer, message=state, frames=event.load.frames)]
 
     def _fall_back(self, event: WasRead) -> list[Command]:
-        """The newest checkpoint is damaged; raises RunFailed if it is the only one."""
+        """The newest checkpoint is damaged; raises RunFailed if no earlier one of this history is left."""
+        while self._older and self._older[-1] not in event.left:
+            self._older.pop()
         if self.newest is None or not self._older:
             raise RunFailed(f"the checkpoint cannot be read: {event.problem}")
         damaged, self.newest = self.newest, self._older.pop()

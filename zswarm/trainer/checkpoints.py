@@ -265,11 +265,15 @@ class Checkpoints:
         return WasRead(peer=command.peer, pull=pull, total_bytes=size_bytes, load=parcelled(content, ()))
 
     def _unread(self, command: Read, error: Exception) -> WasRead:
-        """Say why a range cannot be read, and if the checkpoint is damaged."""
+        """Say why a range cannot be read, and if the checkpoint is damaged, which others there are."""
         problem = f"the checkpoint of step {command.checkpoint[1]} cannot be read: {error}"
         self._log.warning("checkpoint not read", reason=problem)
         unread = WasRead(peer=command.peer, pull=command.pull, total_bytes=0, load=None, problem=problem)
-        return replace(unread, is_damaged=True) if _is_damage(error) else unread
+        if _is_damage(error):
+            with suppress(OSError):
+                left = tuple(version for version in self._versions() if version != command.checkpoint)
+                return replace(unread, is_damaged=True, left=left)
+        return unread
 
     def parameter_files(self, version: Version, *, turned: Callable[[], None] = lambda: None) -> list[Path]:
         """Return the files of all layers' parameters, first layer first, their hashes checked; `turned` is called now and then.
@@ -347,6 +351,8 @@ class Checkpoints:
 
     def _versions(self) -> list[Version]:
         """Return the checkpoints that have got their name, newest first."""
+        if not self._path.is_dir():
+            return []
         matches = [_NAME.fullmatch(path.name) for path in self._path.iterdir()]
         found = [(Branch(int(match[1])), Step(int(match[2]))) for match in matches if match is not None]
         return sorted(found, reverse=True)

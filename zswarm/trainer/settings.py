@@ -173,6 +173,8 @@ class WasRead:
     problem: str = ""
     is_damaged: bool = False
     """Nobody will ever read it: otherwise the problem is one of the question, or may pass."""
+    left: tuple[Version, ...] = ()
+    """With `is_damaged`, the other checkpoints that are on the disk, of whatever history."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
