@@ -8,7 +8,7 @@ from tests.letters import header, heartbeat, load, of_type, pull, register, stat
 from tests.trainer.settings import recovered, settings
 from zswarm.errors import RunFailed
 from zswarm.ids import STATE_FILES, Address, StatePart
-from zswarm.machine import Send
+from zswarm.machine import Exit, Send
 from zswarm.messages import Pull, State
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.roster import Roster
@@ -164,6 +164,16 @@ def test_without_the_last_state_the_run_has_failed(run):
     run.get_all((0, STEPS))
     with pytest.raises(RunFailed, match="all steps are done, and the trained model cannot be written: no space left"):
         run.archive.told(sealed((0, STEPS), "no space left"))
+
+
+def test_without_room_for_the_last_state_the_trainer_ends_and_not_the_run(run):
+    """It ended the run for everybody with the exit code of a failure: no service went on when there was room."""
+    run.report(0, STEPS)
+    run.archive.begin((0, STEPS), None)
+    run.get_all((0, STEPS))
+    text = "all steps are done, and the trained model cannot be written: no space left"
+    event = Sealed(branch=0, step=STEPS, problem="no space left", lacks_room=True)
+    assert run.archive.told(event) == [Exit(code=75, text=text)]
 
 
 def test_the_last_state_does_not_depend_on_one_worker(run):

@@ -133,7 +133,8 @@ def test_ranges_that_do_not_fit_together_are_no_file(path):
     store_all(checkpoints)
     checkpoints.store(first)
     checkpoints.store(third)
-    assert checkpoints.seal((0, 4)).problem == "layer 0 came in pieces that do not fit together"
+    sealed = checkpoints.seal((0, 4))
+    assert (sealed.problem, sealed.lacks_room) == ("layer 0 came in pieces that do not fit together", False)
     assert names(path) == []
 
 
@@ -151,9 +152,23 @@ def test_a_full_disk_costs_the_attempt_and_nothing_else(path, monkeypatch):
             store_all(checkpoints, (0, 8))
             sealed = checkpoints.seal((0, 8))
         assert "No space left on device" in sealed.problem
+        assert sealed.lacks_room
         assert names(path) == ["branch-0-step-4"]
     complete(checkpoints, (0, 12))
     assert checkpoints.newest(never, with_hashes=True) == (0, 12)
+
+
+@pytest.mark.parametrize(("number", "lacks_room"), [(errno.EDQUOT, True), (errno.EIO, False), (errno.EROFS, False)])
+@pytest.mark.parametrize("place", ["zswarm.trainer.checkpoints.Path.open", "zswarm.trainer.checkpoints.sync"])
+def test_a_disk_on_which_room_is_no_help_is_told_from_a_full_one(path, monkeypatch, place, number, lacks_room):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    checkpoints = opened(path)
+    monkeypatch.setattr(place, refuse)
+    store_all(checkpoints)
+    sealed = checkpoints.seal((0, 4))
+    assert (bool(sealed.problem), sealed.lacks_room) == (True, lacks_room)
 
 
 def test_a_checkpoint_that_is_forsaken_leaves_nothing(path):

@@ -107,7 +107,8 @@ class Disk:
             problem = "no space left on the device"
         else:
             self._sealing.add((seal.branch, seal.step))
-        return self._random.uniform(0.0, 0.3), Sealed(branch=seal.branch, step=seal.step, problem=problem)
+        sealed = Sealed(branch=seal.branch, step=seal.step, problem=problem, lacks_room=bool(problem))
+        return self._random.uniform(0.0, 0.3), sealed
 
     def finish_sealing(self, sealed: Sealed) -> None:
         """It is durable now, unless there was a problem."""

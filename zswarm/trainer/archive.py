@@ -6,7 +6,8 @@
 
 Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all
 steps, is what the run ends with, and is taken from whoever has that state; one that is still being collected gives way
-to it, which is no failure that anybody is told of. One that turns out to be damaged, when the swarm has gone back to it,
+to it, which is no failure that anybody is told of. Without room for it the trainer's life ends and not the run: nobody is
+told to stop, and whoever has that state waits for the next life, which asks for it again. One that turns out to be damaged, when the swarm has gone back to it,
 gives way to the one before it that is still on the disk, and the swarm goes back further. A range that cannot be read for
 another reason is not answered: whoever wants it asks again.
 """
@@ -16,9 +17,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from zswarm.errors import RunFailed
+from zswarm.errors import TRY_LATER, RunFailed
 from zswarm.ids import STATE_FILES, Peer, Session, Stage, Step, Version
-from zswarm.machine import Send
+from zswarm.machine import Exit, Send
 from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
 from zswarm.trainer.collection import Collection
@@ -38,7 +39,7 @@ from zswarm.trainer.settings import (
 
 OLDER = 8
 """So many are remembered; which of them are kept is the run file's matter, and the disk says."""
-Command = Send | Store | Seal | Forsake | Read | Append
+Command = Send | Store | Seal | Forsake | Read | Append | Exit
 
 
 class Archive:
@@ -143,7 +144,7 @@ class Archive:
         """A checkpoint is on the disk, or cannot be.
 
         Raises:
-            RunFailed: it was the last one, what the run is for.
+            RunFailed: it was the last one, what the run is for, and no room on the disk mends that.
 
         """
         if (event.branch, event.step) != self._sealing:
@@ -155,7 +156,10 @@ class Archive:
             self.newest = (event.branch, event.step)
             return [Append(record={"event": "checkpoint", "branch": event.branch, "step": event.step}, durable=True)]
         if event.step == self._settings.steps:
-            raise RunFailed(f"all steps are done, and the trained model cannot be written: {event.problem}")
+            text = f"all steps are done, and the trained model cannot be written: {event.problem}"
+            if event.lacks_room:
+                return [Exit(code=TRY_LATER, text=text)]
+            raise RunFailed(text)
         return [Append(record=_failed((event.branch, event.step), event.problem))]
 
     def pulled(self, message: Pull, peer: Peer, version: Version) -> list[Command]:

@@ -33,6 +33,7 @@ from zswarm.errors import RunFailed, UserError
 from zswarm.ids import STATE_FILES, Branch, RunId, StatePart, Step, Version
 from zswarm.json_lines import sync
 from zswarm.logs import get_log
+from zswarm.trainer.run_folder import NO_ROOM
 from zswarm.trainer.settings import Read, Sealed, Store, WasRead
 from zswarm.wire import parcelled
 
@@ -81,6 +82,7 @@ class _Attempt:
     path: Path
     files: dict[str, _Growing] = field(default_factory=dict)
     problem: str = ""
+    lacks_room: bool = False
 
 
 class Checkpoints:
@@ -120,6 +122,7 @@ class Checkpoints:
             self._write(attempt, name, command)
         except OSError as error:
             self._fail(attempt, f"{attempt.path / name}: cannot write: {error.strerror}")
+            attempt.lacks_room = error.errno in NO_ROOM
 
     def _attempt_at(self, version: Version) -> _Attempt:
         """Return the attempt at a checkpoint; there is one at a time, so another one has been given up."""
@@ -161,8 +164,9 @@ class Checkpoints:
             problem = attempt.problem or self._missing(attempt) or self._complete(attempt)
         except OSError as error:
             problem = f"{attempt.path}: cannot write: {error.strerror}"
+            attempt.lacks_room = error.errno in NO_ROOM
         self.forsake(version)
-        return Sealed(branch=version[0], step=version[1], problem=problem)
+        return Sealed(branch=version[0], step=version[1], problem=problem, lacks_room=attempt.lacks_room)
 
     def _missing(self, attempt: _Attempt) -> str:
         for name in self._file_names():

@@ -133,6 +133,8 @@ class Sealed:
     branch: Branch
     step: Step
     problem: str = ""
+    lacks_room: bool = False
+    """The problem is a disk that is full, and passes when somebody makes room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
