@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 from functools import partial
 from types import SimpleNamespace
@@ -132,6 +133,40 @@ def test_a_disk_that_is_broken_at_the_end_of_a_run_is_a_failure(out, monkeypatch
     refuse_to_write(monkeypatch, "model.safetensors", errno.EIO)
     with pytest.raises(RunFailed, match=r"model\.safetensors: cannot write"):
         serve(out)
+
+
+def summary(out):
+    return json.loads((out / "summary.json").read_text())
+
+
+def test_a_summary_for_which_there_was_no_room_is_written_by_the_next_life(out, monkeypatch):
+    """It was lost: the next life found the run done, and wrote the model alone."""
+    with monkeypatch.context() as patched:
+        refuse_to_write(patched, "summary.json", errno.ENOSPC)
+        with pytest.raises(NotYet, match=r"summary\.json: cannot write"):
+            serve(out)
+    assert not (out / "model.safetensors").exists(), "a folder with a model is of a run that is done"
+    assert serve(out).code == 0
+    found = summary(out)
+    assert (found["steps"], found["loss"], found["stages"]) == (2, [5.5, 4.5], 1)
+    assert (found["held_out_loss_before"], found["held_out_loss"]) == (6.5, 3.5)
+    assert found["wall_s"] >= 900.0
+    assert (found["tokens_per_s"], found["wire_bytes"], found["workers"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("before", [b'{"steps": 1}', b'{"ste', b"[]"])
+def test_the_summary_of_an_earlier_end_is_replaced(out, before):
+    """The user had interrupted the run after a step."""
+    (out / "summary.json").write_bytes(before)
+    serve(out)
+    assert summary(out)["steps"] == 2
+
+
+def test_a_summary_of_all_steps_is_kept(out):
+    """It says what later lives cannot know: the bytes on the wire, and how fast it went."""
+    (out / "summary.json").write_text('{"steps": 2, "wire_bytes": 7}')
+    serve(out)
+    assert summary(out) == {"steps": 2, "wire_bytes": 7}
 
 
 def test_a_life_without_room_for_the_last_checkpoint_sums_nothing_up(monkeypatch):

@@ -286,6 +286,7 @@ def _serve(config: RunConfig, plan: Plan, options: TrainerOptions, overseer: Ove
             recovered = folder.recover()
             settings = coordinator_settings(config, plan, options, recovered=recovered)
             recovered = settings.recovered
+            report = Report(config, folder=folder, progress=options.progress, begun_s=options.begun_s)
             checkpoints = Checkpoints(
                 folder.checkpoints_path,
                 run=settings.run,
@@ -295,8 +296,10 @@ def _serve(config: RunConfig, plan: Plan, options: TrainerOptions, overseer: Ove
             if recovered is not None and recovered.is_done(config.run.steps):
                 end = Exit(code=0, text="all steps are done")
                 overseer.begin(switchboard, lambda _now: Health(text=end.text))
+                if not folder.is_summed_up(recovered.step):
+                    report.take_up(recovered)
+                    report.write_summary(wire_bytes=None, stages=settings.num_stages, workers=None)
             else:
-                report = Report(config, folder=folder, progress=options.progress, begun_s=options.begun_s)
                 report.wait = interruption.wait
                 if recovered is not None:
                     settings = replace(settings, checkpoint=_usable_checkpoint(checkpoints, recovered))
