@@ -45,8 +45,20 @@ def test_a_rollback_costs_the_time_since_the_step_that_it_goes_back_to():
     back = costs.priced({"event": "rollback", "step": 2, "time_s": 11.5})
     assert (back["steps_again"], back["again_s"]) == (2, 4.5)
     again = costs.priced({"event": "rollback", "step": 2, "time_s": 12.0})
-    assert (again["steps_again"], again["again_s"]) == (0, 5.0)
+    assert (again["steps_again"], again["again_s"]) == (0, 0.5)
     assert costs.priced(commit(2, 15.0))["late_s"] == pytest.approx(1.0)
+
+
+def test_no_second_is_counted_by_two_rollbacks():
+    """The second rollback to the same step cost the time before the first one, too: 7 s for two steps of 1 s."""
+    costs = Costs()
+    ran(costs, *range(1, 16))
+    first = costs.priced({"event": "rollback", "step": 10, "time_s": 15.0})
+    assert (first["steps_again"], first["again_s"]) == (5, 5.0)
+    costs.priced(commit(10, 16.0))
+    costs.priced(commit(11, 17.0))
+    second = costs.priced({"event": "rollback", "step": 10, "time_s": 17.0})
+    assert (second["steps_again"], second["again_s"]) == (2, 2.0)
 
 
 def test_of_a_step_before_its_life_a_trainer_knows_no_time():

@@ -1,7 +1,7 @@
 """What faults cost a run, in seconds, as far as that can be seen: it is written into the records of the event log.
 
     leave, replay, abort --> the step in work is disturbed --commit--> `late_s`, how much longer than usual it took
-    rollback             --> `steps_again`, and `again_s`, how long they had taken
+    rollback             --> `steps_again`, and `again_s`, the time since the step that it goes back to was begun, or begun again
 
 Usual is the median of the last undisturbed steps of this trainer's life. The first step has nobody to be compared with.
 """
@@ -62,5 +62,8 @@ class Costs:
         if begun_s is not None:
             cost["again_s"] = round(time_s - begun_s, 3)
         self._ends_s = {at: end_s for at, end_s in self._ends_s.items() if at < step}
+        if begun_s is not None:
+            # What is lost up to now is told: the next rollback costs what is done from here on.
+            self._ends_s[step - 1] = time_s
         self._step, self._begun_s = step, time_s
         return cost
