@@ -61,6 +61,18 @@ def test_no_second_is_counted_by_two_rollbacks():
     assert (second["steps_again"], second["again_s"]) == (2, 2.0)
 
 
+@pytest.mark.parametrize(("step", "again_s"), [(2, 8.0), (7, None), (8, 2.0)])
+def test_of_many_steps_since_the_newest_checkpoint_the_last_are_remembered(monkeypatch, step, again_s):
+    """They were all of the run where there are no checkpoints. The checkpoint's own is not forgotten."""
+    monkeypatch.setattr("zswarm.trainer.costs.MOST_ENDS", 4)
+    costs = Costs()
+    ran(costs, 1.0, 2.0)
+    costs.priced({"event": "checkpoint", "step": 2, "time_s": 2.0})
+    for end_s in range(3, 11):
+        costs.priced(commit(end_s - 1, float(end_s)))
+    assert costs.priced({"event": "rollback", "step": step, "time_s": 10.0}).get("again_s") == again_s
+
+
 def test_of_a_step_before_its_life_a_trainer_knows_no_time():
     costs = Costs(step=7)
     costs.priced(commit(7, 3.0))
