@@ -24,7 +24,7 @@ test: $(INSTALLED)
 
 # make chaos ROLES=trainer KINDS=kill FAULTS=50 SEED=3 kills the trainer and nobody else.
 ROLES := worker,broker,trainer
-KINDS := kill,stop
+KINDS := kill,freeze
 FAULTS := 200
 EVERY := 2
 SEED := 0

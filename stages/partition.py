@@ -59,7 +59,7 @@ class Partition:
 
     @property
     def unit_bytes(self) -> tuple[int, ...]:
-        """Size of one microbatch at each stage."""
+        """What one microbatch costs at each stage: the larger of its input and of the gradient of its output."""
         return tuple(stage.unit_bytes for stage in self.stages)
 
 

@@ -2,7 +2,8 @@
 
 No engine, no stages, no codec: modules called one after the other, `loss.backward()` for each microbatch,
 `clip_grad_norm_`, an optimizer of torch.optim. It shares with the swarm where the first parameters, the
-samples and the noise come from, and the learning rate.
+samples and the noise come from, and the learning rate. With `accumulation = "exact"` a swarm is held against
+stages/exact_reference.py instead, which has its engine, stages and codec.
 """
 
 from __future__ import annotations

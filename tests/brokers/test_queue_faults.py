@@ -410,6 +410,7 @@ def test_a_job_that_nobody_needs_is_forgotten_with_whoever_has_it(broker):
     other.result(22, 4, slots=0)
     other.set_members((22,))
     assert other.entry(0) is None
+    assert (other.queue.leasing.num_leased, other.queue.leasing.depth) == (0, 0), "nobody is to do it again"
 
 
 def test_who_leaves_is_let_go_when_it_is_rid_of_a_job_that_nobody_needs(broker):

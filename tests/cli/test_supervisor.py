@@ -163,12 +163,14 @@ def test_an_interrupt_has_its_exit_code_however_the_trainer_ends(end, code):
     assert process.returncode == code
 
 
-def test_a_child_that_cannot_live_ends_the_run():
+@pytest.mark.parametrize(("ended", "code"), [(70, 1), (75, 75)])
+def test_a_child_that_cannot_live_ends_the_run(ended, code):
+    """What may mend itself by the time that somebody begins the command again keeps its exit code."""
     result = subprocess.run(
-        program(trainer="return 70", worker_lives=0), capture_output=True, check=False, text=True, timeout=60
+        program(trainer=f"return {ended}", worker_lives=0), capture_output=True, check=False, text=True, timeout=60
     )
-    assert result.returncode == 1
-    assert "trainer ended with exit code 70, 5 times in a row within 10 s: the run ends here" in result.stderr
+    assert result.returncode == code
+    assert f"trainer ended with exit code {ended}, 5 times in a row within 10 s: the run ends here" in result.stderr
     assert "worker-0" not in result.stderr
 
 

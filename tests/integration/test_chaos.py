@@ -166,5 +166,5 @@ def test_a_run_with_faults_of_all_kinds_ends_with_the_parameters_of_one_process(
     assert found["bits"] == "equal"
     assert len(found["faults"]) == 8
     assert found["faults"][0]["fault"]["name"] == "trainer"
-    assert {outcome["fault"]["kind"] for outcome in found["faults"]} == {"kill", "stop"}
+    assert {outcome["fault"]["kind"] for outcome in found["faults"]} == {"kill", "freeze"}
     assert found["num_steps"] == 200

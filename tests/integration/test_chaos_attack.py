@@ -79,8 +79,8 @@ ENDLESS = 10**6
 @pytest.fixture
 def attack(tmp_path, monkeypatch):
     """Runs the command against a program; returns what it wrote to its file."""
-    monkeypatch.setattr(faults, "STOP_LEAST_S", 0.02)
-    monkeypatch.setattr(faults, "STOP_MOST_S", 0.1)
+    monkeypatch.setattr(faults, "FREEZE_LEAST_S", 0.02)
+    monkeypatch.setattr(faults, "FREEZE_MOST_S", 0.1)
     run_file = tmp_path / "run.toml"
     run_file.write_text(RUN_FILE)
 

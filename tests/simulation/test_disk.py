@@ -155,3 +155,4 @@ def test_what_is_kept_can_be_read() -> None:
     _, was_read = made.read(Read(peer=Address("a"), pull=pull, checkpoint=(Branch(0), Step(4))))
     assert was_read.load is None
     assert was_read.problem
+    assert (was_read.is_damaged, was_read.left) == (True, ((0, 2),))

@@ -15,7 +15,7 @@ from zswarm.ids import STATE_FILES, Branch, StatePart, Step, Version
 from zswarm.machine import Send
 from zswarm.messages import Pull
 
-P, OPTIMIZER, GRADIENT = StatePart
+P, OPTIMIZER, GRADIENT = StatePart.PARAMETERS, StatePart.OPTIMIZER, StatePart.GRADIENT
 TOTAL_BYTES = 2 * SIZE_BYTES
 LAYERS = range(4, 7)
 FILES = [(layer, part) for layer in LAYERS for part in STATE_FILES]

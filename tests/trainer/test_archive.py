@@ -8,7 +8,7 @@ from tests.letters import header, heartbeat, load, of_type, pull, register, stat
 from tests.trainer.settings import recovered, settings
 from zswarm.errors import RunFailed
 from zswarm.ids import STATE_FILES, Address, StatePart
-from zswarm.machine import Send
+from zswarm.machine import Exit, Send
 from zswarm.messages import Pull, State
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.roster import Roster
@@ -166,6 +166,16 @@ def test_without_the_last_state_the_run_has_failed(run):
         run.archive.told(sealed((0, STEPS), "no space left"))
 
 
+def test_without_room_for_the_last_state_the_trainer_ends_and_not_the_run(run):
+    """It ended the run for everybody with the exit code of a failure: no service went on when there was room."""
+    run.report(0, STEPS)
+    run.archive.begin((0, STEPS), None)
+    run.get_all((0, STEPS))
+    text = "all steps are done, and the trained model cannot be written: no space left"
+    event = Sealed(branch=0, step=STEPS, problem="no space left", lacks_room=True)
+    assert run.archive.told(event) == [Exit(code=75, text=text)]
+
+
 def test_the_last_state_does_not_depend_on_one_worker(run):
     run.report(0, STEPS)
     run.archive.begin((0, STEPS), None)
@@ -237,9 +247,25 @@ def test_what_was_read_is_sent(run):
     assert isinstance(send.message, State)
 
 
-def unreadable(step):
-    message = pull(1, session=2, step=step)
-    return WasRead(peer=Address("sim://w1"), pull=message, total_bytes=0, load=None, problem="it is damaged")
+@pytest.mark.parametrize(("layer", "is_read"), [(1, True), (2, False), (999, False)])
+def test_a_layer_that_the_run_does_not_have_is_not_looked_for(run, layer, is_read):
+    """The disk had no such file, which passed for damage: one message made the run give up a checkpoint that was whole."""
+    run.archive.newest = VERSION
+    message = pull(layer, session=2, step=VERSION[1])
+    assert len(run.archive.pulled(message, Address("sim://w1"), VERSION)) == is_read
+
+
+def unreadable(step, left=((0, 2), (0, 4), (0, 6)), **changes):
+    """What the disk says of a damaged checkpoint, and which others it has."""
+    of = {"total_bytes": 0, "load": None, "problem": "it is damaged", "is_damaged": True, "left": left} | changes
+    return WasRead(peer=Address("sim://w1"), pull=pull(1, session=2, step=step), **of)
+
+
+def test_what_cannot_be_read_now_is_asked_for_again(run):
+    """A process that had too many files open for a moment lost its run, or went back to an older step for good."""
+    run.archive.newest = VERSION
+    assert run.archive.told(unreadable(VERSION[1], problem="too many open files", is_damaged=False)) == []
+    assert run.archive.newest == VERSION
 
 
 def test_a_checkpoint_that_nobody_can_read_ends_the_run_if_it_is_the_only_one():
@@ -263,6 +289,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it():
     assert archive.newest == (0, 2)
     with pytest.raises(RunFailed, match="cannot be read"):
         archive.told(unreadable(2))
+
+
+def test_the_one_before_it_is_one_that_is_still_on_the_disk():
+    """The log knows those too that `keep` has removed: the swarm went back to one after the other, and said so each time."""
+    found = recovered(checkpoints=((0, 2), (0, 4), (0, 6), (1, 8)))
+    archive = Fixture(checkpoint=(1, 8), recovered=found).archive
+    assert len(archive.told(unreadable(8, left=((0, 2), (0, 7))))) == 1
+    assert archive.newest == (0, 2)
+
+
+def test_the_run_ends_when_none_before_it_is_left():
+    """Those on the disk may be of a history that is void, and those of the log are gone."""
+    archive = Fixture(checkpoint=(1, 6), recovered=recovered(checkpoints=((0, 2), (0, 4), (1, 6)))).archive
+    with pytest.raises(RunFailed, match="the checkpoint cannot be read: it is damaged"):
+        archive.told(unreadable(6, left=((0, 8),)))
 
 
 def test_a_checkpoint_of_this_life_is_one_before_the_next(run):

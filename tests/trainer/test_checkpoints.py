@@ -133,7 +133,8 @@ def test_ranges_that_do_not_fit_together_are_no_file(path):
     store_all(checkpoints)
     checkpoints.store(first)
     checkpoints.store(third)
-    assert checkpoints.seal((0, 4)).problem == "layer 0 came in pieces that do not fit together"
+    sealed = checkpoints.seal((0, 4))
+    assert (sealed.problem, sealed.lacks_room) == ("layer 0 came in pieces that do not fit together", False)
     assert names(path) == []
 
 
@@ -151,9 +152,23 @@ def test_a_full_disk_costs_the_attempt_and_nothing_else(path, monkeypatch):
             store_all(checkpoints, (0, 8))
             sealed = checkpoints.seal((0, 8))
         assert "No space left on device" in sealed.problem
+        assert sealed.lacks_room
         assert names(path) == ["branch-0-step-4"]
     complete(checkpoints, (0, 12))
     assert checkpoints.newest(never, with_hashes=True) == (0, 12)
+
+
+@pytest.mark.parametrize(("number", "lacks_room"), [(errno.EDQUOT, True), (errno.EIO, False), (errno.EROFS, False)])
+@pytest.mark.parametrize("place", ["zswarm.trainer.checkpoints.Path.open", "zswarm.trainer.checkpoints.sync"])
+def test_a_disk_on_which_room_is_no_help_is_told_from_a_full_one(path, monkeypatch, place, number, lacks_room):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    checkpoints = opened(path)
+    monkeypatch.setattr(place, refuse)
+    store_all(checkpoints)
+    sealed = checkpoints.seal((0, 4))
+    assert (bool(sealed.problem), sealed.lacks_room) == (True, lacks_room)
 
 
 def test_a_checkpoint_that_is_forsaken_leaves_nothing(path):
@@ -281,19 +296,85 @@ def test_nothing_is_given_away_of_a_file_whose_hash_is_wrong(path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("asked", "says", "is_damaged"),
     [
-        ({"layer": 2}, "it has no layer-2.safetensors"),
-        ({"offset": 10_000}, "byte 10000 was asked for"),
-        ({"version": (0, 5)}, "No such file"),
+        ({"layer": 2}, "it has 2 layers, and layer 2 was asked for", False),
+        ({"offset": 10_000}, "byte 10000 was asked for", False),
+        ({"version": (0, 5)}, "No such file", True),
     ],
 )
-def test_what_is_not_there_is_told(path, asked, says):
+def test_what_is_not_there_is_told(path, asked, says, is_damaged):
     checkpoints = opened(path)
     complete(checkpoints)
     was_read = read(checkpoints, **asked)
     assert was_read.load is None
     assert says in was_read.problem
+    assert was_read.is_damaged is is_damaged
+
+
+def without_entry(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["layer-1.safetensors"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def lose_file(folder):
+    (folder / "layer-1.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lose_file, spoil_manifest, lose_manifest, without_entry])
+def test_what_is_wrong_or_missing_is_damage_and_says_what_else_there_is(path, damage):
+    """Also when it is asked again: a damaged one may have lost its name by then."""
+    for version in ((0, 4), (1, 6), (1, 8)):
+        complete(opened(path, keep=3), version)
+    damage(path / "branch-1-step-8")
+    checkpoints = opened(path, keep=3)
+    for _ in range(2):
+        was_read = read(checkpoints, (1, 8), layer=1)
+        assert (was_read.load, was_read.is_damaged) == (None, True)
+        assert sorted(was_read.left) == [(0, 4), (1, 6)]
+
+
+def test_without_a_folder_no_checkpoint_is_left(path):
+    checkpoints = opened(path)
+    path.rmdir()
+    was_read = read(checkpoints)
+    assert (was_read.load, was_read.is_damaged, was_read.left) == (None, True, ())
+
+
+@pytest.mark.parametrize(
+    ("number", "is_damaged"), [(errno.EMFILE, False), (errno.ENOMEM, False), (errno.EACCES, False), (errno.EIO, True)]
+)
+def test_what_may_pass_is_no_damage(path, monkeypatch, number, is_damaged):
+    """A checkpoint that was whole was given up since a file could not be opened for a moment."""
+    checkpoints = opened(path)
+    complete(checkpoints)
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("zswarm.trainer.checkpoints.Path.open", refuse)
+        was_read = read(checkpoints)
+    assert (was_read.load, was_read.is_damaged) == (None, is_damaged)
+    assert read(checkpoints).load is not None
+
+
+def test_a_damaged_one_is_not_given_up_before_it_is_known_what_else_there_is(path, monkeypatch):
+    checkpoints = opened(path)
+    complete(checkpoints, (0, 4))
+    complete(checkpoints, (0, 8))
+    flip(path / "branch-0-step-8")
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    checkpoints = opened(path)
+    with monkeypatch.context() as patched:
+        patched.setattr("zswarm.trainer.checkpoints.Path.iterdir", refuse)
+        assert not read(checkpoints, (0, 8), layer=1).is_damaged
+    was_read = read(checkpoints, (0, 8), layer=1)
+    assert (was_read.is_damaged, was_read.left) == (True, ((0, 4),))
 
 
 def test_a_file_is_hashed_once(path, monkeypatch):

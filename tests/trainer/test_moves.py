@@ -55,6 +55,26 @@ def test_a_worker_is_moved_with_the_next_commit_and_loses_nothing(trainer):
     assert (welcome.yours, welcome.stage) == (6, 1)
 
 
+def test_a_move_at_a_commit_is_no_loss(trainer):
+    """It was taken for one: what was alive of the new step was held for lost after half a heartbeat, and done again."""
+    roster = trainer.machine.roster
+    before = (roster.lost_view, roster.lost_at_s)
+    ordered(trainer, "w2", 1)
+    view = roster.view
+    assert moves(commit(trainer, {1: FULL, 5: 0, 2: FULL})) == [("w2", 0, 1, None)]
+    assert roster.view > view
+    assert (roster.lost_view, roster.lost_at_s) == before
+
+
+def test_a_move_in_the_middle_of_a_step_is_a_loss(trainer):
+    """It takes over from the last of a stage, who leaves: what it had in hand is nobody's."""
+    roster = trainer.machine.roster
+    trainer.now_s = 2.0
+    commands = trainer.report(2, leaving=Leaving.DRAINING)
+    assert left(commands) == [(5, "moved to stage 1, whose last worker leaves", 0)]
+    assert (roster.lost_view, roster.lost_at_s) == (roster.view, 2.0)
+
+
 def test_the_wish_is_for_one_life(trainer):
     ordered(trainer, "w2", 1)
     commit(trainer, {1: FULL, 5: 0, 2: FULL})

@@ -11,16 +11,17 @@ from safetensors.numpy import save_file
 
 from zswarm.chaos.command import check_reference
 from zswarm.chaos.equal import differences
-from zswarm.chaos.faults import STOP_LEAST_S, STOP_MOST_S, Fault, Kind, Planned, choose, draw, of_roles
+from zswarm.chaos.faults import FREEZE_LEAST_S, FREEZE_MOST_S, Fault, Kind, Planned, choose, draw, of_roles
 from zswarm.chaos.figures import figures, percentile
 from zswarm.chaos.history import History, Tail
 from zswarm.chaos.table import cost_table, fault_table
+from zswarm.cli.chaos import KINDS
 from zswarm.config import load_run_file
 from zswarm.errors import RunFailed, UserError
 
 
 def planned(chance):
-    return Planned(wait_s=1.0, kind=Kind.KILL, stop_s=1.0, chance=chance)
+    return Planned(wait_s=1.0, kind=Kind.KILL, freeze_s=1.0, chance=chance)
 
 
 def test_faults_follow_from_the_seed_alone():
@@ -33,7 +34,12 @@ def test_faults_are_of_both_kinds_at_the_rate_that_was_asked_for():
     faults = draw(2000, seed=0, mean_wait_s=3.0)
     assert sum(fault.wait_s for fault in faults) / 2000 == pytest.approx(3.0, rel=0.1)
     assert sum(fault.kind is Kind.KILL for fault in faults) / 2000 == pytest.approx(0.5, abs=0.05)
-    assert all(STOP_LEAST_S <= fault.stop_s <= STOP_MOST_S for fault in faults)
+    assert all(FREEZE_LEAST_S <= fault.freeze_s <= FREEZE_MOST_S for fault in faults)
+
+
+def test_the_command_line_has_the_same_kinds():
+    """It was `stop` there, and a freeze everywhere else; the command's own list is there so that its help is quick."""
+    assert tuple(Kind) == KINDS
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -153,7 +159,7 @@ def test_a_torn_line_that_is_cut_off_is_forgotten(tmp_path):
 
 
 def fault(at_s, name, *, session=None, until_s=None):
-    kind = Kind.KILL if until_s is None else Kind.STOP
+    kind = Kind.KILL if until_s is None else Kind.FREEZE
     return Fault(at_s=at_s, kind=kind, name=name, session=session, until_s=until_s)
 
 
@@ -277,7 +283,7 @@ def test_the_tables_and_the_file_tell_all(capsys):
     assert "steps lost per fault" in text
     record = json.loads(json.dumps(found.as_json()))
     assert record["faults"][0]["detection_s"] == 2.5
-    assert record["faults"][1]["fault"]["kind"] == "stop"
+    assert record["faults"][1]["fault"]["kind"] == "freeze"
 
 
 RUN_FILE = """

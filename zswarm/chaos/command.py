@@ -178,8 +178,8 @@ class Attack:
         self.faults.append(fault)
         if not is_kill:
             self._frozen[name] = fault
-            self._resume_at_s[name] = now + planned.stop_s
-        text = "kill" if is_kill else f"stop for {planned.stop_s:.1f} s"
+            self._resume_at_s[name] = now + planned.freeze_s
+        text = "kill" if is_kill else f"freeze for {planned.freeze_s:.1f} s"
         click.echo(f"fault {len(self.faults)} at step {self.history.step}: {text}: {name}", err=True)
         return True
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
-STOP_LEAST_S = 0.3
-STOP_MOST_S = 6.0
+FREEZE_LEAST_S = 0.3
+FREEZE_MOST_S = 6.0
 """Twice the silence after which a process is given up: some of the frozen come back in time and some do not."""
 
 
@@ -16,8 +16,8 @@ class Kind(StrEnum):
     """What is done to a process."""
 
     KILL = "kill"
-    STOP = "stop"
-    """It is frozen, and goes on after a while."""
+    FREEZE = "freeze"
+    """It is stopped, and goes on after a while."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Planned:
     wait_s: float
     """After the fault before it."""
     kind: Kind
-    stop_s: float
+    freeze_s: float
     """How long a process is frozen."""
     chance: float
     """Picks the process: from 0 to 1, without 1."""
@@ -59,7 +59,7 @@ def draw(count: int, *, seed: int, mean_wait_s: float, kinds: Sequence[Kind] = t
         Planned(
             wait_s=random.expovariate(1 / mean_wait_s),
             kind=random.choice(kinds),
-            stop_s=random.uniform(STOP_LEAST_S, STOP_MOST_S),
+            freeze_s=random.uniform(FREEZE_LEAST_S, FREEZE_MOST_S),
             chance=random.random(),
         )
         for _ in range(count)

@@ -140,13 +140,13 @@ def _outcome(fault: Fault, history: History, faults: Sequence[Fault]) -> Outcome
         (other.at_s for other in faults if other.name == fault.name and other.at_s > fault.at_s), default=end_s
     )
     if fault.role == "trainer":
-        if fault.kind is Kind.STOP:
+        if fault.kind is Kind.FREEZE:
             return Outcome(fault=fault, back_at_s=fault.until_s or end_s)
         started_s = _first(history, fault.at_s, event="start")
         detection_s = None if started_s is None else started_s - fault.at_s
         return Outcome(fault=fault, detection_s=detection_s, back_at_s=started_s or end_s)
     left_s = None if fault.session is None else _first(history, fault.at_s, event="leave", session=fault.session)
-    if fault.kind is Kind.STOP:
+    if fault.kind is Kind.FREEZE:
         until_s = fault.until_s or end_s
         if left_s is None or left_s > min(next_s, until_s + NOTICED_AFTER_S):
             return Outcome(fault=fault, back_at_s=until_s)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 ROLES = ("worker", "broker", "trainer")
-KINDS = ("kill", "stop")
+KINDS = ("kill", "freeze")
 COUNT = click.IntRange(min=1)
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +49,7 @@ def _some_of(names: Sequence[str], option: str, *, metavar: str, text: str) -> C
     help="Mean seconds between two faults.",
 )
 @_some_of(ROLES, "--roles", metavar="ROLE,...", text="Whom to hit.")
-@_some_of(KINDS, "--kinds", metavar="KIND,...", text="What to do: kill, or stop for a while.")
+@_some_of(KINDS, "--kinds", metavar="KIND,...", text="What to do: kill, or freeze for a while.")
 @click.option("--spare-last", is_flag=True, help="Spare the last worker that holds a stage: no rollbacks.")
 @click.option("--workers", type=COUNT, default=2, show_default=True, metavar="N", help="Workers of each stage.")
 @click.option("--brokers", type=COUNT, default=2, show_default=True, metavar="N", help="Brokers of each stage.")
@@ -79,7 +79,7 @@ def _some_of(names: Sequence[str], option: str, *, metavar: str, text: str) -> C
 def chaos(**options: Any) -> None:
     """Train while processes are killed and frozen at random.
 
-    Runs `zswarm local`, picks one of its processes at random times and kills it, or stops it for 0.3 to 6
+    Runs `zswarm local`, picks one of its processes at random times and kills it, or freezes it for 0.3 to 6
     seconds. Afterwards the log is audited, and with batch.accumulation = "exact" the parameters
     must be those of one process to the bit.
     """

@@ -26,7 +26,7 @@ from functools import partial
 from time import monotonic
 
 from zswarm.cli.family import WATCHDOG_S, Ended, Family, wake_on_signals
-from zswarm.errors import INTERRUPTED, REFUSED
+from zswarm.errors import INTERRUPTED, REFUSED, TRY_LATER
 
 TRAINER = "trainer"
 WORKERS = "worker-"
@@ -184,7 +184,7 @@ class Supervisor:
                 say(f"{ended.describe()} and is started again")
             else:
                 say(f"{ended.describe()}, {MAX_SHORT_LIVES} times in a row within {YOUNG_S:.0f} s: the run ends here")
-                self._stop(1)
+                self._stop(TRY_LATER if ended.code == TRY_LATER else 1)
 
     def _stop(self, verdict: int) -> None:
         self._verdict = verdict

@@ -9,6 +9,7 @@ at all; the two newest are kept, as in a run folder.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -106,7 +107,8 @@ class Disk:
             problem = "no space left on the device"
         else:
             self._sealing.add((seal.branch, seal.step))
-        return self._random.uniform(0.0, 0.3), Sealed(branch=seal.branch, step=seal.step, problem=problem)
+        sealed = Sealed(branch=seal.branch, step=seal.step, problem=problem, lacks_room=bool(problem))
+        return self._random.uniform(0.0, 0.3), sealed
 
     def finish_sealing(self, sealed: Sealed) -> None:
         """It is durable now, unless there was a problem."""
@@ -127,6 +129,7 @@ class Disk:
         content = self.checkpoints.get(read.checkpoint, {}).get((pull.layer, pull.part))
         in_s = self._random.choice((0.0, 0.01))
         if content is None:
-            return in_s, WasRead(peer=read.peer, pull=pull, total_bytes=0, load=None, problem="there is no such file")
+            gone = WasRead(peer=read.peer, pull=pull, total_bytes=0, load=None, problem="there is no such file")
+            return in_s, replace(gone, is_damaged=True, left=tuple(self.checkpoints))
         load = range_of(content, pull.offset_bytes)
         return in_s, WasRead(peer=read.peer, pull=pull, total_bytes=len(content), load=load)

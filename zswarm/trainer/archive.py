@@ -6,8 +6,10 @@
 
 Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all
 steps, is what the run ends with, and is taken from whoever has that state; one that is still being collected gives way
-to it, which is no failure that anybody is told of. One that turns out not to be readable, when the swarm has gone back to it,
-gives way to the one before it, and the swarm goes back further.
+to it, which is no failure that anybody is told of. Without room for it the trainer's life ends and not the run: nobody is
+told to stop, and whoever has that state waits for the next life, which asks for it again. One that turns out to be damaged, when the swarm has gone back to it,
+gives way to the one before it that is still on the disk, and the swarm goes back further. A range that cannot be read for
+another reason is not answered: whoever wants it asks again.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from zswarm.errors import RunFailed
+from zswarm.errors import TRY_LATER, RunFailed
 from zswarm.ids import STATE_FILES, Peer, Session, Stage, Step, Version
-from zswarm.machine import Send
+from zswarm.machine import Exit, Send
 from zswarm.membership import Header
 from zswarm.messages import Load, Pull, State
 from zswarm.trainer.collection import Collection
@@ -36,8 +38,8 @@ from zswarm.trainer.settings import (
 )
 
 OLDER = 8
-"""So many are remembered; how many are kept is the run file's matter."""
-Command = Send | Store | Seal | Forsake | Read | Append
+"""So many are remembered; which of them are kept is the run file's matter, and the disk says."""
+Command = Send | Store | Seal | Forsake | Read | Append | Exit
 
 
 class Archive:
@@ -142,7 +144,7 @@ class Archive:
         """A checkpoint is on the disk, or cannot be.
 
         Raises:
-            RunFailed: it was the last one, what the run is for.
+            RunFailed: it was the last one, what the run is for, and no room on the disk mends that.
 
         """
         if (event.branch, event.step) != self._sealing:
@@ -154,14 +156,17 @@ class Archive:
             self.newest = (event.branch, event.step)
             return [Append(record={"event": "checkpoint", "branch": event.branch, "step": event.step}, durable=True)]
         if event.step == self._settings.steps:
-            raise RunFailed(f"all steps are done, and the trained model cannot be written: {event.problem}")
+            text = f"all steps are done, and the trained model cannot be written: {event.problem}"
+            if event.lacks_room:
+                return [Exit(code=TRY_LATER, text=text)]
+            raise RunFailed(text)
         return [Append(record=_failed((event.branch, event.step), event.problem))]
 
     def pulled(self, message: Pull, peer: Peer, version: Version) -> list[Command]:
         """A worker wants the state of the present version, which is a checkpoint's."""
         if self.newest is None or (message.branch, message.step) != version or message.step != self.newest[1]:
             return []
-        if message.part not in STATE_FILES:
+        if message.part not in STATE_FILES or not 0 <= message.layer < sum(self._settings.layers_per_stage):
             return []
         return [Read(peer=peer, pull=message, checkpoint=self.newest)]
 
@@ -169,12 +174,12 @@ class Archive:
         """Answer it.
 
         Raises:
-            RunFailed: nobody has that state but the disk, and the disk gives neither it nor an earlier one.
+            RunFailed: nobody has that state but the disk, where it is damaged, and there is no earlier one.
 
         """
         pull = event.pull
         if event.load is None:
-            return self._fall_back(event.problem) if pull.step == self.step else []
+            return self._fall_back(event) if event.is_damaged and pull.step == self.step else []
         state = State(
             **self._header,
             branch=pull.branch,
@@ -187,12 +192,14 @@ class Archive:
         )
         return [Send(peer=event.peer, message=state, frames=event.load.frames)]
 
-    def _fall_back(self, problem: str) -> list[Command]:
-        """The newest checkpoint is damaged; raises RunFailed if it is the only one."""
+    def _fall_back(self, event: WasRead) -> list[Command]:
+        """The newest checkpoint is damaged; raises RunFailed if no earlier one of this history is left."""
+        while self._older and self._older[-1] not in event.left:
+            self._older.pop()
         if self.newest is None or not self._older:
-            raise RunFailed(f"the checkpoint cannot be read: {problem}")
+            raise RunFailed(f"the checkpoint cannot be read: {event.problem}")
         damaged, self.newest = self.newest, self._older.pop()
-        return [Append(record=_failed(damaged, problem))]
+        return [Append(record=_failed(damaged, event.problem))]
 
     def roll_back(self) -> list[Command]:
         """The swarm goes back to the newest checkpoint: what was begun since is of a history that is void."""

@@ -16,13 +16,14 @@ per layer and part, so a run can go on with another number of stages.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,6 +33,7 @@ from zswarm.errors import RunFailed, UserError
 from zswarm.ids import STATE_FILES, Branch, RunId, StatePart, Step, Version
 from zswarm.json_lines import sync
 from zswarm.logs import get_log
+from zswarm.trainer.run_folder import NO_ROOM
 from zswarm.trainer.settings import Read, Sealed, Store, WasRead
 from zswarm.wire import parcelled
 
@@ -80,6 +82,7 @@ class _Attempt:
     path: Path
     files: dict[str, _Growing] = field(default_factory=dict)
     problem: str = ""
+    lacks_room: bool = False
 
 
 class Checkpoints:
@@ -119,6 +122,7 @@ class Checkpoints:
             self._write(attempt, name, command)
         except OSError as error:
             self._fail(attempt, f"{attempt.path / name}: cannot write: {error.strerror}")
+            attempt.lacks_room = error.errno in NO_ROOM
 
     def _attempt_at(self, version: Version) -> _Attempt:
         """Return the attempt at a checkpoint; there is one at a time, so another one has been given up."""
@@ -160,8 +164,9 @@ class Checkpoints:
             problem = attempt.problem or self._missing(attempt) or self._complete(attempt)
         except OSError as error:
             problem = f"{attempt.path}: cannot write: {error.strerror}"
+            attempt.lacks_room = error.errno in NO_ROOM
         self.forsake(version)
-        return Sealed(branch=version[0], step=version[1], problem=problem)
+        return Sealed(branch=version[0], step=version[1], problem=problem, lacks_room=attempt.lacks_room)
 
     def _missing(self, attempt: _Attempt) -> str:
         for name in self._file_names():
@@ -251,17 +256,28 @@ class Checkpoints:
         pull, version = command.pull, command.checkpoint
         name = file_name(pull.layer, pull.part)
         try:
+            if not 0 <= pull.layer < self._num_layers:
+                raise ValueError(f"it has {self._num_layers} layers, and layer {pull.layer} was asked for")
             size_bytes = self._checked_size_bytes(version, name)
             if not 0 <= pull.offset_bytes < size_bytes:
-                raise RunFailed(f"{name} has {size_bytes} bytes, and byte {pull.offset_bytes} was asked for")
+                raise ValueError(f"{name} has {size_bytes} bytes, and byte {pull.offset_bytes} was asked for")
             with (self._folder(version) / name).open("rb") as file:
                 file.seek(pull.offset_bytes)
                 content = file.read(limits.STATE_RANGE_BYTES)
-        except (OSError, RunFailed) as error:
-            problem = f"the checkpoint of step {version[1]} cannot be read: {error}"
-            self._log.warning("checkpoint not read", reason=problem)
-            return WasRead(peer=command.peer, pull=pull, total_bytes=0, load=None, problem=problem)
+        except (OSError, RunFailed, ValueError) as error:
+            return self._unread(command, error)
         return WasRead(peer=command.peer, pull=pull, total_bytes=size_bytes, load=parcelled(content, ()))
+
+    def _unread(self, command: Read, error: Exception) -> WasRead:
+        """Say why a range cannot be read, and if the checkpoint is damaged, which others there are."""
+        problem = f"the checkpoint of step {command.checkpoint[1]} cannot be read: {error}"
+        self._log.warning("checkpoint not read", reason=problem)
+        unread = WasRead(peer=command.peer, pull=command.pull, total_bytes=0, load=None, problem=problem)
+        if _is_damage(error):
+            with suppress(OSError):
+                left = tuple(version for version in self._versions() if version != command.checkpoint)
+                return replace(unread, is_damaged=True, left=left)
+        return unread
 
     def parameter_files(self, version: Version, *, turned: Callable[[], None] = lambda: None) -> list[Path]:
         """Return the files of all layers' parameters, first layer first, their hashes checked; `turned` is called now and then.
@@ -339,6 +355,8 @@ class Checkpoints:
 
     def _versions(self) -> list[Version]:
         """Return the checkpoints that have got their name, newest first."""
+        if not self._path.is_dir():
+            return []
         matches = [_NAME.fullmatch(path.name) for path in self._path.iterdir()]
         found = [(Branch(int(match[1])), Step(int(match[2]))) for match in matches if match is not None]
         return sorted(found, reverse=True)
@@ -354,6 +372,11 @@ class Checkpoints:
         for layer in range(self._num_layers):
             for part in STATE_FILES:
                 yield file_name(layer, part)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Is a checkpoint of which this was said lost for good? What the device cannot read is, as what is wrong or not there."""
+    return isinstance(error, RunFailed | FileNotFoundError) or (isinstance(error, OSError) and error.errno == errno.EIO)
 
 
 def folder_name(version: Version) -> str:

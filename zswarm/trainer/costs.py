@@ -1,7 +1,7 @@
 """What faults cost a run, in seconds, as far as that can be seen: it is written into the records of the event log.
 
     leave, replay, abort --> the step in work is disturbed --commit--> `late_s`, how much longer than usual it took
-    rollback             --> `steps_again`, and `again_s`, how long they had taken
+    rollback             --> `steps_again`, and `again_s`, the time since the step that it goes back to was begun, or begun again
 
 Usual is the median of the last undisturbed steps of this trainer's life. The first step has nobody to be compared with.
 """
@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from itertools import islice
 from typing import Any
 
 USUAL_STEPS = 20
 """So many undisturbed steps are remembered."""
+MOST_ENDS = 4096
+"""So many ends of steps are remembered for a rollback: far more than are committed while a checkpoint is written. Without
+any checkpoint they would be those of the whole run, which goes back to step 0 alone."""
 DISTURBANCES = frozenset({"leave", "replay", "abort", "rollback"})
 
 
@@ -25,7 +29,7 @@ class Costs:
         self._step = step
         self._usual_s: deque[float] = deque(maxlen=USUAL_STEPS)
         self._ends_s: dict[int, float] = {}
-        """When each step was committed that a rollback may do again: those since the newest checkpoint."""
+        """When steps were committed: the one before the newest checkpoint, and the last of those that another may come of."""
         self._begun_s: float | None = None
         """When the step in work began; None if this trainer has not seen that, as of its first one."""
         self._is_disturbed = False
@@ -54,6 +58,9 @@ class Costs:
                 cost = {"late_s": round(took_s - statistics.median(self._usual_s), 3)}
         self._step, self._begun_s, self._is_disturbed = step + 1, time_s, False
         self._ends_s[step] = time_s
+        if len(self._ends_s) > MOST_ENDS:
+            # The first is the newest checkpoint's, if there is one.
+            del self._ends_s[next(islice(self._ends_s, 1, None))]
         return cost
 
     def _rolled_back(self, step: int, time_s: float) -> dict[str, Any]:
@@ -62,5 +69,8 @@ class Costs:
         if begun_s is not None:
             cost["again_s"] = round(time_s - begun_s, 3)
         self._ends_s = {at: end_s for at, end_s in self._ends_s.items() if at < step}
+        if begun_s is not None:
+            # What is lost up to now is told: the next rollback costs what is done from here on.
+            self._ends_s[step - 1] = time_s
         self._step, self._begun_s = step, time_s
         return cost

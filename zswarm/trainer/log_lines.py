@@ -30,7 +30,11 @@ def leave_record(
 ) -> dict[str, Any]:
     """Return the line that says who is out, why, and how many microbatches are to be done again for that.
 
-    With an heir it is none: what the worker had counted is the heir's from here on. For how long a worker would compute for these, and how many a broker had in its queue, is known from the last report.
+    With an heir it is none: what the worker had counted is the heir's from here on.
+    From the last report it is known how many a broker had in its queue, and how long a worker's jobs of all kinds took on
+    average: `redone_s` is so many average jobs, in seconds of one worker's work. That is a lower estimate: what is done again
+    is, but in the last stage, a backward that computes its forward anew, and takes up to twice the average job. Nor is it by
+    how much the step is late: others do it, at their pace and side by side.
     """
     if record.role is Role.WORKER:
         cost: dict[str, Any] = {"redone_s": round(num_lost * record.job_s, 3)}

@@ -81,14 +81,15 @@ class Pace:
         now: float,
         *,
         held_out_loss: tuple[float | None, float | None],
-        wire_bytes: int,
+        wire_bytes: int | None,
         stages: int,
-        workers: int,
+        workers: int | None,
     ) -> dict[str, Any]:
         """Return the content of `summary.json`; rates are medians over the steps after the first, None without one.
 
         `held_out_loss` is that before the first step and that after the last one. Steps, losses and `wall_s` are
-        those of the whole run; rates, `time_to_first_step_s` and `wire_bytes` those of the trainer's last life.
+        those of the whole run; rates, `time_to_first_step_s`, `wire_bytes` and `workers` those of the trainer's last life,
+        None if it had nothing left to do but to write this.
         """
         before, after = held_out_loss
         samples_per_s = self._samples_per_s(len(self._durations_s))

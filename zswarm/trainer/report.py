@@ -103,8 +103,8 @@ class Report:
         """Tell the user something."""
         self._progress.say(text)
 
-    def write_summary(self, *, wire_bytes: int, stages: int, workers: int) -> None:
-        """Write `summary.json`.
+    def write_summary(self, *, wire_bytes: int | None, stages: int, workers: int | None) -> None:
+        """Write `summary.json`; None for what this life of the trainer has seen nothing of.
 
         Raises:
             RunFailed: that is impossible.

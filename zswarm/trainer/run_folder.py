@@ -125,6 +125,14 @@ class RunFolder:
         """Write, or replace, `summary.json` as a whole."""
         write_whole(self.path / SUMMARY, _pretty(summary))
 
+    def is_summed_up(self, num_steps: int) -> bool:
+        """Is there a summary of so many steps?"""
+        try:
+            summary = json.loads((self.path / SUMMARY).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(summary, dict) and summary.get("steps") == num_steps
+
     def close(self) -> None:
         """Close the files and give the folder up."""
         self._files.close()

@@ -16,7 +16,7 @@ from typing import Any
 from zswarm import limits
 from zswarm.config import Commission, RunConfig
 from zswarm.data import Source
-from zswarm.errors import INTERRUPTED, RunFailed
+from zswarm.errors import INTERRUPTED, TRY_LATER, NotYet, RunFailed
 from zswarm.ids import Address, Generation, Purpose, RunId, Session, Version
 from zswarm.loop import Loop
 from zswarm.machine import Exit, Health
@@ -30,7 +30,7 @@ from zswarm.trainer.model_file import write_model
 from zswarm.trainer.progress import Progress
 from zswarm.trainer.recovery import Recovered
 from zswarm.trainer.report import GaveUp, Report
-from zswarm.trainer.run_folder import RunFolder
+from zswarm.trainer.run_folder import DiskFull, RunFolder
 from zswarm.trainer.samples import pack
 from zswarm.trainer.settings import (
     Append,
@@ -183,7 +183,13 @@ class TrainerService:
         self.coordinator = Coordinator(settings, random=Random(settings.run + settings.generation).random)
 
     def run(self, switchboard: Switchboard, overseer: Overseer = NOBODY) -> Exit:
-        """Serve on a switchboard whose coordinator socket is bound, until the run has ended."""
+        """Serve on a switchboard whose coordinator socket is bound, until the run has ended.
+
+        Raises:
+            DiskFull: there is no room for the end of the run.
+            RunFailed: the summary cannot be written for another reason.
+
+        """
         loop = Loop(
             self.coordinator,
             switchboard,
@@ -197,6 +203,8 @@ class TrainerService:
         except GaveUp as error:
             # Nobody has been told of what is not in the log, and whoever takes the run up again reads the log.
             return Exit(code=INTERRUPTED, text=str(error))
+        if end.code == TRY_LATER:
+            raise DiskFull(end.text)
         roster = self.coordinator.roster
         self._report.write_summary(
             wire_bytes=switchboard.sent_bytes + roster.sent_bytes,
@@ -259,9 +267,18 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, ove
 
     Raises:
         UserError: the address or the run folder cannot be used.
-        RunFailed: the summary or the model cannot be written.
+        NotYet: there is no room for the last checkpoint, the summary or the model: another life of the trainer writes them.
+        RunFailed: the summary or the model cannot be written for another reason.
 
     """
+    try:
+        return _serve(config, plan, options, overseer)
+    except DiskFull as error:
+        raise NotYet(f"{error}: make room there, and the run goes on in its folder") from None
+
+
+def _serve(config: RunConfig, plan: Plan, options: TrainerOptions, overseer: Overseer) -> Exit:
+    """Do so; raises DiskFull in place of NotYet."""
     with Switchboard(key=options.key) as switchboard:
         switchboard.bind("coordinator", options.listen)
         interruption = Interruption(switchboard.waker(), overseer)
@@ -269,6 +286,7 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, ove
             recovered = folder.recover()
             settings = coordinator_settings(config, plan, options, recovered=recovered)
             recovered = settings.recovered
+            report = Report(config, folder=folder, progress=options.progress, begun_s=options.begun_s)
             checkpoints = Checkpoints(
                 folder.checkpoints_path,
                 run=settings.run,
@@ -278,8 +296,10 @@ def serve_trainer(config: RunConfig, plan: Plan, options: TrainerOptions, *, ove
             if recovered is not None and recovered.is_done(config.run.steps):
                 end = Exit(code=0, text="all steps are done")
                 overseer.begin(switchboard, lambda _now: Health(text=end.text))
+                if not folder.is_summed_up(recovered.step):
+                    report.take_up(recovered)
+                    report.write_summary(wire_bytes=None, stages=settings.num_stages, workers=None)
             else:
-                report = Report(config, folder=folder, progress=options.progress, begun_s=options.begun_s)
                 report.wait = interruption.wait
                 if recovered is not None:
                     settings = replace(settings, checkpoint=_usable_checkpoint(checkpoints, recovered))

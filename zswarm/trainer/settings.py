@@ -133,6 +133,8 @@ class Sealed:
     branch: Branch
     step: Step
     problem: str = ""
+    lacks_room: bool = False
+    """The problem is a disk that is full, and passes when somebody makes room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +173,10 @@ class WasRead:
     total_bytes: int
     load: Load | None
     problem: str = ""
+    is_damaged: bool = False
+    """Nobody will ever read it: otherwise the problem is one of the question, or may pass."""
+    left: tuple[Version, ...] = ()
+    """With `is_damaged`, the other checkpoints that are on the disk, of whatever history."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
