@@ -203,7 +203,7 @@ def send(worker, layer, part, content, *, range_bytes=1000):
         load = parcelled(content[offset : offset + range_bytes], ())
         task = Import(part=part, layer=layer, offset_bytes=offset, total_bytes=len(content), load=load)
         said += worker.perform(task)
-    return [outcome for outcome in said if outcome != Imported()]
+    return [outcome for outcome in said if not isinstance(outcome, Imported)]
 
 
 def only(outcomes):

@@ -9,7 +9,7 @@ from tests.stages.computing import Swarm, export, only, send
 from zswarm.ids import STATE_FILES, Round, StatePart, Step
 from zswarm.wire import parcelled
 
-PARAMETERS, OPTIMIZER, GRADIENT = StatePart
+PARAMETERS, OPTIMIZER, GRADIENT = StatePart.PARAMETERS, StatePart.OPTIMIZER, StatePart.GRADIENT
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
 MOMENTUM = {"name": "sgd", "lr": 0.1, "momentum": 0.5}
 ODD = {"factory": "own_models:odd", "sequence_length": 12}

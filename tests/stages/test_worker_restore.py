@@ -28,7 +28,7 @@ from zswarm.ids import TRAINER, JobStatus, Link, StatePart
 from zswarm.messages import Backward, Failure, Forward, Prepared, Pull, Ready, Result, State, WorkerHeartbeat
 
 DONOR, OTHER_DONOR = 22, 23
-P, O, U = StatePart  # noqa: E741 - the two parts of a layer's state, and what a step does to it
+P, O, U = StatePart.PARAMETERS, StatePart.OPTIMIZER, StatePart.GRADIENT  # noqa: E741 - the two parts of a layer's state, and what a step does to it
 FILES = [(4, P), (4, O), (5, P), (5, O)]
 """Of the fixture's two layers, in the order in which they are asked for."""
 TOTAL_BYTES = 150
