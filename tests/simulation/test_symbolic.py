@@ -296,7 +296,7 @@ def moved(giver: SymbolicCompute, taker: SymbolicCompute, layers: range, **of: A
                 task = Import(
                     part=part, layer=layer, offset_bytes=offset_bytes, total_bytes=total_bytes, load=exported.load
                 )
-                assert done(taker, task) == [Imported()]
+                assert done(taker, task) == [Imported(part=task.part)]
                 offset_bytes += exported.load.parcel.size_bytes
 
 

@@ -340,7 +340,7 @@ def test_ranges_follow_each_other(pair, pieces, says):
     swarm, _ = pair
     worker = swarm.worker(1, 0)
     *good, bad = pieces
-    assert [said for one in good for said in worker.perform(one)] == [Imported()] * len(good)
+    assert [said for one in good for said in worker.perform(one)] == [Imported(part=PARAMETERS)] * len(good)
     failed = only(worker.perform(bad))
     assert isinstance(failed, Failed)
     assert says in failed.text
@@ -351,6 +351,6 @@ def test_a_file_may_begin_anew(pair):
     """Another donor's file from offset 0 takes the place of the first one's half."""
     swarm, files = pair
     worker = swarm.worker(1, 0)
-    assert list(worker.perform(piece(0, 100, 50))) == [Imported()]
+    assert list(worker.perform(piece(0, 100, 50))) == [Imported(part=PARAMETERS)]
     adopt(swarm, files)
     assert files_of(swarm) == files

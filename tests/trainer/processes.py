@@ -107,7 +107,7 @@ class Computer:
                 return Exported(part=task.part, layer=task.layer, offset_bytes=0, total_bytes=10, load=content)
             case Import():
                 self.take(task)
-                return Imported()
+                return Imported(part=task.part)
             case Adopt():
                 self.reset()
                 return Adopted(parameter_digest=self.digest)

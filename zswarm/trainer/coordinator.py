@@ -421,14 +421,13 @@ class Coordinator:
         self, session: Session, reason: str | None, now: float, *, to: Stage | None = None, is_loss: bool = True
     ) -> list[Command]:
         """Take a process out of the swarm: whatever it has counted and not prepared is void. No reason: it goes itself."""
-        record, leave = self.departures.take_out(session, reason, now, is_loss=is_loss)
+        record, said = self.departures.take_out(session, reason, now, is_loss=is_loss)
         if record.role is Role.WORKER:
             self.rebalancer.left(record, now, to=to)
-        aborts = self.committer.given_up(record)
         self._alert(now)
         fence = Send(peer=record.peer, message=Fence(**self._header, fenced=session))
         fences = [fence] if not record.is_silent else []
-        return [Append(record=leave, durable=True), *aborts, *fences, *self._view_changed(now)]
+        return [*said, *fences, *self._view_changed(now)]
 
     def _keep_state(self, now: float) -> list[Command]:
         """Tell workers where their state is; go back if nobody has a stage's any more."""

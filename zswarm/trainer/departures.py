@@ -28,6 +28,7 @@ from zswarm.trainer.log_lines import leave_record
 from zswarm.trainer.moves import Relocation
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
+from zswarm.trainer.settings import Append
 
 DRAINED = "drained"
 
@@ -106,20 +107,23 @@ class Departures:
 
     def take_out(
         self, session: Session, reason: str | None, now: float, *, is_loss: bool
-    ) -> tuple[Record, dict[str, Any]]:
-        """Take a process out of the swarm; returns its last record, and the line of the log that says so.
+    ) -> tuple[Record, list[Send | Append]]:
+        """Take a process out of the swarm; returns its last record, and what the log and the others are told of that.
 
         No reason: it goes by itself.
         """
         record = self._roster.records[session]
         heir = self._bequests.heir_of(record) if reason == DRAINED else None
         self._roster.remove(session, now, is_loss=is_loss)
+        aborts = self._committer.given_up(record)
+        num_lost = 0
         if heir is not None:
             self._roster.bequeath(record, heir, now)
-            return record, leave_record(record, DRAINED, num_lost=0, now=now, heir=heir)
-        lost = record.ledger if record.version == self._committer.version else 0
-        num_lost = (lost & ~self._committer.covered(record.stage)).bit_count()
-        return record, leave_record(record, reason or _farewell(record, num_lost), num_lost=num_lost, now=now)
+        elif record.version == self._committer.version:
+            num_lost = (record.ledger & ~self._committer.covered(record.stage)).bit_count()
+        reason = reason or _farewell(record, num_lost)
+        leave = leave_record(record, reason, num_lost=num_lost, now=now, heir=heir)
+        return record, [Append(record=leave, durable=True), *aborts]
 
     # -- who takes over ------------------------------------------------------------------------------
 
