@@ -32,7 +32,7 @@ class Fixture:
             ("b1", Role.BROKER, 1),
         ):
             self.roster.register(register(node, role=role, stage=stage), Address(f"sim://{node}"), 0.0)
-        self.judge = Judge(self.roster, num_stages=2, heartbeat_s=HEARTBEAT_S)
+        self.judge = Judge(self.roster, num_stages=2, heartbeat_s=HEARTBEAT_S, has_state=lambda record: record.is_ready)
         self.num_reports = 1
         for record in self.roster.records.values():
             record.report, record.is_ready = 1, record.role is Role.WORKER

@@ -31,6 +31,8 @@ class Fault(StrEnum):
     INTERRUPTION = "interruption"
     DISK = "disk"
     """The trainer's machine loses power when the trainer dies, and its disk is full at times."""
+    SLOW_LOG = "slow log"
+    """What the trainer writes durably takes a while, and what it says after that comes later."""
     POISON = "poison"
     """A layer raises at some microbatch, in the hands of a few workers."""
     KILL_WORKER = "kill worker"

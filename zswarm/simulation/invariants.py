@@ -281,7 +281,7 @@ class Invariants:
         if coordinator is None or coordinator.phase in (Phase.GATHERING, Phase.CLOSING):
             return
         schedule, history = self._schedule, self.history
-        is_strict = not (schedule.strikes or schedule.poisons or history.left or history.replayed)
+        is_strict = not (schedule.strikes or schedule.poisons or schedule.sync_s or history.left or history.replayed)
         if not is_strict and now_s < self._quiet_from_s:
             return
         held, version = self._held(coordinator), coordinator.committer.version

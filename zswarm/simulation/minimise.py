@@ -48,6 +48,8 @@ def without(schedule: Schedule, fault: Fault) -> Schedule:
             return replace(calmer, late_brokers=0, late_workers=0)
         case Fault.INTERRUPTION:
             return replace(calmer, interrupted_at_s=None)
+        case Fault.SLOW_LOG:
+            return replace(calmer, sync_s=0.0)
         case Fault.POISON:
             return replace(calmer, poisons=())
         case _:

@@ -64,6 +64,8 @@ class Schedule:
     layers_per_stage: tuple[int, ...] = ()
     """Empty for one each."""
     checkpoint_every: int = 0
+    sync_s: float = 0.0
+    """A durable record takes the trainer up to so long."""
     poisons: tuple[Poison, ...] = ()
     strikes: tuple[Strike, ...] = ()
     rebalancing: Rebalancing = "priced"
@@ -117,7 +119,7 @@ class Schedule:
         hop_s += 2.0 * self.weather.transmit_s
         microbatches = self.steps * self.num_microbatches + 2 * self.num_held_out
         passes = 2 * self.num_stages * microbatches
-        work_s = passes * (job_s + hop_s) + 10.0 * self.heartbeat_s * (self.steps + 4)
+        work_s = passes * (job_s + hop_s) + 10.0 * (self.heartbeat_s + self.sync_s) * (self.steps + 4)
         recovery_s = RECOVERY_HEARTBEATS * self.heartbeat_s * min(1, len(self.strikes) + len(self.poisons))
         # A device is given long, by the trainer and then by its own process.
         recovery_s += 2 * STUCK_FIRST_S * sum(strike.fault is Fault.HANG for strike in self.strikes)
@@ -153,6 +155,7 @@ def make_schedule(seed: int) -> Schedule:
     """Draw a schedule; in some of them processes come and go on purpose, besides everything else."""
     schedule = _with_purpose(_accident(seed), Random(f"purpose {seed}"))
     schedule = _with_corruption(schedule, Random(f"corruption {seed}"))
+    schedule = _with_slow_log(schedule, Random(f"log {seed}"))
     return _with_plans(schedule, Random(f"plans {seed}"))
 
 
@@ -162,6 +165,13 @@ def _with_corruption(schedule: Schedule, random: Random) -> Schedule:
         return schedule
     weather = replace(schedule.weather, corruption=random.choice((0.005, 0.02)))
     return replace(schedule, faults=schedule.faults | {Fault.CORRUPTION}, weather=weather)
+
+
+def _with_slow_log(schedule: Schedule, random: Random) -> Schedule:
+    """Draw how long the trainer's disk takes for what is to be durable."""
+    if random.random() < 0.8:
+        return schedule
+    return replace(schedule, faults=schedule.faults | {Fault.SLOW_LOG}, sync_s=random.choice((0.005, 0.02, 0.1)))
 
 
 def _with_plans(schedule: Schedule, random: Random) -> Schedule:
@@ -230,7 +240,7 @@ def _accident(seed: int) -> Schedule:
 def _faults(random: Random) -> frozenset[Fault]:
     """Draw a subset: of the weather and of the strikes each as many as it happens, now and then none of one sort."""
     some, struck = random.choice((0.0, 0.15, 0.35, 0.6)), random.choice((0.0, 0.1, 0.1, 0.2, 0.4))
-    accidents = [fault for fault in Fault if fault not in ON_PURPOSE and fault is not Fault.CORRUPTION]
+    accidents = [fault for fault in Fault if fault not in ON_PURPOSE | {Fault.CORRUPTION, Fault.SLOW_LOG}]
     return frozenset(fault for fault in accidents if random.random() < (struck if fault in LASTS_S else some))
 
 

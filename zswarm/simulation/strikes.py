@@ -54,6 +54,7 @@ class Strikes:
         self.armed: list[Strike] = []
         """Those that wait for somebody to come to their hook."""
         self._calm_from_s = schedule.calm_from_s
+        self._sync_s, self._random = schedule.sync_s, Random(f"log {schedule.seed}")
         self._num_stages = schedule.num_stages
         self._lives = lives
         self._network = network
@@ -101,6 +102,14 @@ class Strikes:
                 return place, strike
         return None
 
+    def on_record(self, commands: list[Any]) -> tuple[int, Strike] | None:
+        """Return after which of its commands the trainer waits for its disk, and as what; None for no durable record."""
+        for place, command in enumerate(commands, 1):
+            if isinstance(command, Append) and command.durable and place < len(commands):
+                lasts_s = self._random.uniform(0.0, self._sync_s)
+                return place, Strike(fault=Fault.SLOW_LOG, at_s=0.0, lasts_s=lasts_s, salt=0)
+        return None
+
     def _place(self, strike: Strike, node: Node, commands: list[Any]) -> int | None:
         if not _is_meant(strike, node) or strike.fault in ON_PURPOSE:
             return None
@@ -122,6 +131,8 @@ class Strikes:
         self.counters[f"{strike.fault.value} at a hook"] += 1
         if strike.fault in ON_PURPOSE:
             self._ask_to_leave([node], strike, now_s)
+        elif strike.fault is Fault.SLOW_LOG:
+            self._freeze(node, now_s + strike.lasts_s)
         elif strike.fault is Fault.FREEZE:
             self._freeze(node, self._ends_at_s(strike, now_s))
         else:

@@ -197,6 +197,8 @@ class Swarm:
         except Exception as error:
             raise Violation("crash", f"{node.name} raised {type(error).__name__}: {error}") from error
         struck = self.strikes.on_commands(node, commands) if self.strikes.armed else None
+        if struck is None and self.schedule.sync_s and node.number == 0:
+            struck = self.strikes.on_record(commands)
         samples = self._obey(node, commands if struck is None else commands[: struck[0]])
         if struck is not None:
             self._strike_amid(node, commands[struck[0] :], struck[1])
@@ -219,7 +221,11 @@ class Swarm:
     def _sample(self, node: Node, samples: list[Sample]) -> None:
         life = node.life
         for sample in samples:
-            if node.life == life:
+            if node.life != life:
+                return
+            if node.frozen_at_s is not None:
+                node.held.append((self.now_s, self._sampled(sample)))
+            else:
                 self._happen(node, self._sampled(sample))
 
     def _go_on(self, node: Node, rest: Rest) -> None:

@@ -104,7 +104,12 @@ class Coordinator:
         self.committer = Committer(settings, self.roster, self._header)
         self.reception = Reception(settings, self.roster, self.committer, self._header)
         self.supply = Supply(settings, self.roster, self.committer, self._header, random=random)
-        self.judge = Judge(self.roster, num_stages=settings.num_stages, heartbeat_s=settings.heartbeat_s)
+        self.judge = Judge(
+            self.roster,
+            num_stages=settings.num_stages,
+            heartbeat_s=settings.heartbeat_s,
+            has_state=self.committer.has_state,
+        )
         self.archive = Archive(settings, self.roster, self._header)
         self.restorer = Restorer(self.roster, self.committer, self._header, heartbeat_s=settings.heartbeat_s)
         self.departures = Departures(
@@ -366,7 +371,10 @@ class Coordinator:
         )
         donors = self.committer.donors
         taken = self.archive.begin(self.committer.version, donors) if donors else []
-        return [*commands, done, *taken, *self.rebalancer.committed(now), *self._move(now)]
+        follows = [done, *taken, *self.rebalancer.committed(now), *self._move(now)]
+        # Who is moved does not hear of the commit: it would work in the next step before it hears that it is out.
+        peers = {record.peer for record in self.roster.records.values()}
+        return [*(c for c in commands if not isinstance(c, Send) or c.peer in peers), *follows]
 
     def _resolve_conflict(self, worker: Record, now: float) -> list[Command]:
         """Two live workers have counted the same microbatch. The rules make that impossible; this is the second wall."""

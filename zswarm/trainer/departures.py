@@ -15,7 +15,6 @@ counted is done again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from zswarm import limits
 from zswarm.ids import Leaving, Role, Session, Stage

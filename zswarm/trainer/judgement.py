@@ -14,11 +14,11 @@ life. Those that owe nobody anything need not be judged any other way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf
 
 from zswarm import limits
-from zswarm.ids import TRAINER, Role, Session, Stage
+from zswarm.ids import TRAINER, Leaving, Role, Session, Stage
 from zswarm.messages import Register
 from zswarm.patience import most_busy_s
 from zswarm.trainer.quarantine import Quarantine
@@ -31,8 +31,12 @@ ROUNDING_S = 1e-6
 class Judge:
     """See the module. `verdicts` names each session once."""
 
-    def __init__(self, roster: Roster, *, num_stages: int, heartbeat_s: float) -> None:
+    def __init__(
+        self, roster: Roster, *, num_stages: int, heartbeat_s: float, has_state: Callable[[Record], bool]
+    ) -> None:
+        """`has_state`: does a worker hold the parameters of the step in work, or lack only the last Commit?"""
         self._roster = roster
+        self._has_state = has_state
         self._num_stages = num_stages
         self._heartbeat_s = heartbeat_s
         self._never_stuck_s = min(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_FIRST_S) - ROUNDING_S
@@ -139,7 +143,12 @@ class Judge:
         ):
             return False
         places = [stage for role, stage in self._places if role is message.role]
-        return all(any(map(_serves, self._roster.of(message.role, stage))) for stage in places)
+        return all(any(map(self._serves, self._roster.of(message.role, stage))) for stage in places)
+
+    def _serves(self, record: Record) -> bool:
+        """Does it do its stage's work, and goes on with that?"""
+        is_able = record.role is Role.BROKER or self._has_state(record)
+        return record.report > 0 and record.leaving is Leaving.NO and is_able
 
     def _needed_elsewhere(self, role: Role, now: float) -> tuple[Session, str] | None:
         """The youngest of the stage that has the most, if some stage has had nobody for long."""
@@ -165,8 +174,3 @@ class Judge:
         self._quarantine.excuse(stall_s)
         for place in self._lacking_since_s:
             self._lacking_since_s[place] += stall_s
-
-
-def _serves(record: Record) -> bool:
-    """Does it do its stage's work?"""
-    return record.report > 0 and (record.is_ready or record.role is Role.BROKER)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from zswarm import ledger, limits
 from zswarm.ids import Attempt, Branch, Generation, Microbatch, Stage, Step, Version
@@ -148,7 +149,7 @@ class Replays:
                 lost |= bit if self._is_suspect and not self._admitted_again & bit else 0
                 self._seen_at_s[microbatch] = now
             else:
-                seen_at_s = max(self._seen_at_s[microbatch], self._roster.bequeathed_at_s.get(microbatch, 0.0))
+                seen_at_s = max(self._seen_at_s[microbatch], self._roster.bequeathed_at_s.get(microbatch, -inf))
                 lost |= bit if self._is_lost(seen_at_s, now) else 0
         return lost
 
