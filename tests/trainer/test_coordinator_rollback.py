@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.letters import credit, evaluated, of_type, stop
+from tests.letters import credit, evaluated, of_type, register, stop
 from tests.trainer.swarm import FULL, Trainer, records, written
 from zswarm import limits
+from zswarm.ids import NodeId
 from zswarm.machine import Send
-from zswarm.messages import Forward, Restore
+from zswarm.messages import Forward, Restore, Welcome
 from zswarm.trainer.phases import Phase
 from zswarm.trainer.settings import Append, Forsake, Sample
 
@@ -121,3 +122,20 @@ def test_after_going_back_the_last_parameters_are_evaluated_again():
     assert trainer.machine.committer.version == (1, 0)
     assert trainer.machine.admission.is_evaluated(0), "fresh parameters are the same"
     assert not trainer.machine.admission.is_evaluated(3)
+
+
+def test_who_alone_holds_a_stages_state_is_let_in_again_at_once(trainer):
+    """It was kept out, since another worker of its stage was ready, at the step before: and the swarm went back."""
+    for _ in range(2):
+        trainer.machine.judge._quarantine.note(NodeId("w0"), trainer.now_s)
+    trainer.live(1.0)
+    trainer.count(0)
+    trainer.join("w2", stage=0)
+    trainer.report(5, step=0)
+    trainer.prepare(1, step=0)
+    assert "commit" in records(trainer.prepare(2, step=0))
+    trainer.report(2, step=1)
+    del trainer.says[1]
+    assert "leave" in records(trainer.report(3, accused=(1,)))
+    trainer.says[3] = {}
+    assert of_type(trainer.get(register("w0", nonce=2, stage=0), peer="sim://w0"), Welcome)

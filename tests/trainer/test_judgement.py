@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.letters import heartbeat, register
+from tests.letters import header, heartbeat, register
+from tests.trainer.settings import settings
 from zswarm import limits
 from zswarm.ids import TRAINER, Address, Role
+from zswarm.trainer.commit import Committer
 from zswarm.trainer.judgement import Judge
 from zswarm.trainer.roster import Roster
 
@@ -32,7 +34,9 @@ class Fixture:
             ("b1", Role.BROKER, 1),
         ):
             self.roster.register(register(node, role=role, stage=stage), Address(f"sim://{node}"), 0.0)
-        self.judge = Judge(self.roster, num_stages=2, heartbeat_s=HEARTBEAT_S, has_state=lambda record: record.is_ready)
+        self.judge = Judge(
+            self.roster, Committer(settings(), self.roster, header()), num_stages=2, heartbeat_s=HEARTBEAT_S
+        )
         self.num_reports = 1
         for record in self.roster.records.values():
             record.report, record.is_ready = 1, record.role is Role.WORKER

@@ -105,10 +105,7 @@ class Coordinator:
         self.reception = Reception(settings, self.roster, self.committer, self._header)
         self.supply = Supply(settings, self.roster, self.committer, self._header, random=random)
         self.judge = Judge(
-            self.roster,
-            num_stages=settings.num_stages,
-            heartbeat_s=settings.heartbeat_s,
-            has_state=self.committer.has_state,
+            self.roster, self.committer, num_stages=settings.num_stages, heartbeat_s=settings.heartbeat_s
         )
         self.archive = Archive(settings, self.roster, self._header)
         self.restorer = Restorer(self.roster, self.committer, self._header, heartbeat_s=settings.heartbeat_s)
@@ -176,8 +173,6 @@ class Coordinator:
                 self._unreachable(event, now)
             case Sealed() | WasRead() | Behind() | CaughtUp() if self._exit is None:
                 commands += self.archive.told(event)
-            case _:
-                pass
         if now >= self._beat_at_s:
             commands += self._beat(now)
         if self._exit is not None:
@@ -249,7 +244,8 @@ class Coordinator:
         if isinstance(message, Register):
             return self._register(message, event, now)
         if isinstance(message, Move) and message.run in (0, self._settings.run):
-            return [self.moves.answer(message, event.peer, refusal=self._refusal)]
+            refusal = "" if self.phase is Phase.TRAINING else f"the run is {self.phase.value}"
+            return [self.moves.answer(message, event.peer, refusal=refusal)]
         if message.run != self._settings.run:
             return [*dismissal(message, event.peer)]
         record = self.roster.records.get(message.session)
@@ -373,8 +369,8 @@ class Coordinator:
         taken = self.archive.begin(self.committer.version, donors) if donors else []
         follows = [done, *taken, *self.rebalancer.committed(now), *self._move(now)]
         # Who is moved does not hear of the commit: it would work in the next step before it hears that it is out.
-        peers = {record.peer for record in self.roster.records.values()}
-        return [*(c for c in commands if not isinstance(c, Send) or c.peer in peers), *follows]
+        stay = {record.peer for record in self.roster.records.values()}
+        return [*(c for c in commands if not isinstance(c, Send) or c.peer in stay), *follows]
 
     def _resolve_conflict(self, worker: Record, now: float) -> list[Command]:
         """Two live workers have counted the same microbatch. The rules make that impossible; this is the second wall."""
@@ -405,11 +401,6 @@ class Coordinator:
                 reason = f"moved to stage {relocation.stage}, whose last {relocation.record.role.value} leaves"
                 commands += self._relocate(relocation, reason, now)
         return commands
-
-    @property
-    def _refusal(self) -> str:
-        """Return why nobody can be moved now, "" if it can be."""
-        return "" if self.phase is Phase.TRAINING else f"the run is {self.phase.value}"
 
     def _move(self, now: float) -> list[Command]:
         """A step is committed, and nobody has counted anything of the next one: the moment to move workers."""

@@ -14,13 +14,14 @@ life. Those that owe nobody anything need not be judged any other way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import inf
 
 from zswarm import limits
 from zswarm.ids import TRAINER, Leaving, Role, Session, Stage
 from zswarm.messages import Register
 from zswarm.patience import most_busy_s
+from zswarm.trainer.commit import Committer
 from zswarm.trainer.quarantine import Quarantine
 from zswarm.trainer.roster import Record, Roster
 
@@ -31,12 +32,9 @@ ROUNDING_S = 1e-6
 class Judge:
     """See the module. `verdicts` names each session once."""
 
-    def __init__(
-        self, roster: Roster, *, num_stages: int, heartbeat_s: float, has_state: Callable[[Record], bool]
-    ) -> None:
-        """`has_state`: does a worker hold the parameters of the step in work, or lack only the last Commit?"""
+    def __init__(self, roster: Roster, committer: Committer, *, num_stages: int, heartbeat_s: float) -> None:
         self._roster = roster
-        self._has_state = has_state
+        self._committer = committer
         self._num_stages = num_stages
         self._heartbeat_s = heartbeat_s
         self._never_stuck_s = min(limits.STUCK_HEARTBEATS * heartbeat_s, limits.STUCK_FIRST_S) - ROUNDING_S
@@ -147,7 +145,7 @@ class Judge:
 
     def _serves(self, record: Record) -> bool:
         """Does it do its stage's work, and goes on with that?"""
-        is_able = record.role is Role.BROKER or self._has_state(record)
+        is_able = record.role is Role.BROKER or self._committer.has_state(record)
         return record.report > 0 and record.leaving is Leaving.NO and is_able
 
     def _needed_elsewhere(self, role: Role, now: float) -> tuple[Session, str] | None:
