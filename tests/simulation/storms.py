@@ -323,6 +323,26 @@ def _handed_over(seed: int) -> Schedule:
     )
 
 
+def _half_told_of_heirs(seed: int) -> Schedule:
+    """The trainer dies while it tells who is whose heir, and knows of it only by its log."""
+    random = Random(f"half told {seed}")
+    strikes = []
+    for turn in range(4):
+        at_s = 2.0 + 2.5 * turn
+        strikes.append(_strike(Fault.LEAVE_WORKER, at_s, 0.5, 4 * random.getrandbits(30) + 1))
+        strikes.append(_strike(Fault.KILL_TRAINER, at_s + random.uniform(0.1, 1.5), 0.1, seed + turn, "amid sends"))
+    return replace(
+        CALM,
+        seed=seed,
+        workers_per_stage=3,
+        num_microbatches=24,
+        checkpoint_every=0,
+        pace=Pace(forward_s=0.1),
+        calm_from_s=16.0,
+        strikes=tuple(sorted(strikes, key=lambda strike: strike.at_s)),
+    )
+
+
 AIMED: dict[str, Callable[[int], Schedule]] = {
     "forward-sent-on-again": _forwards_sent_on,
     "leave-not-durable": _leave_forgotten,
@@ -348,8 +368,7 @@ AIMED: dict[str, Callable[[int], Schedule]] = {
     "moves-nowhere": _moved_about,
     "moves-without-fence": _moved_about,
     "heir-counts-at-once": _handed_over,
-    "heir-keeps-what-is-void": _handed_over,
     "heirs-unknown": _handed_over,
-    "heirs-forgotten": _handed_over,
+    "heirs-forgotten": _half_told_of_heirs,
 }
 """Mutant -> schedules that come often to the moment that shows it."""

@@ -241,10 +241,6 @@ def _heir_counts_at_once() -> Patches:
     return {(Heir, "received"): received}
 
 
-def _heir_keeps_what_is_void() -> Patches:
-    return {(Heir, "void"): nothing, (Heir, "adding_keys"): nothing}
-
-
 def _rounds_rest() -> Patches:
     original: Method = WorkerMachine._is_able.fget  # type: ignore[attr-defined]
 
@@ -284,9 +280,6 @@ MUTANTS: dict[str, Mutant] = {
     "idle-too-early": Mutant("who leaves is let go while a job is on its way to it", _idle_too_early),
     "heir-counts-at-once": Mutant(
         "what a leaver has counted is counted while it is still there (R1)", _heir_counts_at_once
-    ),
-    "heir-keeps-what-is-void": Mutant(
-        "what a leaver has counted outlives the Void of it (R9)", _heir_keeps_what_is_void
     ),
     "rounds-rest": Mutant("a worker whose stage has counted everything computes nothing for others", _rounds_rest),
     "reports-a-moment": Mutant("a report names what is held at its moment, and nothing else", _reports_a_moment),
