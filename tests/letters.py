@@ -36,6 +36,7 @@ from zswarm.messages import (
     Ack,
     Attach,
     Backward,
+    Bequest,
     BrokerHeartbeat,
     Chunk,
     ChunkAck,
@@ -50,6 +51,7 @@ from zswarm.messages import (
     Greet,
     Greeted,
     HeartbeatAck,
+    Inherit,
     Inspect,
     Inspection,
     Job,
@@ -188,8 +190,18 @@ def broker_at(session: int, stage: int) -> Member:
     )
 
 
-def view(number: int, **of: Any) -> View:
-    return View(**about(**of), view=number, size_bytes=0)
+def view(number: int, *, heirs: dict[int, int] | None = None, **of: Any) -> View:
+    """`heirs` are by leaver."""
+    pairs = (heirs or {}).items()
+    bequests = tuple(Bequest(leaver=Session(leaver), heir=Session(heir)) for leaver, heir in pairs)
+    return View(**about(**of), view=number, size_bytes=0, bequests=bequests)
+
+
+def inherit(leaver: int, counted: int, *, loss_sum: float | None = 0.0, num_targets: int = 0, **of: Any) -> Inherit:
+    """`counted` is a bitmap; from the worker at the address that `worker_at` gives it."""
+    address = Address(f"sim://worker-{leaver}")
+    loss = {"loss_sum": loss_sum, "num_targets": num_targets}
+    return Inherit(**about(**of), leaver=Session(leaver), address=address, ledger=ledger.to_bytes(counted), **loss)
 
 
 def heartbeat(
@@ -503,6 +515,7 @@ def one_of_each(session: int, *, step: int, round_: int = 1, microbatch: int = 0
         move("nobody", 0),
         moved("nobody", 0, "no"),
         void(1, 1 << microbatch, step=step),
+        inherit(session, 1 << microbatch, step=step),
         prepare(round_, (session,), step=step),
         prepared(session, round_, step=step),
         abort(round_, step=step),

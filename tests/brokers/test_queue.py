@@ -73,7 +73,10 @@ class Broker:
         for session in (*PRODUCERS, *self.workers):
             self.attach(session)
 
-    def set_members(self, workers: tuple[int, ...], producers: tuple[int, ...] = PRODUCERS) -> list[Send]:
+    def set_members(
+        self, workers: tuple[int, ...], producers: tuple[int, ...] = PRODUCERS, heirs: dict[int, int] | None = None
+    ) -> list[Send]:
+        self.queue._me.bequests = heirs or {}
         members = [broker_at(BROKER, self.stage), worker_at(99, self.stage + 1)]
         members += [worker_at(p, self.stage - 1) for p in producers] + [worker_at(w, self.stage) for w in workers]
         return self.queue.set_members(tuple(members), self.queue.version, self.now_s)

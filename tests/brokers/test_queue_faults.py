@@ -649,3 +649,38 @@ def test_what_is_active_has_a_job_to_do(broker):
     assert broker.queue.active((0, 0)) == 0b10, "one waits for its gradient"
     broker.backward(0)
     assert broker.queue.active((0, 0)) == 0b11
+
+
+# -- what a worker leaves to another one -------------------------------------------------------------
+
+
+def test_what_has_an_heir_is_not_done_again(broker):
+    do(broker, 21, 0)
+    assert of_type(broker.set_members((22,), heirs={21: 22}), Job) == []
+    assert broker.queue.retention.owners() == {22}
+    broker.ready(23, slots=1)
+    broker.set_members((22, 23), heirs={21: 22})
+    assert broker.entry(0) is None
+
+
+def test_what_the_heir_had_is_done_again_when_that_is_gone_as_well(broker):
+    do(broker, 21, 0)
+    do(broker, 22, 1)
+    broker.set_members((22,), heirs={21: 22})
+    broker.set_members((23,), heirs={21: 22})
+    assert {broker.entry(0).state, broker.entry(1).state} == {EntryState.BACKWARD_QUEUED}
+
+
+def test_the_heir_of_an_heir_may_have_come_and_gone_between_two_views(broker):
+    """21 left to 30, and that to 22; or to 31, who died before this broker ever heard of it."""
+    do(broker, 21, 0)
+    broker.set_members((22,), heirs={21: 30, 30: 22})
+    assert broker.queue.retention.owners() == {22}
+    broker.set_members((23,), heirs={21: 30, 30: 22, 22: 31})
+    assert broker.entry(0).state is EntryState.BACKWARD_QUEUED
+
+
+def test_heirs_in_a_circle_end(broker):
+    do(broker, 21, 0)
+    broker.set_members((23,), heirs={21: 22, 22: 21})
+    assert broker.entry(0).state is EntryState.BACKWARD_QUEUED

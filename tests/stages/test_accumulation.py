@@ -61,6 +61,20 @@ def test_neither_order_nor_place_changes_a_bit(seed, number, scale, data):
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("make", [FloatAccumulator, lambda parameters: ExactAccumulator(parameters, 8)])
+def test_what_another_worker_has_counted_is_added(make):
+    """Then it has counted all of it, and the other one's is not changed."""
+    one, other = flat(), flat()
+    first, second = make(one), make(other)
+    count(one, first, gradients(1, 2))
+    count(other, second, gradients(2, 3))
+    expected = first.reduced(summed(first, second)).clone()
+    given = second.contribution()
+    first.add(torch.from_numpy(given))
+    assert torch.equal(first.alone(), expected)
+    assert (second.contribution() == given).all()
+
+
 def test_the_result_is_the_sum_rounded_once():
     """Each gradient is rounded to 2^-48, their sum to float32: nothing else happens."""
     found = gradients(3, 5, 1e-2)

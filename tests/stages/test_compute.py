@@ -24,13 +24,15 @@ from stages.tasks import (
     Ran,
     Reset,
     Run,
+    ShareTaken,
     Snapshot,
     Snapshotted,
     Sum,
+    TakeShare,
     Unfit,
     WasReset,
 )
-from tests.stages.computing import PLENTY, Swarm, export, key, only, perform
+from tests.stages.computing import PLENTY, Swarm, export, key, only, perform, send
 from zswarm import limits
 from zswarm.compression import decode_untrusted, encode
 from zswarm.ids import JobKind, JobStatus, Lease, Round, Stage, StatePart, Step
@@ -614,3 +616,42 @@ def test_a_large_layer_is_exported_in_ranges(make_config, monkeypatch):
     beyond = only(worker.perform(Export(part=StatePart.PARAMETERS, layer=1, offset_bytes=1 << 40, from_snapshot=False)))
     assert beyond.offset_bytes == beyond.total_bytes - 1
     assert "layer 4 is not one of this stage's" in export(worker, 4).text
+
+
+# -- what is handed over -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", ["float32", "exact"])
+def test_what_one_worker_has_counted_is_counted_by_another_one(make_config, make_source, accumulation):
+    """The steps are those of workers that all stay; with `exact` to the bit."""
+    sections = {"batch": {"accumulation": accumulation}, "pipeline": {"stages": 2}}
+    config = make_config(**sections)
+    source = make_source(config)
+    stay, _ = train(config, source, workers=2)
+    swarm = Swarm(config, workers=2)
+    for step in range(config.run.steps):
+        for microbatch in range(config.num_microbatches):
+            swarm.train(step, microbatch, source.samples(step, microbatch))
+        for leaver, heir in swarm.stages:
+            first = leaver._built.engine.first_layer
+            assert send(heir, first, StatePart.SHARE, export(leaver, first, StatePart.SHARE)) == []
+            assert list(heir.perform(TakeShare())) == [ShareTaken()]
+            assert list(leaver.perform(Reset())) == [WasReset()]
+        swarm.commit(step)
+    found, expected = swarm.state(), stay.state()
+    if accumulation == "exact":
+        assert swarm.digests == stay.digests
+    assert difference(found, expected) < 1e-6
+
+
+def test_a_share_that_does_not_fit_is_not_added(make_config):
+    (worker,) = Swarm(make_config(pipeline={"stages": 1})).stages[0]
+    whole = export(worker, 0, StatePart.SHARE)
+    (failed,) = send(worker, 0, StatePart.SHARE, whole[:-4], range_bytes=len(whole))
+    assert isinstance(failed, Failed)
+    (failed,) = worker.perform(TakeShare())
+    assert isinstance(failed, Failed)
+    assert send(worker, 0, StatePart.SHARE, whole) == []
+    assert list(worker.perform(Reset())) == [WasReset()]
+    (failed,) = worker.perform(TakeShare())
+    assert "0 bytes are here" in failed.text

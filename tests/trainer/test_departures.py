@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.letters import attach, credit, of_type, stop
-from tests.trainer.swarm import FULL, Trainer, to, written
+from tests.letters import attach, credit, inherit, of_type, stop
+from tests.trainer.swarm import FULL, Trainer, records, to, written
 from zswarm import limits
 from zswarm.ids import Leaving, Role, Session, Stage
-from zswarm.messages import Attach, Commit, Fence, Prepare, Register, Restore, View, Welcome
+from zswarm.messages import Attach, Bequest, Commit, Fence, Inherit, Prepare, Register, Restore, View, Void, Welcome
 
 IDLE, DRAINING = Leaving.IDLE, Leaving.DRAINING
 
@@ -195,6 +196,82 @@ def test_a_copy_that_is_being_fetched_keeps_whoever_has_it():
     trainer.live(1.0)
     trainer.give_state(1)
     assert left(trainer.log) == [(1, "drained", 0)]
+
+
+# -- what is handed over -----------------------------------------------------------------------------
+
+
+def hand_over(trainer: Trainer, counted: int = 0b0011, **of: Any) -> list[Any]:
+    """Let worker 5 leave with what it has counted, and worker 1 say that this is there; returns what follows."""
+    trainer.report(5, counted, leaving=IDLE, **of)
+    return trainer.report(1, 0b0100, inherits=5)
+
+
+def test_what_it_has_counted_is_another_ones_as_soon_as_that_has_it(trainer):
+    commands = trainer.report(5, 0b0011, leaving=IDLE, loss_sum=3.5, num_targets=16)
+    assert to(commands, Inherit) == ["sim://1"]
+    (order,) = of_type(commands, Inherit)
+    assert order == replace(inherit(5, 0b0011, loss_sum=3.5, num_targets=16), address=order.address)
+    assert order.address == trainer.machine.roster.records[5].addresses[0]
+    assert left(commands) == []
+    commands = trainer.report(1, 0b0100, inherits=5)
+    assert left(commands) == [(5, "drained", 0)]
+    (leave,) = [record for record in written(commands) if record["event"] == "leave"]
+    assert leave["heir"] == 1
+    assert {view.bequests for view in of_type(commands, View)} == {(Bequest(leaver=5, heir=1),)}
+    assert "replay" not in records(trainer.live(1.5)), "the heir need not have said so yet"
+    (prepare,) = of_type(trainer.report(1, FULL), Prepare)
+    assert (prepare.participants, prepare.ledger) == ((1,), b"\x0f")
+
+
+def test_the_order_is_repeated_until_the_share_is_there(trainer):
+    trainer.report(5, 0b0011, leaving=IDLE)
+    assert of_type(trainer.live(2.0), Inherit)
+    trainer.machine.roster.records[1].inherits = Session(5)
+    assert of_type(trainer.machine.departures.orders(trainer.now_s + 9.0), Inherit) == []
+
+
+def test_whose_share_it_is_is_told_until_the_step_is_over(trainer):
+    hand_over(trainer)
+    assert trainer.machine.roster.bequests == {5: 1}
+    commit(trainer, {1: FULL, 2: FULL})
+    assert trainer.machine.roster.bequests == {}
+
+
+def test_a_trainer_that_starts_again_knows_whose_share_it_is(trainer):
+    hand_over(trainer)
+    after = trainer.again()
+    assert after.machine.roster.bequests == {5: 1}
+    (view,) = {view.bequests for view in of_type(after.report(1, FULL, view=0), View)}
+    assert view == (Bequest(leaver=5, heir=1),)
+
+
+def test_nothing_is_handed_over_that_a_round_waits_for(trainer):
+    trainer.report(1, 0b1100)
+    assert to(trainer.report(5, 0b0011), Prepare) == ["sim://1", "sim://5"]
+    assert of_type(trainer.report(5, 0b0011, leaving=IDLE), Inherit) == []
+
+
+def test_nothing_changes_hands_while_something_is_voided(trainer):
+    """The heir may have answered before it counts what it has inherited: a stage would seem to lack what it has."""
+    trainer.report(5, 0b0011, leaving=IDLE)
+    trainer.machine.supply.replays.demand(0b0100)
+    assert of_type(trainer.live(0.5), Void)
+    assert left(trainer.report(1, 0b0100, inherits=5)) == []
+    for session in (1, 2, 3, 4, 5):
+        trainer.says[session]["voided"] = 1
+    assert left(trainer.live(1.0)) == [(5, "drained", 0)]
+
+
+def test_who_leaves_as_well_is_no_heir(trainer):
+    trainer.report(1, leaving=DRAINING)
+    assert of_type(trainer.report(5, 0b0011, leaving=IDLE), Inherit) == []
+
+
+def test_what_changes_after_the_order_is_ordered_anew(trainer):
+    """The heir would count what is not in its order, or not count what is."""
+    trainer.report(5, 0b0011, leaving=IDLE)
+    assert of_type(trainer.report(5, 0b0111, leaving=IDLE), Inherit)[0].ledger == b"\x07"
 
 
 # -- brokers -----------------------------------------------------------------------------------------

@@ -98,6 +98,16 @@ def test_who_has_left_is_gone_and_his_session_is_never_issued_again():
     assert found.next_session == 10
 
 
+def test_whose_share_is_whose_is_known_until_the_step_is_over():
+    begun = [*BEGUN, join(9), {**leave(9), "heir": 1}]
+    assert recover(begun).bequests == {9: 1}
+    assert recover([*begun, start(2)]).bequests == {9: 1}
+    assert recover([*begun, commit(0)]).bequests == {}
+    assert recover([*begun, start(2, basis="other")]).bequests == {}
+    assert recover([*begun, {"event": "rollback", "branch": 1, "step": 0, "reason": ""}]).bequests == {}
+    assert recover([*begun, FINISH]).bequests == {}
+
+
 def move(session, *, to, **of):
     return {"event": "move", "node": f"worker-{session}", "session": session, "stage": 0, "to": to, **of}
 

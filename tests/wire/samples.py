@@ -26,7 +26,7 @@ from zswarm.ids import (
     StatePart,
 )
 from zswarm.kinds import payload_parcels
-from zswarm.messages import Message, Parcel, Room, Source, TensorSpec
+from zswarm.messages import Bequest, Message, Parcel, Room, Source, TensorSpec
 from zswarm.wire import split
 
 CONTENT = bytes(range(24))
@@ -105,6 +105,9 @@ _OWN: dict[str, dict[str, Any]] = {
         "parameter_digest": 2**64 - 1,
         "sent_bytes": 2**53,
         "leaving": Leaving.IDLE,
+        "loss_sum": None,
+        "num_targets": 512,
+        "inherits": 2**64 - 1,
     },
     "BrokerHeartbeat": {
         "active": b"\x80",
@@ -115,7 +118,14 @@ _OWN: dict[str, dict[str, Any]] = {
         "leaving": Leaving.DRAINING,
     },
     "HeartbeatAck": {"view": 9},
-    "View": {"view": 8, "size_bytes": 24},
+    "View": {"view": 8, "size_bytes": 24, "bequests": (Bequest(leaver=Session(17), heir=Session(2**64 - 1)),)},
+    "Inherit": {
+        "leaver": 2**64 - 1,
+        "address": "tcp://127.0.0.1:4713",
+        "ledger": b"\x01\x80",
+        "loss_sum": None,
+        "num_targets": 512,
+    },
     "Fence": {"fenced": 2**64 - 1},
     "Restore": {
         "donor": 0,
