@@ -77,6 +77,8 @@ from zswarm.wire import parcelled
 
 EMPTY_SHARE = 0.9
 """Of a device's memory that is free or this process's own, if nobody else uses it."""
+CONTEXT_BYTES = 1 << 30
+"""Of a card, what the driver and this process's context may take besides, where that is more than the rest."""
 
 
 @dataclass(slots=True)
@@ -412,7 +414,8 @@ def _leniently(gauge: MemoryGauge) -> Iterator[None]:
 
 def _is_own(memory: Memory) -> bool:
     """Does nobody else use the device?"""
-    return memory.free_bytes + memory.own_bytes >= EMPTY_SHARE * memory.total_bytes
+    others_bytes = memory.total_bytes - memory.free_bytes - memory.own_bytes
+    return others_bytes <= max((1.0 - EMPTY_SHARE) * memory.total_bytes, CONTEXT_BYTES)
 
 
 def _of_the_device(error: BaseException | None, name: str, lease: Lease | None) -> Unfit | Broken | None:

@@ -17,6 +17,7 @@ from tests.stages.computing import PLENTY, built, commissioned, is_untouched, on
 from zswarm.ids import Purpose, Stage
 
 OWN = {"sequence_length": 12}
+GIB = 1 << 30
 EXHAUSTED = MemoryError("2.00 GiB")
 
 
@@ -144,15 +145,32 @@ def test_a_lack_of_memory_that_others_may_be_the_cause_of_is_left_to_real_jobs(m
     commission = commissioned(make_config(pipeline={"stages": 2}))
     build = Build(stage=Stage(0), num_stages=2, configuration=commission.canonical_json())
     for free_bytes, own_bytes, kind in ((80, 0, Built), (95, 0, Unfit), (10, 50, Built), (10, 85, Unfit)):
-        memory = Memory(total_bytes=100, free_bytes=free_bytes, own_bytes=own_bytes)
+        memory = Memory(total_bytes=100 * GIB, free_bytes=free_bytes * GIB, own_bytes=own_bytes * GIB)
         compute = Compute(gauge=lambda memory=memory: memory)
         assert isinstance(only(compute.perform(build)), kind)
 
 
+@pytest.mark.parametrize(("free_bytes", "kind"), [(3 * GIB, Unfit), (2 * GIB, Built)])
+def test_on_a_small_card_the_driver_is_nobody_else(make_config, monkeypatch, free_bytes, kind):
+    """It takes more of it than the share that may be in use: no worker of such a card ever left a stage to others."""
+
+    def full(*_args):
+        raise EXHAUSTED
+
+    monkeypatch.setattr("stages.passes.encode", full)
+    build = Build(
+        stage=Stage(0),
+        num_stages=2,
+        configuration=commissioned(make_config(pipeline={"stages": 2})).canonical_json(),
+    )
+    compute = Compute(gauge=lambda: Memory(total_bytes=4 * GIB, free_bytes=free_bytes))
+    assert isinstance(only(compute.perform(build)), kind)
+
+
 def test_workers_that_begin_on_one_card_together_do_not_all_leave_it(make_config, monkeypatch):
     """Each found it empty, and was sent away for good when the others had filled it."""
-    others = Memory(total_bytes=100, free_bytes=10, own_bytes=40)
-    seen = [Memory(total_bytes=100, free_bytes=100)]
+    others = Memory(total_bytes=100 * GIB, free_bytes=10 * GIB, own_bytes=40 * GIB)
+    seen = [Memory(total_bytes=100 * GIB, free_bytes=100 * GIB)]
 
     def full(*_args):
         seen.append(others)

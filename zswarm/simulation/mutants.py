@@ -18,6 +18,8 @@ no schedule could notice it; these rules save time, or are a second wall:
     a gradient for a home that is in no view yet is dropped, what is kept is not done again
                                          nobody reports the microbatch, so that it is admitted again
     what is kept of a void attempt       workers refuse it, those that were there when it became void
+    what an heir holds outlives a Void   nothing is voided that an heir has got, unless it has not been heard for two heartbeats;
+                                         tests/stages/test_heir.py looks at the rule itself
     a Forward for an earlier life        that life has left the view, and with it all that was meant for it
     two workers have counted the same    the coordinator gives one of them up (`Committer.is_conflict`); the simulator
                                          looks at the ledgers themselves, so that it sees this before
