@@ -27,10 +27,12 @@ from stages.tasks import (
     Ran,
     Reset,
     Run,
+    ShareTaken,
     Snapshot,
     Snapshotted,
     Sum,
     Summed,
+    TakeShare,
     Task,
     WasReset,
 )
@@ -376,9 +378,41 @@ def test_a_layer_takes_the_steps_that_it_lacks_once_and_in_their_order() -> None
 
 
 def test_what_was_not_kept_cannot_be_given() -> None:
-    for part in StatePart:
+    for part in (*STATE_FILES, StatePart.GRADIENT):
         with pytest.raises(Violation, match="which it has not kept"):
             made(2).start(Export(part=part, layer=2, offset_bytes=0, step=Step(0)))
+
+
+def shared(giver: SymbolicCompute, taker: SymbolicCompute, *offsets: int) -> None:
+    for offset_bytes in offsets:
+        (exported,) = done(giver, Export(part=StatePart.SHARE, layer=2, offset_bytes=offset_bytes))
+        assert isinstance(exported, Exported)
+        of = {"part": exported.part, "layer": 2, "total_bytes": exported.total_bytes, "load": exported.load}
+        assert done(taker, Import(offset_bytes=offset_bytes, **of)) == [Imported(part=StatePart.SHARE)]
+
+
+def test_a_share_is_added_once_all_of_it_is_here() -> None:
+    giver, taker = made(2), made(2)
+    fused(giver, 0)
+    fused(taker, 1)
+    before = list(taker.accumulator)
+    shared(giver, taker, 0, 16)
+    with pytest.raises(Violation, match="I1: .*a share that is not here"):
+        taker.start(TakeShare())
+    shared(giver, taker, 0, 16, 32)
+    assert done(taker, TakeShare()) == [ShareTaken()]
+    assert sorted(taker.accumulator) == sorted([*before, *giver.accumulator])
+
+
+def test_a_share_with_a_gap_or_of_two_moments_is_none() -> None:
+    giver = made(2)
+    with pytest.raises(Violation, match="I1: .*a gap at 16"):
+        shared(giver, made(2), 16)
+    taker = made(2)
+    shared(giver, taker, 0)
+    fused(giver, 0)
+    with pytest.raises(Violation, match="I1: .*a mixture"):
+        shared(giver, taker, 16)
 
 
 def test_a_copy_outlives_the_steps_and_resets_after_it() -> None:
