@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 
 import pytest
+from safetensors.numpy import load_file
 
 from tests.integration.commands import all_gone
 from zswarm.audit import audit
+from zswarm.benchmarks.equality import relative_difference
+from zswarm.cli.family import free_port
 
 LONG = ("--set", "run.steps=100000")
 MANY_STEPS = 5000
@@ -94,6 +98,60 @@ def test_whoever_is_killed_lives_again_and_the_run_goes_on(zswarm, name):
     summary = json.loads((command.folder / "summary.json").read_text())
     assert summary["steps"] == len(summary["loss"]) == 30
     assert summary["held_out_loss"] < summary["held_out_loss_before"]
+
+
+SLOW = """
+import time
+
+from torch import nn
+from stages.transformer import gpt
+
+class Slow(nn.Identity):
+    def forward(self, x):
+        time.sleep(0.02)
+        return x
+
+def model(**arguments):
+    layers = list(gpt(**arguments).layers)
+    return [layers[0], Slow, *layers[1:-1], Slow, layers[-1]]
+"""
+
+
+def test_whoever_is_asked_to_leave_in_the_middle_of_a_step_hands_over_what_it_has_counted(zswarm):
+    """Steps take seconds: it need not wait for the commit, nothing is done again, and the parameters are to the bit those of one
+    process."""
+    (zswarm.folder / "slow.py").write_text(SLOW)
+    options = [
+        "--set",
+        "model.factory=slow:model",
+        "--set",
+        "batch.accumulation=exact",
+        "--set",
+        "batch.global_batch=160",
+        "--set",
+        "run.steps=3",
+    ]
+    address = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
+    place = ("--coordinator", address, "--allow", "slow")
+    trainer = zswarm.start("train", *options, "--listen", address, "--workers", "2", "--brokers", "1", out="swarm")
+    workers = [zswarm.start_any("worker", *place, "--name", name) for name in ("one", "two", "three", "leaves")]
+    brokers = [zswarm.start_any("broker", "--coordinator", address) for _ in range(2)]
+    trainer.wait_for_step(0)
+    time.sleep(0.7)
+    workers[3].process.send_signal(signal.SIGTERM)
+    assert workers[3].wait()[0] == 0
+    for command in (trainer, *workers[:3], *brokers):
+        code, errors = command.wait()
+        assert code == 0, errors
+    events = trainer.events()
+    (left, *_) = [event for event in events if event["event"] == "leave"]
+    assert (left["node"], left["reason"], left["lost"]) == ("leaves", "drained", 0)
+    assert left["heir"] in {event["session"] for event in events if event["event"] == "join"}
+    assert "replay" not in {event["event"] for event in events}
+    assert all(check.is_passed for check in audit(trainer.folder))
+    zswarm.run("reference", *options, out="one")
+    swarm, one = (load_file(zswarm.folder / out / "model.safetensors") for out in ("swarm", "one"))
+    assert relative_difference(swarm, one) == 0.0
 
 
 def test_an_interrupted_run_goes_on_in_its_folder(zswarm):

@@ -397,7 +397,7 @@ def test_a_share_is_added_once_all_of_it_is_here() -> None:
     fused(taker, 1)
     before = list(taker.accumulator)
     shared(giver, taker, 0, 16)
-    with pytest.raises(Violation, match="I1: .*a share that is not here"):
+    with pytest.raises(Violation, match=r"I1: .*a share that is not here"):
         taker.start(TakeShare())
     shared(giver, taker, 0, 16, 32)
     assert done(taker, TakeShare()) == [ShareTaken()]
@@ -406,12 +406,12 @@ def test_a_share_is_added_once_all_of_it_is_here() -> None:
 
 def test_a_share_with_a_gap_or_of_two_moments_is_none() -> None:
     giver = made(2)
-    with pytest.raises(Violation, match="I1: .*a gap at 16"):
+    with pytest.raises(Violation, match=r"I1: .*a gap at 16"):
         shared(giver, made(2), 16)
     taker = made(2)
     shared(giver, taker, 0)
     fused(giver, 0)
-    with pytest.raises(Violation, match="I1: .*a mixture"):
+    with pytest.raises(Violation, match=r"I1: .*a mixture"):
         shared(giver, taker, 16)
 
 
