@@ -32,14 +32,16 @@ from stages.tasks import (
     Ran,
     Reset,
     Run,
+    ShareTaken,
     Snapshot,
     Snapshotted,
     Sum,
     Summed,
+    TakeShare,
     WasReset,
 )
 from stages.worker import WorkerMachine
-from tests.letters import ack, broker_heartbeat, credit, heartbeat_ack, job, load
+from tests.letters import ack, broker_heartbeat, credit, drained, heartbeat_ack, job, load
 from zswarm import ledger
 from zswarm.ids import Address, Direction, JobKind, JobStatus, NodeId, Role, StatePart
 from zswarm.machine import Send
@@ -72,6 +74,7 @@ class Computer:
         self.retained: dict[int, list[tuple[int, ...]]] = {}
         self.gradients: dict[int, tuple[int, ...]] = {}
         self.imported: dict[StatePart, list[tuple[int, ...]]] = {}
+        self.share: list[int] | None = None
         self.has_ended = False
 
     @property
@@ -108,6 +111,10 @@ class Computer:
             case Import():
                 self.take(task)
                 return Imported(part=task.part)
+            case TakeShare():
+                assert self.share is not None, "a share is taken that is not here"
+                self.accumulator, self.share = self.accumulator + self.share, None
+                return ShareTaken()
             case Adopt():
                 self.reset()
                 return Adopted(parameter_digest=self.digest)
@@ -116,6 +123,8 @@ class Computer:
 
     def content(self, task: Export) -> tuple[Any, ...]:
         """What is in a file of the only layer."""
+        if task.part is StatePart.SHARE:
+            return tuple(self.accumulator)
         if task.part is StatePart.GRADIENT:
             return (task.step, self.gradients[task.step])
         if task.step is not None:
@@ -125,6 +134,9 @@ class Computer:
     def take(self, task: Import) -> None:
         """Files are of one range."""
         (content,) = task.load.frames
+        if task.part is StatePart.SHARE:
+            self.share = list(content)
+            return
         if task.part is StatePart.GRADIENT:
             step, update = content
             assert len(self.parameters) == step, "a step is taken where the one before it has led"
@@ -161,12 +173,12 @@ class Computer:
         self.parameters.append(self.results.pop(task.round))
         updates = {**self.gradients, task.step: self.parameters[-1]}
         self.gradients = {step: updates[step] for step in task.gradients}
-        self.accumulator, self.results = [], {}
+        self.reset()
         if task.snapshot:
             self.copy = list(self.parameters)
 
     def reset(self) -> None:
-        self.accumulator, self.results = [], {}
+        self.accumulator, self.results, self.share = [], {}, None
 
 
 @dataclass(slots=True)
@@ -208,6 +220,7 @@ class Broker:
         """By (branch, step, microbatch)."""
         self.passed: set[Key] = set()
         self.floors: dict[tuple[int, int, int], int] = {}
+        self.leavers: set[int] = set()
         self.voided = 0
         self.version: Version = (0, 0)
 
@@ -231,7 +244,7 @@ class Broker:
             case Ready():
                 self.version = max(self.version, (message.branch, message.step))
                 self.rights = {place: right for place, right in self.rights.items() if place[:2] >= self.version}
-                return [Send(peer=peer, message=heartbeat_ack(me.view, of=me.session))]
+                return [Send(peer=peer, message=heartbeat_ack(me.view, of=me.session)), *self.let_go(message, peer)]
             case Result():
                 self.result(message)
         return []
@@ -240,9 +253,20 @@ class Broker:
         """Return a message of `letters` as one of this run's present generation."""
         return replace(message, **self.membership.header())
 
+    def let_go(self, message: Ready, peer: Any) -> list[Send]:
+        """Tell a worker that leaves that it has nothing to do any more, if that is so."""
+        if message.leaves:
+            self.leavers.add(message.session)
+        is_lent = any(right.lent_to == message.session and not right.is_done for right in self.rights.values())
+        if is_lent or not message.leaves:
+            return []
+        return [Send(peer=peer, message=self.mine(drained(self.membership.session, worker=message.session)))]
+
     def see(self) -> list[Send]:
         live = {member.member for member in self.membership.members}
         for right in self.rights.values():
+            while right.is_done and right.lent_to not in live and right.lent_to in self.membership.bequests:
+                right.lent_to = self.membership.bequests[right.lent_to]
             if right.lent_to is not None and right.lent_to not in live:
                 right.lent_to, right.is_done = None, False
         return [self.report()]
@@ -286,12 +310,15 @@ class Broker:
         """Lend what is not lent, and repeat what is."""
         me = self.membership
         workers = {m.member: m.addresses[0] for m in me.members if m.role is Role.WORKER and m.stage == self.stage}
+        able = sorted(workers.keys() - self.leavers)
         for (branch, step, microbatch), right in self.rights.items():
             if right.is_done or not workers or nature.random() >= share:
                 continue
             if right.lent_to is None:
+                if not able:
+                    continue
                 self.num_leases += 1
-                right.lease, right.lent_to = self.num_leases, nature.choice(sorted(workers))
+                right.lease, right.lent_to = self.num_leases, nature.choice(able)
             of = {"branch": branch, "step": step, "attempt": right.attempt, "route": (me.session,) * 2}
             letter = job(me.session, right.lease, JobKind.BACKWARD, microbatch, worker=right.lent_to, emit=False, **of)
             yield Send(peer=workers[right.lent_to], message=self.mine(letter), frames=("dy",))

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from stages.device import HANGS
-from tests.letters import load
+from tests.letters import load, move
 from tests.trainer.processes import TRAINER_AT, Broker, Computer
 from tests.trainer.settings import settings
 from zswarm import ledger
 from zswarm.ids import STATE_FILES, Address, StatePart
-from zswarm.machine import Exit, Received, Send, Tick
+from zswarm.machine import ASKED, Exit, Leave, Received, Send, Tick
 from zswarm.messages import Forward, Load
 from zswarm.trainer.coordinator import Coordinator
 from zswarm.trainer.phases import Phase
@@ -105,6 +105,8 @@ class Swarm:
 
     def obey(self, command: Any) -> None:
         match command:
+            case Send() if command.peer == "sim://operator":
+                pass
             case Send():
                 self.mail.append((command.peer, TRAINER_AT, command.message, command.frames))
             case Append():
@@ -176,6 +178,10 @@ class Swarm:
                     other.take(message)
             self.post(broker.work_address, [broker.acknowledge(message, event.peer)])
 
+    def ask_to_leave(self, worker: Computer) -> None:
+        if not worker.has_ended:
+            self.obey_worker(worker, worker.machine.handle(Leave(), self.now_s))
+
     def post(self, sender: Address, sends: list[Send]) -> None:
         self.mail += [(send.peer, sender, send.message, send.frames) for send in sends]
 
@@ -183,7 +189,7 @@ class Swarm:
         for command in commands:
             if isinstance(command, Send):
                 self.post(worker.address, [command])
-            elif isinstance(command, Exit) and command.code == HANGS:
+            elif isinstance(command, Exit) and (command.code == HANGS or command.text == ASKED):
                 # Whoever looks after the processes starts it again.
                 worker.has_ended = True
                 self.workers[worker.address] = Computer(worker.index, life=worker.life + 1)
@@ -270,6 +276,16 @@ class ExactlyOnce(RuleBasedStateMachine):
     def worker_starts_again(self, nature):
         old = nature.choice(list(self.swarm.workers.values()))
         self.swarm.workers[old.address] = Computer(old.index, life=old.life + 1)
+
+    @rule(nature=NATURE)
+    def worker_is_asked_to_leave(self, nature):
+        """It is started again when it has left."""
+        self.swarm.ask_to_leave(nature.choice(list(self.swarm.workers.values())))
+
+    @rule(nature=NATURE)
+    def worker_is_moved(self, nature):
+        message = move(f"w{nature.randrange(len(self.swarm.workers))}", nature.randrange(STAGES))
+        self.swarm.tell_trainer(Received(peer=Address("sim://operator"), message=message, frames=()))
 
     @rule(nature=NATURE)
     def worker_is_cut_off(self, nature):
