@@ -29,6 +29,8 @@ from stages.flat import FlatParameters
 from zswarm.compression import to_host
 
 SCALE_BITS = 48
+ADDED = 1 << 22
+"""Values of another worker that are brought to the device at once."""
 BLOCK = 1 << 16
 """Values that are rounded at once: what that needs for a while stays in the cache."""
 
@@ -85,7 +87,7 @@ class FloatAccumulator:
     def add(self, contribution: Tensor) -> None:
         """Add to the gradients."""
         self._parameters.attach_gradients()
-        self._parameters.gradients += contribution.to(self._parameters.gradients.device)
+        _add(self._parameters.gradients, contribution)
 
     def reduced(self, sums: Tensor) -> Tensor:
         """Return the sums, which are the gradient."""
@@ -133,7 +135,7 @@ class ExactAccumulator:
 
     def add(self, contribution: Tensor) -> None:
         """Add to the sums."""
-        self._sums += contribution.to(self._sums.device)
+        _add(self._sums, contribution)
 
     def reduced(self, sums: Tensor) -> Tensor:
         """Return the sums as float32, each rounded once; all NaN if a microbatch could not be counted."""
@@ -153,6 +155,12 @@ class ExactAccumulator:
     def clear(self) -> None:
         """Set the sums to zero."""
         self._sums.zero_()
+
+
+def _add(total: Tensor, contribution: Tensor) -> None:
+    """Add block by block: a card in the middle of a step has no room for a second gradient."""
+    for begin in range(0, len(total), ADDED):
+        total[begin : begin + ADDED] += contribution[begin : begin + ADDED].to(total.device)
 
 
 def accumulator_named(name: str, parameters: FlatParameters, num_microbatches: int) -> Accumulator:

@@ -53,7 +53,7 @@ from stages.tasks import (
     WasReset,
 )
 from zswarm import limits
-from zswarm.ids import Lease, Session, Stage
+from zswarm.ids import Lease, Session, Stage, StatePart
 from zswarm.messages import Key
 from zswarm.patience import most_busy_s
 
@@ -79,7 +79,6 @@ UNTIMED: dict[type[Task], float] = {
     Build: 2.0 * limits.STUCK_FIRST_S / limits.STUCK_TIMES,
     Import: 0.0,
     Adopt: 0.0,
-    TakeShare: 0.0,
 }
 """Nobody knows how long these take: parameters are made, and a job is rehearsed, for which something may be compiled; the last
 range of a file makes a layer of gigabytes."""
@@ -240,7 +239,7 @@ class Device:
             if sort in self._done:
                 return job_s
             return max(job_s, self._rehearsed_job_s) if self._rehearsed_job_s else 0.0
-        if task in UNTIMED:
+        if sort is None and task in UNTIMED:
             return UNTIMED[task]
         return max(self._longest_s.get(sort, 0.0), job_s, self._rehearsed_round_s)
 
@@ -271,8 +270,10 @@ def _sort(task: Task) -> Sort:
     match task:
         case Run():
             return Run.__name__, task.key[2]
-        case Snapshot() | Sum() | Assemble() | Export():
+        case Snapshot() | Sum() | Assemble() | Export() | TakeShare():
             return type(task).__name__
+        case Import() if task.part is StatePart.SHARE:
+            return Import.__name__, task.part
         case Apply():
             return Apply.__name__, task.snapshot, bool(task.retained), bool(task.gradients)
         case _:

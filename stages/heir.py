@@ -10,8 +10,11 @@ A Void that names any of it makes it worthless: whether the attempt was counted 
 came first. Who is asked for it again gets it again. What is being added counts as a job that runs: the Void is answered
 when it is in the ledger.
 
+A late Inherit must not bring back what was void after it was sent: it says which attempts were the newest then, and is
+refused, or its share forgotten, if a later one covers any of it.
+
 The ranges are asked for one after the other, from the beginning of the accumulator to its end (StatePart.SHARE), and go
-to the compute thread at once.
+to the compute thread; what that has not taken yet is bounded, and the share is here when it has taken all.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections.abc import Callable, Iterator
 from stages.participant import StepState
 from stages.tasks import Import, TakeShare, Task
 from zswarm import ledger, limits
-from zswarm.ids import TRAINER, Attempt, Purpose, Session, StatePart
+from zswarm.ids import TRAINER, Purpose, Session, StatePart
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Inherit, Key, Load, Pull, State
@@ -36,7 +39,9 @@ class Heir:
         self._state = state
         self._order: Inherit | None = None
         self._layer = 0
-        self._offset_bytes = 0
+        self._offset_bytes = self._total_bytes = 0
+        self._num_importing = 0
+        """Ranges that the compute thread has not taken, also of shares that were given up."""
         self._is_complete = False
         self._num_asked = 0
         self._resend_at_s = float("inf")
@@ -48,15 +53,12 @@ class Heir:
         order = self._order
         return order.leaver if order is not None and self._is_complete and not self.is_adding else TRAINER
 
-    def inherit(self, message: Inherit, *, layer: int, now: float) -> list[Send]:
-        """Begin to get a share, of this step and disjoint from what is counted here; `layer` is the stage's first one."""
+    def inherit(self, message: Inherit, *, layer: int, covers: Callable[[Key], bool], now: float) -> list[Send]:
+        """Begin to get a share, of this step, not void, and disjoint from what is counted here; `layer` is the stage's first one."""
         bequest, state = ledger.from_bytes(message.ledger), self._state
         known = self._order
-        if (
-            self.is_adding
-            or (message.branch, message.step) != state.version
-            or bequest & (state.ledger | state.accumulating)
-        ):
+        is_of_another = (message.branch, message.step) != state.version or bequest & (state.ledger | state.accumulating)
+        if self.is_adding or is_of_another or any(map(covers, _keys(message))):
             return []
         if known is not None and (known.leaver, known.ledger) == (message.leaver, message.ledger):
             return []
@@ -79,11 +81,22 @@ class Heir:
             load=load,
         )
         self._offset_bytes += message.parcel.size_bytes
-        self._num_asked = 0
-        if self._offset_bytes < message.total_bytes:
-            return [task, self._ask(now)]
-        self._is_complete, self._resend_at_s = True, float("inf")
-        return [task]
+        self._total_bytes = message.total_bytes
+        self._num_importing += 1
+        self._num_asked, self._resend_at_s = 0, float("inf")
+        return [task, *self._ask_on(now)]
+
+    def imported(self, now: float) -> list[Send]:
+        """The compute thread has taken a range."""
+        self._num_importing -= 1
+        is_last = 0 < self._total_bytes == self._offset_bytes and not self._num_importing
+        self._is_complete |= self._order is not None and is_last
+        return self._ask_on(now) if self._order is not None and not self._num_asked else []
+
+    def _ask_on(self, now: float) -> list[Send]:
+        """Ask for the next range, if there is one and room for it."""
+        has_room = self._num_importing < limits.MAX_IMPORTING
+        return [self._ask(now)] if self._offset_bytes < self._total_bytes and has_room else []
 
     def _ask(self, now: float) -> Send:
         order = self._order
@@ -141,20 +154,21 @@ class Heir:
         return ledger.from_bytes(self._order.ledger) if self._order is not None and self.is_adding else 0
 
     def adding_keys(self) -> Iterator[Key]:
-        """Yield it; of which attempt each is nobody knows here, so that it is as old as can be."""
-        return self._keys() if self.is_adding else iter(())
+        """Yield it, in the newest attempts that there were when it was inherited."""
+        return _keys(self._order) if self._order is not None and self.is_adding else iter(())
 
     def void(self, covers: Callable[[Key], bool]) -> None:
         """Give the share up if anything of it is void."""
-        if not self.is_adding and any(map(covers, self._keys())):
+        if self._order is not None and not self.is_adding and any(map(covers, _keys(self._order))):
             self.forget()
-
-    def _keys(self) -> Iterator[Key]:
-        if (order := self._order) is not None:
-            for microbatch in ledger.members(ledger.from_bytes(order.ledger)):
-                yield order.branch, order.step, Purpose.TRAIN, microbatch, Attempt(0)
 
     def forget(self) -> None:
         """Hold nothing: the step is over, or what is counted in it is void."""
         self._order, self._is_complete, self.is_adding = None, False, False
-        self._offset_bytes, self._num_asked, self._resend_at_s = 0, 0, float("inf")
+        self._offset_bytes = self._total_bytes = self._num_asked = 0
+        self._resend_at_s = float("inf")
+
+
+def _keys(order: Inherit) -> Iterator[Key]:
+    for microbatch in ledger.members(ledger.from_bytes(order.ledger)):
+        yield order.branch, order.step, Purpose.TRAIN, microbatch, order.attempt

@@ -107,7 +107,9 @@ class Work:
 
     def inherit(self, message: Inherit, *, layer: int, now: float) -> list[Send]:
         """Get what another worker has counted that leaves, unless this one leaves, too."""
-        return self.heir.inherit(message, layer=layer, now=now) if not self._departure.is_asked else []
+        if self._departure.is_asked:
+            return []
+        return self.heir.inherit(message, layer=layer, covers=self._voids.covers, now=now)
 
     def hand_back(self) -> list[Send]:
         """Leave every job that has not begun to others: this worker takes no more."""

@@ -431,7 +431,8 @@ class WorkerMachine:
             case Exported():
                 return [*self.parameters.exported(outcome)]
             case Imported():
-                return [*self.parameters.imported(now)] if outcome.part is not StatePart.SHARE else []
+                taker = self.work.heir if outcome.part is StatePart.SHARE else self.parameters
+                return [*taker.imported(now)]
             case ShareTaken():
                 self.work.heir.taken()
             case Failed():

@@ -197,11 +197,13 @@ def view(number: int, *, heirs: dict[int, int] | None = None, **of: Any) -> View
     return View(**about(**of), view=number, size_bytes=0, bequests=bequests)
 
 
-def inherit(leaver: int, counted: int, *, loss_sum: float | None = 0.0, num_targets: int = 0, **of: Any) -> Inherit:
+def inherit(
+    leaver: int, counted: int, *, attempt: int = 0, loss_sum: float | None = 0.0, num_targets: int = 0, **of: Any
+) -> Inherit:
     """`counted` is a bitmap; from the worker at the address that `worker_at` gives it."""
     address = Address(f"sim://worker-{leaver}")
-    loss = {"loss_sum": loss_sum, "num_targets": num_targets}
-    return Inherit(**about(**of), leaver=Session(leaver), address=address, ledger=ledger.to_bytes(counted), **loss)
+    rest = {"attempt": Attempt(attempt), "loss_sum": loss_sum, "num_targets": num_targets}
+    return Inherit(**about(**of), leaver=Session(leaver), address=address, ledger=ledger.to_bytes(counted), **rest)
 
 
 def heartbeat(

@@ -59,9 +59,47 @@ def test_the_share_is_asked_for_range_by_range_and_held_aside(worker):
     (more,) = of_type(commands, Pull)
     assert more.offset_bytes == 100
     assert of_type(worker.get(state(LEAVER, FIRST_LAYER, 0, 150, 100, **SHARE_OF), frames=("a",)), Pull) == []
-    commands = worker.get(state(LEAVER, FIRST_LAYER, 100, 150, 50, **SHARE_OF), frames=("b",))
-    assert told(commands).inherits == LEAVER
+    assert of_type(worker.do(Imported(part=StatePart.SHARE)), Pull) == []
+    worker.get(state(LEAVER, FIRST_LAYER, 100, 150, 50, **SHARE_OF), frames=("b",))
+    assert worker.machine.work.heir.holds == TRAINER, "the compute thread has not taken it yet"
+    assert told(worker.do(Imported(part=StatePart.SHARE))).inherits == LEAVER
     assert counted(worker) == 0
+
+
+def test_no_more_is_asked_for_than_the_compute_thread_takes(worker):
+    """It was, and the thread's queue ended the worker, at a gigabyte of a share."""
+    worker.get(worker.order)
+    total = 100 * (limits.MAX_IMPORTING + 3)
+    asked = []
+    for index in range(limits.MAX_IMPORTING):
+        asked = of_type(
+            worker.get(state(LEAVER, FIRST_LAYER, 100 * index, total, 100, **SHARE_OF), frames=("a",)), Pull
+        )
+    assert asked == []
+    assert worker.tick(500.0) is not None
+    (pull_,) = of_type(worker.do(Imported(part=StatePart.SHARE)), Pull)
+    assert pull_.offset_bytes == 100 * limits.MAX_IMPORTING
+
+
+def test_ranges_of_a_share_that_was_given_up_do_not_complete_the_next_one(worker):
+    worker.get(worker.order)
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 150, 100, **SHARE_OF), frames=("a",))
+    worker.get(void(1, 0b0100))
+    worker.get(inherit(LEAVER, SHARE, attempt=1))
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 100, 100, **SHARE_OF), frames=("b",))
+    worker.do(Imported(part=StatePart.SHARE))
+    assert worker.machine.work.heir.holds == TRAINER
+    worker.do(Imported(part=StatePart.SHARE))
+    assert worker.machine.work.heir.holds == LEAVER
+
+
+def test_a_device_that_hangs_has_no_longer_because_of_a_share(worker):
+    """An untimed task behind the job gave it 300 s."""
+    worker.get_job(1, FUSED, 0)
+    before = worker.machine.work.device.overdue_at_s(1.0)
+    worker.get(worker.order)
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 10, 10, **SHARE_OF), frames=("s",))
+    assert worker.machine.work.device.overdue_at_s(1.0) == before
 
 
 def test_it_is_counted_when_the_view_says_whose_it_is(worker):
@@ -122,10 +160,12 @@ def test_a_void_is_answered_when_what_is_being_added_is_in_the_ledger(worker):
     assert (report.voided, ledger.from_bytes(report.ledger)) == (1, SHARE)
 
 
-def test_what_is_voided_may_be_inherited_again(worker):
+def test_what_was_voided_may_be_inherited_again_but_not_by_a_late_order(worker):
+    """It would bring back what another worker has counted since."""
     fetch(worker)
     worker.get(void(1, 0b0100))
-    assert of_type(worker.get(worker.order), Pull)
+    assert of_type(worker.get(worker.order), Pull) == []
+    assert of_type(worker.get(inherit(LEAVER, SHARE, attempt=1)), Pull)
 
 
 def test_a_microbatch_is_counted_once_though_it_comes_as_a_job_too(worker):

@@ -228,7 +228,7 @@ def test_the_order_is_repeated_until_the_share_is_there(trainer):
     trainer.report(5, 0b0011, leaving=IDLE)
     assert of_type(trainer.live(2.0), Inherit)
     trainer.machine.roster.records[1].inherits = Session(5)
-    assert of_type(trainer.machine.departures.orders(trainer.now_s + 9.0), Inherit) == []
+    assert of_type(trainer.machine.departures.orders(0, trainer.now_s + 9.0), Inherit) == []
 
 
 def test_whose_share_it_is_is_told_until_the_step_is_over(trainer):
@@ -266,6 +266,19 @@ def test_nothing_changes_hands_while_something_is_voided(trainer):
 def test_who_leaves_as_well_is_no_heir(trainer):
     trainer.report(1, leaving=DRAINING)
     assert of_type(trainer.report(5, 0b0011, leaving=IDLE), Inherit) == []
+
+
+def test_who_does_not_know_yet_what_it_has_inherited_is_nobody_elses_heir(trainer):
+    """It would give up the one share for the other."""
+    trainer.join("w3", stage=0)
+    trainer.report(6)
+    trainer.report(1, 0b0100)
+    trainer.report(5, 0b0011, leaving=IDLE)
+    assert [record["heir"] for record in written(trainer.report(6, inherits=5)) if record["event"] == "leave"] == [6]
+    view = trainer.machine.roster.view
+    trainer.report(6, view=view - 1)
+    assert to(trainer.report(1, 0b0100, leaving=IDLE), Inherit) == []
+    assert to(trainer.report(6, 0b0011, view=view), Inherit) == ["sim://6"]
 
 
 def test_what_changes_after_the_order_is_ordered_anew(trainer):

@@ -122,6 +122,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "Inherit": {
         "leaver": 2**64 - 1,
         "address": "tcp://127.0.0.1:4713",
+        "attempt": 2**33,
         "ledger": b"\x01\x80",
         "loss_sum": None,
         "num_targets": 512,

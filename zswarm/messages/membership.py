@@ -209,6 +209,8 @@ class Inherit(StepMessage):
 
     leaver: SessionField
     address: Annotated[Address, TEXT]
+    attempt: Annotated[Attempt, U64]
+    """The newest that there was when this was sent: what a later one makes void is not to be inherited."""
     ledger: Ledger
     """What the leaver has counted."""
     loss_sum: Annotated[float, FINITE] | None

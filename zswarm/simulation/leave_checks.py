@@ -1,7 +1,7 @@
 """What must hold when processes leave because they were asked to, or are moved.
 
     L1  whoever is called drained has nothing in hand, nothing is on its way to it, and what it has counted is certain, or its
-        heir's (that this one has all of it is in I1, which looks at what is committed)
+        heir's, who has all of it
     L2  where nothing else goes wrong, whoever drains costs nothing: no microbatch of the step in work is voided, and
         nothing is done again for a count that was lost
     L3  whoever is moved between two steps has counted nothing of the step in work, and is not the last to hold the
@@ -72,10 +72,26 @@ class LeaveChecks:
                 continue
             if isinstance(node.machine, WorkerMachine) and node.machine.membership.session == session:
                 _check_worker(node.name, node.machine, coordinator, has_heir="heir" in record)
+                if "heir" in record:
+                    self._check_share(node, Session(record["heir"]))
                 self._check_leases(node.machine)
             elif isinstance(node.machine, BrokerMachine) and node.machine.membership.session == session:
                 still = node.machine.queue.entries if node.machine.queue is not None else {}
                 require(not still, "L1", f"{node.name} has drained and is home to {list(still)}")
+
+    def _check_share(self, leaver: Node, heir: Session) -> None:
+        """L1: check that the heir has all that the leaver has counted, unless it was told meanwhile that some of it is void."""
+        assert isinstance(leaver.machine, WorkerMachine)
+        assert leaver.thread is not None
+        session, counted = leaver.machine.membership.session, sorted(leaver.thread.compute.accumulator.elements())
+        for node in self._nodes:
+            machine = node.machine
+            if node.is_up and isinstance(machine, WorkerMachine) and machine.membership.session == heir:
+                assert node.thread is not None
+                share = node.thread.compute.share
+                is_whole = share is not None and list(share) == counted
+                is_void = machine.work.heir.holds != session
+                require(is_whole or is_void, "L1", f"{leaver.name} leaves {counted} to {node.name}, which has {share}")
 
     def _check_leases(self, drained: WorkerMachine) -> None:
         """L1: check that no broker that the worker knows of has something on its way to it."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zswarm import ledger, limits
-from zswarm.ids import Leaving, Role, Session, Version
+from zswarm.ids import Attempt, Leaving, Role, Session, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Inherit
@@ -45,8 +45,11 @@ class Bequests:
         self._handovers: dict[Session, Handover] = {}
         """By leaver."""
 
-    def orders(self, leavers: Iterable[Session], now: float) -> list[Send]:
-        """Tell heirs what they are to get from those of these that have nothing in hand any more."""
+    def orders(self, leavers: Iterable[Session], attempt: Attempt, now: float) -> list[Send]:
+        """Tell heirs what they are to get from those of these that have nothing in hand any more.
+
+        `attempt` is the newest that a Void has made room for.
+        """
         self._handovers = {leaver: of for leaver, of in self._handovers.items() if self._is_good(leaver, of)}
         sends: list[Send] = []
         for session in leavers:
@@ -59,7 +62,7 @@ class Bequests:
             heir = self._roster.records[handover.heir]
             if heir.inherits != session:
                 handover.sent_at_s = now
-                sends.append(self._order(leaver, heir))
+                sends.append(self._order(leaver, heir, attempt))
         return sends
 
     def heir_of(self, leaver: Record) -> Record | None:
@@ -91,10 +94,13 @@ class Bequests:
 
     def _begin(self, leaver: Record) -> Handover | None:
         version = self._committer.version
+        roster = self._roster
         taken = {handover.heir for handover in self._handovers.values()}
+        # Who does not know yet that a share is its own would give that up for the next one.
+        taken |= {s for s in roster.bequests.values() if s in roster.records and not roster.is_informed(s)}
         able = [
             worker
-            for worker in self._roster.staying(Role.WORKER, leaver.stage)
+            for worker in roster.staying(Role.WORKER, leaver.stage)
             if worker.session not in taken and worker.holds(version)
         ]
         if not able:
@@ -105,7 +111,7 @@ class Bequests:
         )
         return handover
 
-    def _order(self, leaver: Record, heir: Record) -> Send:
+    def _order(self, leaver: Record, heir: Record, attempt: Attempt) -> Send:
         branch, step = self._committer.version
         message = Inherit(
             **self._header,
@@ -113,6 +119,7 @@ class Bequests:
             step=step,
             leaver=leaver.session,
             address=leaver.addresses[0],
+            attempt=attempt,
             ledger=ledger.to_bytes(leaver.ledger),
             loss_sum=leaver.loss_sum,
             num_targets=leaver.num_targets,

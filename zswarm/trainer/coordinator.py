@@ -393,7 +393,7 @@ class Coordinator:
 
     def _let_go(self, now: float) -> list[Command]:
         """Let those leave who lose nothing by it; see to it that no stage is left by all."""
-        commands: list[Command] = [*self.departures.orders(now)]
+        commands: list[Command] = [*self.departures.orders(self.supply.replays.newest, now)]
         for session in self.departures.due(is_voiding=self.supply.replays.wave is not None):
             commands += self._give_up(session, DRAINED, now, is_loss=False)
         if self.phase is Phase.TRAINING:

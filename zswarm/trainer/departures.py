@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zswarm import limits
-from zswarm.ids import Leaving, Role, Session, Stage
+from zswarm.ids import Attempt, Leaving, Role, Session, Stage
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.trainer.archive import Archive
@@ -75,9 +75,9 @@ class Departures:
             if self._may_go(self._roster.records[session], is_voiding=is_voiding):
                 yield session
 
-    def orders(self, now: float) -> list[Send]:
-        """Have what they have counted handed over to others."""
-        return self._bequests.orders(self._here(), now)
+    def orders(self, attempt: Attempt, now: float) -> list[Send]:
+        """Have what they have counted handed over to others; `attempt` is the newest."""
+        return self._bequests.orders(self._here(), attempt, now)
 
     def _here(self) -> list[Session]:
         self._asked.intersection_update(self._roster.records)

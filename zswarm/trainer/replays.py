@@ -79,6 +79,11 @@ class Replays:
         self._num_waves = 0
         self.wave: Wave | None = None
 
+    @property
+    def newest(self) -> Attempt:
+        """The newest attempt that anything was voided for."""
+        return Attempt(first_attempt(self._header["generation"]) + self._num_waves)
+
     def begin(self, version: Version, *, is_suspect: bool = False) -> None:
         """Another step is in work; with `is_suspect` what is in nobody's report by now is lost."""
         self._is_suspect, self._admitted_again = is_suspect, 0
@@ -115,8 +120,7 @@ class Replays:
 
     def _void(self, step: Step, bitmap: int) -> list[Send]:
         self._num_waves += 1
-        attempt = Attempt(first_attempt(self._header["generation"]) + self._num_waves)
-        self.wave = Wave(step=step, attempt=attempt, bitmap=bitmap)
+        self.wave = Wave(step=step, attempt=self.newest, bitmap=bitmap)
         return self.repeat()
 
     def _seen(self) -> int:

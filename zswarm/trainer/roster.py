@@ -227,6 +227,10 @@ class Roster:
             self.note_loss(now)
         return record
 
+    def is_informed(self, session: Session) -> bool:
+        """Does a process know the newest view?"""
+        return self.records[session].reported_view >= self.view
+
     def bequeath(self, leaver: Record, heir: Record, now: float) -> None:
         """What somebody had counted who has left is another one's, for the rest of the step."""
         self.bequests[leaver.session] = heir.session
