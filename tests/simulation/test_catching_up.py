@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from stages.worker import WorkerMachine
-from tests.simulation.storms import CALM
+from tests.simulation.storms import AIMED, CALM
 from zswarm.simulation import states
 from zswarm.simulation.faults import Fault, Strike
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.schedule import Schedule
+from zswarm.simulation.simulate import run
 from zswarm.simulation.swarm import Swarm
 from zswarm.simulation.symbolic import Pace
 from zswarm.simulation.trace import Trace
@@ -95,3 +96,10 @@ def test_whoever_has_half_of_an_earlier_step_gets_the_whole_of_the_checkpoint():
         assert swarm.counters["commit records"] >= drawn.steps
         num_alone += swarm.has_died
     assert num_alone > 0, "or this would prove nothing"
+
+
+def test_whoever_comes_late_takes_the_steps_that_it_lacks():
+    for seed in range(3):
+        report = run(AIMED["one-step-is-all"](seed))
+        assert report.violation is None
+        assert report.counters["steps given to who came late"] > 0

@@ -34,7 +34,7 @@ OFTEN = (
         "processes started again",
     ),
     *("given up: gone", "given up: silent", "given up: started again", "trainers that took a run up"),
-    *("given up: stuck", "given up: cut off", "given up: drained", "fences", "steps given to who came late"),
+    *("given up: stuck", "given up: cut off", "given up: drained", "fences"),
     *("replay records", "rollback records", "abort records", "jobs hedged"),
     *("jobs done again for a count that was lost", "microbatches admitted again", "jobs that failed"),
     *("jobs left to others", "backwards with input", "backwards without input", "needs input"),

@@ -70,6 +70,8 @@ BEFORE = {
     "after Abort": strike(Fault.KILL_WORKER, at_s=2.2, lasts_s=2.0),
     "after Revoke": strike(Fault.KILL_WORKER, at_s=2.2, lasts_s=2.0),
     "on State": strike(Fault.KILL_WORKER, at_s=2.2, lasts_s=2.0),
+    "on Inherit": strike(Fault.LEAVE_WORKER, at_s=2.1, lasts_s=2.0),
+    "after Inherit": strike(Fault.LEAVE_WORKER, at_s=2.1, lasts_s=2.0),
     "on Fence": replace(strike(Fault.FREEZE, at_s=2.0, lasts_s=4.0), node="worker-0"),
 }
 """What must have happened for a run to come to some moments; without one it comes to all others."""
