@@ -38,6 +38,7 @@ from stages.partition import layers_of_stage
 from stages.passes import Passes
 from stages.precision import Arithmetic
 from stages.rehearsal import rehearse_jobs, rehearse_round
+from stages.share import Share
 from stages.state import StageState
 from stages.tasks import (
     Adopt,
@@ -91,6 +92,7 @@ class _Built:
     passes: Passes
     optimizer: FlatOptimizer
     state: StageState
+    share: Share
     sums: Tensor
     """Of all contributions of a round, on the host."""
 
@@ -118,10 +120,6 @@ class Compute:
         """The gradient of a round that nobody else takes part in."""
         self._reduced: Tensor | None = None
         self._reduced_round: Round | None = None
-        self._given: memoryview | None = None
-        """What has been counted, as it is given to whoever takes it over."""
-        self._inherited = bytearray()
-        """What somebody else has counted, as far as it is here."""
 
     def perform(self, task: Task) -> Iterator[Outcome]:
         """Carry out a task and yield what comes of it as soon as it is there."""
@@ -171,7 +169,7 @@ class Compute:
             case Adopt():
                 yield self._adopt()
             case TakeShare():
-                self._take_share()
+                self._stage.share.take()
                 yield ShareTaken()
             case _:
                 assert_never(task)
@@ -212,8 +210,7 @@ class Compute:
     def _drop(self) -> None:
         """Give up the stage that there is, and its memory."""
         is_built = self._built is not None
-        self._built = self._alone = self._reduced = self._reduced_round = self._given = None
-        self._inherited = bytearray()
+        self._built = self._alone = self._reduced = self._reduced_round = None
         if is_built:
             # Layers go in circles, and would take the next ones' place until somebody looks.
             gc.collect()
@@ -244,6 +241,7 @@ class Compute:
             passes=Passes(engine, kept, accumulator=accumulator, codec=config.wire.codec),
             optimizer=optimizer,
             state=StageState(engine, optimizer),
+            share=Share(accumulator),
             sums=host_memory(accumulator.num_values, accumulator.dtype, self._device),
         )
 
@@ -260,12 +258,12 @@ class Compute:
     def _clear(self) -> None:
         """Forget all that was counted, kept and reduced in this step."""
         stage = self._stage
-        self._alone = self._reduced = self._reduced_round = self._given = None
-        self._inherited = bytearray()
+        self._alone = self._reduced = self._reduced_round = None
         stage.passes.clear()
         stage.kept.clear()
         stage.engine.clear_gradients()
         stage.accumulator.clear()
+        stage.share.clear()
 
     # -- the all-reduce and the optimizer step -------------------------------------------------------
 
@@ -314,41 +312,12 @@ class Compute:
             stage.state.keep_copy()
         return Applied(step=task.step, parameter_digest=digest(stage.engine.parameters.values))
 
-    # -- what is handed over -------------------------------------------------------------------------
-
-    def _share(self, *, is_asked_anew: bool) -> memoryview:
-        if self._given is None or is_asked_anew:
-            self._given = self._stage.accumulator.contribution().data.cast("B")
-        return self._given
-
-    def _receive_share_untrusted(self, task: Import) -> None:
-        """Take a range of what another worker has counted; one at offset 0 begins it anew."""
-        accumulator = self._stage.accumulator
-        wanted = accumulator.num_values * accumulator.dtype.itemsize
-        if task.offset_bytes == 0:
-            self._inherited = bytearray()
-        views = [memoryview(frame).cast("B") for frame in task.load.frames]
-        end = task.offset_bytes + sum(len(view) for view in views)
-        if task.offset_bytes != len(self._inherited) or task.total_bytes != wanted or end > wanted:
-            raise RemoteProtocolError(
-                f"a share of {task.total_bytes} bytes, from {task.offset_bytes} to {end}, after {len(self._inherited)} of {wanted}"
-            )
-        for view in views:
-            self._inherited += view
-
-    def _take_share(self) -> None:
-        accumulator = self._stage.accumulator
-        if len(self._inherited) != accumulator.num_values * accumulator.dtype.itemsize:
-            raise LocalProtocolError(f"a share is to be added of which {len(self._inherited)} bytes are here")
-        accumulator.add(torch.frombuffer(self._inherited, dtype=accumulator.dtype))
-        self._inherited = bytearray()
-
     # -- the layers' state ---------------------------------------------------------------------------
 
     def _export(self, task: Export) -> Exported:
         state = self._stage.state
         if task.part is StatePart.SHARE:
-            whole = self._share(is_asked_anew=task.offset_bytes == 0)
+            whole = self._stage.share.file(is_begun=task.offset_bytes > 0)
         elif task.step is None:
             whole = memoryview(state.file(task.part, task.layer, from_copy=task.from_snapshot))
         else:
@@ -363,16 +332,12 @@ class Compute:
         )
 
     def _import(self, task: Import) -> Imported:
+        stage = self._stage
+        of = {"offset_bytes": task.offset_bytes, "total_bytes": task.total_bytes}
         if task.part is StatePart.SHARE:
-            self._receive_share_untrusted(task)
-            return Imported(part=task.part)
-        self._stage.state.receive_untrusted(
-            task.part,
-            task.layer,
-            offset_bytes=task.offset_bytes,
-            total_bytes=task.total_bytes,
-            frames=task.load.frames,
-        )
+            stage.share.receive_untrusted(**of, frames=task.load.frames)
+        else:
+            stage.state.receive_untrusted(task.part, task.layer, **of, frames=task.load.frames)
         return Imported(part=task.part)
 
     def _adopt(self) -> Adopted:

@@ -7,9 +7,9 @@
 One that drains takes no jobs any more, hands back those that it has not begun, ends the others, and sends its outputs
 until they are acknowledged. When each broker of its stage has said that it has no lease here (Drained), no job is on its
 way either: then it has nothing in hand, for good. What it has counted goes into the step by the commit,
-like everything that is counted, or is handed over to another worker (`heir.py`): the coordinator, which alone knows when that is certain and whether somebody else has the
-stage's state, takes an idle worker out of the swarm. One that is alone in its stage goes on as it is, since nobody
-could do its jobs: until another comes, who gets the state from it.
+like everything that is counted, or is handed over to another worker (`heir.py`): the coordinator, which alone knows when
+that is certain and whether somebody else has the stage's state, takes an idle worker out of the swarm. One that is alone
+in its stage goes on as it is, since nobody could do its jobs: until another comes, who gets the state from it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from stages.participant import StepState
-from stages.tasks import Import, TakeShare, Task
+from stages.tasks import TakeShare, Task, import_of
 from zswarm import ledger, limits
 from zswarm.ids import TRAINER, Purpose, Session, StatePart
 from zswarm.machine import Send
@@ -54,7 +54,7 @@ class Heir:
         return order.leaver if order is not None and self._is_complete and not self.is_adding else TRAINER
 
     def inherit(self, message: Inherit, *, layer: int, covers: Callable[[Key], bool], now: float) -> list[Send]:
-        """Begin to get a share, of this step, not void, and disjoint from what is counted here; `layer` is the stage's first one."""
+        """Begin to get a share, of this step, not void, and disjoint from what is counted; `layer` is the stage's first."""
         bequest, state = ledger.from_bytes(message.ledger), self._state
         known = self._order
         is_of_another = (message.branch, message.step) != state.version or bequest & (state.ledger | state.accumulating)
@@ -73,18 +73,11 @@ class Heir:
             return []
         if (message.branch, message.step, message.offset_bytes) != (order.branch, order.step, self._offset_bytes):
             return []
-        task = Import(
-            part=StatePart.SHARE,
-            layer=self._layer,
-            offset_bytes=message.offset_bytes,
-            total_bytes=message.total_bytes,
-            load=load,
-        )
         self._offset_bytes += message.parcel.size_bytes
         self._total_bytes = message.total_bytes
         self._num_importing += 1
         self._num_asked, self._resend_at_s = 0, float("inf")
-        return [task, *self._ask_on(now)]
+        return [import_of(message, load), *self._ask_on(now)]
 
     def imported(self, now: float) -> list[Send]:
         """The compute thread has taken a range."""
@@ -117,7 +110,7 @@ class Heir:
         """Ask again for what has not come in time."""
         return [self._ask(now)] if now >= self._resend_at_s else []
 
-    def next_deadline_s(self) -> float | None:
+    def next_deadline_s(self) -> float:
         """Return when `resend_due` has something to do."""
         return self._resend_at_s
 

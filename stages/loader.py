@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.tasks import Adopt, Import, Task
+from stages.tasks import Adopt, Task, import_of
 from zswarm import limits
 from zswarm.ids import TRAINER, Peer, Session, StatePart, Step, Version
 from zswarm.machine import Send
@@ -137,13 +137,7 @@ class Loader:
             self.version = max(self.version, version)
         if (message.part, version, message.offset_bytes) != (fetch.part, fetch.version, fetch.offset_bytes):
             return []
-        task = Import(
-            part=fetch.part,
-            layer=fetch.layer,
-            offset_bytes=fetch.offset_bytes,
-            total_bytes=message.total_bytes,
-            load=load,
-        )
+        task = import_of(message, load)
         self._importing.num_ranges += 1
         self._file_bytes[fetch.layer] = max(self._file_bytes.get(fetch.layer, 0), message.total_bytes)
         if fetch.num_asked == 1:

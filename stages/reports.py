@@ -89,8 +89,11 @@ class Reports:
         has_news = is_late or (self._me.view > 0 and self._news(outbox) != self._told)
         return [self.report(outbox, now)] if has_news else []
 
-    def leaving(self, outbox: Outbox) -> Leaving:
-        """Return whether this worker leaves, and how far it is with that."""
+    def is_drained(self, outbox: Outbox) -> bool:
+        """Does this worker leave, with nothing in hand any more, for good?"""
+        return self._leaving(outbox) is Leaving.IDLE
+
+    def _leaving(self, outbox: Outbox) -> Leaving:
         if not self._departure.is_asked:
             return Leaving.NO
         return self._departure.phase(is_idle=self._work.is_idle and not any(outbox.pending()))
@@ -99,7 +102,7 @@ class Reports:
         state = self._state
         version, is_ready, voided = state.version, self._parameters.is_ready, self._work.voided
         trainer = (self._me.generation, self._me.session)
-        leaving, inherits = self.leaving(outbox), self._work.heir.holds
+        leaving, inherits = self._leaving(outbox), self._work.heir.holds
         return (*trainer, version, state.ledger, is_ready, voided, self.num_losses, leaving, inherits)
 
     def report(self, outbox: Outbox, now: float) -> Send:
@@ -128,7 +131,7 @@ class Reports:
             job_s=work.device.job_s,
             usual_s=work.device.usual_s,
             parameter_digest=self._parameters.digest,
-            leaving=self.leaving(outbox),
+            leaving=self._leaving(outbox),
             loss_sum=state.loss_sum if math.isfinite(state.loss_sum) else None,
             num_targets=state.num_targets,
             inherits=work.heir.holds,

@@ -52,11 +52,29 @@ class _State:
 
 
 @dataclass(slots=True)
-class _Incoming:
+class Incoming:
     """A file that comes in ranges."""
 
     total_bytes: int
     content: bytearray = field(default_factory=bytearray)
+
+    def take_untrusted(self, where: str, offset_bytes: int, total_bytes: int, frames: Iterable[Any]) -> None:
+        """Add a range.
+
+        Raises:
+            RemoteProtocolError: it does not follow the one before, or goes beyond the file's end.
+
+        """
+        if (offset_bytes, total_bytes) != (len(self.content), self.total_bytes):
+            raise RemoteProtocolError(
+                f"{where}: a range from byte {offset_bytes} of {total_bytes} after {len(self.content)} of "
+                f"{self.total_bytes} bytes"
+            )
+        views = [memoryview(frame).cast("B") for frame in frames]
+        if len(self.content) + sum(len(view) for view in views) > total_bytes:
+            raise RemoteProtocolError(f"{where}: a range goes beyond the file's {total_bytes} bytes")
+        for view in views:
+            self.content += view
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +96,7 @@ class StageState:
         self._retained: dict[tuple[int, Step], dict[StatePart, bytes]] = {}
         self._gradients: dict[Step, _Applied] = {}
         self._gradient_files: OrderedDict[tuple[int, Step], bytes] = OrderedDict()
-        self._incoming: dict[File, _Incoming] = {}
+        self._incoming: dict[File, Incoming] = {}
 
     # -- out -----------------------------------------------------------------------------------------
 
@@ -212,18 +230,9 @@ class StageState:
         """
         where = self._name(part, layer)
         if offset_bytes == 0:
-            self._incoming[part, layer] = _Incoming(total_bytes)
-        file = self._incoming.get((part, layer), _Incoming(total_bytes))
-        if (offset_bytes, total_bytes) != (len(file.content), file.total_bytes):
-            raise RemoteProtocolError(
-                f"{where}: a range from byte {offset_bytes} of {total_bytes} after {len(file.content)} of "
-                f"{file.total_bytes} bytes"
-            )
-        views = [memoryview(frame).cast("B") for frame in frames]
-        if len(file.content) + sum(len(view) for view in views) > total_bytes:
-            raise RemoteProtocolError(f"{where}: a range goes beyond the file's {total_bytes} bytes")
-        for view in views:
-            file.content += view
+            self._incoming[part, layer] = Incoming(total_bytes)
+        file = self._incoming.get((part, layer), Incoming(total_bytes))
+        file.take_untrusted(where, offset_bytes, total_bytes, frames)
         if len(file.content) < total_bytes:
             return
         if part is StatePart.GRADIENT:

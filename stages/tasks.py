@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zswarm.ids import JobKind, JobStatus, Lease, Round, Stage, StatePart, Step
-from zswarm.messages import Key, Load
+from zswarm.messages import Key, Load, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +109,8 @@ class Apply:
 class Export:
     """Take a range of one layer's state, a safetensors file in memory. Answer: Exported.
 
-    A SHARE is what has been counted in all layers, as it is when its first range is asked for. Anything else is of the present state; of the copy that Apply has kept; or, with `step`, of what Apply has retained or, if it is
-    GRADIENT, kept of that step.
+    A SHARE is what has been counted in all layers, as it is when its first range is asked for. Anything else is of the present
+    state; of the copy that Apply has kept; or, with `step`, of what Apply has retained or, if it is GRADIENT, kept of that step.
     """
 
     part: StatePart
@@ -123,14 +123,26 @@ class Export:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
     """Take a range of a file that somebody has exported; those of one file come in order, and one at offset 0 begins the
-    file anew. A SHARE waits for TakeShare, or for whatever clears the accumulator. With both files of its state complete, the layer becomes that; with a GRADIENT complete, it takes that step.
-    Answer: Imported; or Failed, if a file is not what its layer needs: the layer is as it was then."""
+    file anew. A SHARE waits for TakeShare, or for whatever clears the accumulator. With both files of its state complete, the
+    layer becomes that; with a GRADIENT complete, it takes that step. Answer: Imported; or Failed, if a file is not what its layer
+    needs: the layer is as it was then."""
 
     part: StatePart
     layer: int
     offset_bytes: int
     total_bytes: int
     load: Load
+
+
+def import_of(message: State, load: Load) -> Import:
+    """Return the task that takes what a State brings."""
+    return Import(
+        part=message.part,
+        layer=message.layer,
+        offset_bytes=message.offset_bytes,
+        total_bytes=message.total_bytes,
+        load=load,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,7 @@ from stages.tasks import (
 from stages.work import Work
 from zswarm import limits
 from zswarm.errors import REFUSED
-from zswarm.ids import TRAINER, Address, Generation, JobStatus, Leaving, NodeId, RejectCode, Role, Session, StatePart
+from zswarm.ids import TRAINER, Address, Generation, JobStatus, NodeId, RejectCode, Role, Session, StatePart
 from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
 from zswarm.messages import (
@@ -156,10 +156,9 @@ class WorkerMachine:
 
     def next_deadline_s(self) -> float:
         """Return when something is to be repeated."""
-        outbox = self.outbox
         due = [self.participant.next_deadline_s(), self.parameters.next_deadline_s(), self.work.heir.next_deadline_s()]
-        if outbox is not None:
-            due += [outbox.next_deadline_s(), self._reports.overdue_at_s()]
+        if self.outbox is not None:
+            due += [self.outbox.next_deadline_s(), self._reports.overdue_at_s()]
         if self.work.device.is_resetting:
             due.append(self.work.device.stuck_at_s(self.membership.heartbeat_s))
         return min(self._reports.next_at_s, self.departure.at_s, *(at_s for at_s in due if at_s is not None))
@@ -295,8 +294,8 @@ class WorkerMachine:
             case Commit() as message:
                 return self._commit(message)
             case Pull() as message:
-                is_applying, shares = self.participant.is_applying, self._reports.leaving(outbox) is Leaving.IDLE
-                return [*self.parameters.pull(message, event.peer, is_applying=is_applying, shares=shares, now=now)]
+                of = {"is_applying": self.participant.is_applying, "shares": self._reports.is_drained(outbox)}
+                return [*self.parameters.pull(message, event.peer, **of, now=now)]
             case State() as message:
                 load = Load(parcel=message.parcel, frames=event.frames)
                 receiver = self.work.heir if message.part is StatePart.SHARE else self.parameters

@@ -228,17 +228,17 @@ def _idle_too_early() -> Patches:
 
 
 def _heir_counts_at_once() -> Patches:
-    original: Method = Heir.received
+    original: Method = Heir.imported
 
-    def received(self: Heir, *args: Any) -> Any:
-        follows = original(self, *args)
+    def imported(self: Heir, now: float) -> Any:
+        follows = original(self, now)
         if self._is_complete and self._order is not None and not self.is_adding:
             self._me.bequests[self._order.leaver] = self._me.session
             self._me.members = tuple(m for m in self._me.members if m.member != self._order.leaver)
             follows = [*follows, *self.view_changed()]
         return follows
 
-    return {(Heir, "received"): received}
+    return {(Heir, "imported"): imported}
 
 
 def _rounds_rest() -> Patches:

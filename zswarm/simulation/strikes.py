@@ -128,11 +128,12 @@ class Strikes:
 
     def hit(self, strike: Strike, node: Node, now_s: float) -> None:
         """Kill or freeze one process, or ask it to leave."""
+        if strike.fault is Fault.SLOW_LOG:
+            self._freeze(node, now_s + strike.lasts_s, strike.fault)
+            return
         self.counters[f"{strike.fault.value} at a hook"] += 1
         if strike.fault in ON_PURPOSE:
             self._ask_to_leave([node], strike, now_s)
-        elif strike.fault is Fault.SLOW_LOG:
-            self._freeze(node, now_s + strike.lasts_s)
         elif strike.fault is Fault.FREEZE:
             self._freeze(node, self._ends_at_s(strike, now_s))
         else:
@@ -212,9 +213,9 @@ class Strikes:
             next_s = now_s + LOOKS_AGAIN_S
             self._later(next_s, partial(self._come_back, node, life, next_s))
 
-    def _freeze(self, node: Node, until_s: float) -> None:
+    def _freeze(self, node: Node, until_s: float, fault: Fault = Fault.FREEZE) -> None:
         if self._lives.freeze(node):
-            self.counters[Fault.FREEZE.value] += 1
+            self.counters[fault.value] += 1
             self._later(until_s, partial(self._lives.thaw, node, node.life))
 
     def _hang(self, nodes: list[Node]) -> None:

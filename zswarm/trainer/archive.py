@@ -4,12 +4,12 @@
      ^                                                          |                          |
      +------------ a copy is lost, or the swarm goes back ------+--- the disk is full -----+
 
-Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all
-steps, is what the run ends with, and is taken from whoever has that state; one that is still being collected gives way
-to it, which is no failure that anybody is told of. Without room for it the trainer's life ends and not the run: nobody is
-told to stop, and whoever has that state waits for the next life, which asks for it again. One that turns out to be damaged, when the swarm has gone back to it,
-gives way to the one before it that is still on the disk, and the swarm goes back further. A range that cannot be read for
-another reason is not answered: whoever wants it asks again.
+Training never waits for it: while one checkpoint is in work none other is begun. The last one, after all steps, is what
+the run ends with, and is taken from whoever has that state; one that is still being collected gives way to it, which is
+no failure that anybody is told of. Without room for it the trainer's life ends and not the run: nobody is told to stop,
+and whoever has that state waits for the next life, which asks for it again. One that turns out to be damaged, when the
+swarm has gone back to it, gives way to the one before it that is still on the disk, and the swarm goes back further. A
+range that cannot be read for another reason is not answered: whoever wants it asks again.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Bequests:
         return (
             leaver.role is Role.WORKER
             and leaver.leaving is Leaving.IDLE
-            and leaver.reported_view >= self._roster.view
+            and self._roster.is_informed(leaver.session)
             and leaver.holds(self._committer.version)
             and leaver.ledger != 0
             and not self._committer.is_open(leaver.stage)

@@ -5,11 +5,11 @@
     a broker   DRAINING --home to nothing, and nothing on its way--> IDLE --> out: "drained"
 
 A worker is idle as far as the brokers of its view know, so that has to be the newest. What it has counted is certain when
-it has counted nothing, or the step is committed, or another worker holds it as well (`bequests.py`). Its state is not needed when another worker of the stage holds it, or
-will, and nobody is getting it from this one. Until then it waits, within the time that it gives itself; then it says Stop,
-and what it had counted is done again. Where everybody of a stage and role leaves, a process of a stage with several is
-sent there at once: no step can be completed before, so that to wait for the end of one would be in vain. What it had
-counted is done again.
+it has counted nothing, or the step is committed, or another worker holds it as well (`bequests.py`). Its state is not
+needed when another worker of the stage holds it, or will, and nobody is getting it from this one. Until then it waits,
+within the time that it gives itself; then it says Stop, and what it had counted is done again. Where everybody of a stage
+and role leaves, a process of a stage with several is sent there at once: no step can be completed before, so that to wait
+for the end of one would be in vain. What it had counted is done again.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Departures:
     def _may_go(self, record: Record, *, is_voiding: bool) -> bool:
         if record.leaving is not Leaving.IDLE or record.role is Role.BROKER:
             return record.leaving is Leaving.IDLE
-        if record.reported_view < self._roster.view:
+        if not self._roster.is_informed(record.session):
             # A broker that it does not know of may have given it a job.
             return False
         if self._restorer.gives(record.session) or self._archive.needs(record.session):

@@ -6,11 +6,10 @@ Registering has no effect but on the roster: the same life gets the same session
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import starmap
 from typing import Any, TypeVar
 
 from zswarm import limits
-from zswarm.ids import TRAINER, Peer, RejectCode, Role, Session
+from zswarm.ids import TRAINER, Peer, RejectCode, Role
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import (
@@ -117,7 +116,7 @@ class Reception:
             step=self._committer.step,
             view=self._roster.view,
             size_bytes=0,
-            bequests=tuple(starmap(_bequest, self._roster.bequests.items())),
+            bequests=tuple(Bequest(leaver=leaver, heir=heir) for leaver, heir in self._roster.bequests.items()),
         )
         return make_send(peer=record.peer, message=message, frames=self._roster.members())
 
@@ -128,10 +127,6 @@ class Reception:
     def of_this_generation(self, message: Heartbeat) -> Heartbeat:
         """A view of an earlier generation is none of ours, whatever its number."""
         return message if message.generation == self._header["generation"] else replace(message, view=0)
-
-
-def _bequest(leaver: Session, heir: Session) -> Bequest:
-    return Bequest(leaver=leaver, heir=heir)
 
 
 def dismissal(message: Message, peer: Peer) -> list[Send]:

@@ -14,9 +14,10 @@ The first microbatches of the next step wait at stage 0 while this one is finish
 finds no room there because of them, they are recalled: voided and admitted again in the same way.
 
 A microbatch is seen while it is in the newest report of somebody of the present step (a worker's jobs and outputs, a
-broker's queue), or in the trainer's own outbox, and whenever a stage has newly counted it or a report names it among those
-that have passed; what a worker that has left has handed over counts as seen in that moment: so one that is alive is seen at least once per interval, however quickly it moves. After a loss reports
-that reach back to before it do not tell whether what has passed is alive.
+broker's queue), or in the trainer's own outbox, and whenever a stage has newly counted it or a report names it among
+those that have passed; what a worker that has left has handed over counts as seen in that moment: so one that is alive is
+seen at least once per interval, however quickly it moves. After a loss reports that reach back to before it do not tell
+whether what has passed is alive.
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def _on_basis(recovered: Recovered | None, basis: str) -> Recovered | None:
     """Return what can be gone on with: with other stages, another codec or other data nobody has what his stage needs."""
     if recovered is None or recovered.basis == basis:
         return recovered
-    return replace(recovered, members=(), commit=None, moves={})
+    return replace(recovered, members=(), commit=None, moves={}, bequests={})
 
 
 def _usable_checkpoint(checkpoints: Checkpoints, recovered: Recovered) -> Version | None:
