@@ -115,6 +115,10 @@ class Device:
         """What they took with made-up numbers; 0 if nobody knows."""
         self._since_s = 0.0
         """When what is in work began."""
+        self._building_since_s = self._start_s = 0.0
+        """When this stage's first task was given, and how long it took from then until there were parameters to work with."""
+        self._is_alone = True
+        """Nobody else had the parameters of the stage when they last changed."""
 
     def is_free(self, most: int) -> bool:
         """May a job begin, if so many may be unfinished with it?"""
@@ -144,6 +148,10 @@ class Device:
         if not isinstance(task, Discard):
             if not self._unanswered:
                 self._since_s = now
+            if isinstance(task, Build):
+                self._building_since_s, self._is_alone = now, True
+            elif isinstance(task, Snapshot):
+                self._is_alone = task.num_shards == 1
             self._unanswered.append((type(task), _sort(task), task.lease if isinstance(task, Run) else None))
 
     def answered(self, outcome: Outcome, now: float) -> None:
@@ -158,6 +166,8 @@ class Device:
             self._done = set()
             self._rehearsed_job_s = min(outcome.job_s, MOST_REHEARSED_S)
             self._rehearsed_round_s = min(outcome.round_s, MOST_REHEARSED_S)
+        if isinstance(outcome, (Built, Adopted)) and not self._done:
+            self._start_s = now - self._building_since_s
         if isinstance(outcome, Ran) and outcome.lease not in self._running:
             # Of a life that was given up, perhaps for this very job: whoever is slower than anybody thought learns so.
             self.job_s = max(self.job_s, outcome.compute_s)
@@ -246,13 +256,20 @@ class Device:
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one.
 
-        Far later than its worker is given up for it: what ends all the same, the first of its sort, is known from then on.
+        Its worker was given up for it before, and another process may do better, but a task that ends after all is known from
+        then on, and the parameters are still there. So it is waited for far longer, unless it is of a sort that has ended before
+        and others have the parameters, too: then for as long as a start took. Whoever gives up when he has waited for what
+        it costs loses at most twice what the better choice would have cost.
         """
         overdue_at_s = self.overdue_at_s(heartbeat_s) if self.is_resetting else None
         if overdue_at_s is None:
             return None
         given_s = overdue_at_s - self._since_s
-        return self._since_s + max(given_s, min(limits.STUCK_ENDS * given_s, limits.STUCK_FIRST_S))
+        waits_s = max(0.0, min((limits.STUCK_ENDS - 1.0) * given_s, limits.STUCK_FIRST_S - given_s))
+        sorts = {sort for task, sort, _ in self._unanswered if task is not Reset}
+        if not self._is_alone and sorts and sorts <= self._done | self._longest_s.keys():
+            waits_s = min(waits_s, self._start_s)
+        return overdue_at_s + waits_s
 
     def overdue_at_s(self, heartbeat_s: float) -> float | None:
         """Return when the task in work takes longer than anybody is given; None without one."""

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from zswarm.cli import devices
+from zswarm.cli import devices, local
 from zswarm.cli.devices import found_devices
 from zswarm.cli.main import run
+from zswarm.config import load_run_file
 from zswarm.errors import UserError
 
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "tiny.toml"
 CARDS = {"cuda:0": "NVIDIA A", "cuda:1": "NVIDIA B"}
 
 
@@ -75,3 +78,20 @@ def test_a_process_of_its_own_says_what_cards_torch_finds(monkeypatch, tmp_path)
 def test_a_device_without_workers_is_refused(capsys):
     assert run(["join", "--workers", "0", "--device", "cpu", "--host", "127.0.0.1"]) == 2
     assert "no workers that would use it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("codec", "names", "imported"),
+    [
+        ("bnb8", ("cpu",), ["bitsandbytes"]),
+        ("bnb8", ("cpu", "cuda:0"), []),
+        ("bnb8", ("cuda:0",), []),
+        ("int8", ("cpu",), []),
+    ],
+)
+def test_what_looks_for_cards_is_not_imported_for_workers_that_have_any(codec, names, imported, monkeypatch):
+    """Importing bitsandbytes spoke to the driver: no worker that was forked after that could use its card."""
+    found: list[str] = []
+    monkeypatch.setattr(local.importlib, "import_module", found.append)
+    local._preload(load_run_file(EXAMPLE, [f"wire.codec={codec}"]), names)
+    assert found == imported

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -45,10 +46,7 @@ class Lan:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True, timeout=20)
 
     def _ip(self, step: str) -> None:
-        try:
-            made = subprocess.run(["ip", *step.split()], check=False, capture_output=True, text=True, timeout=20)
-        except FileNotFoundError:
-            pytest.skip("there is no `ip` command to make network namespaces with")
+        made = subprocess.run(["ip", *step.split()], check=False, capture_output=True, text=True, timeout=20)
         if made.returncode != 0:
             pytest.skip(f"no network namespaces can be made here: ip {step}: {made.stderr.strip()}")
 
@@ -56,6 +54,8 @@ class Lan:
 @pytest.fixture
 def lan(zswarm) -> Iterator[Callable[[int], Lan]]:
     """Return what makes a LAN of so many machines; commands of `zswarm` that are still there end before it does."""
+    if shutil.which("ip") is None:
+        pytest.skip("there is no `ip` command to make network namespaces with")
     made: list[Lan] = []
 
     def make(num_machines: int) -> Lan:

@@ -25,7 +25,7 @@ from stages.transformer import gpt
 
 class Raising(nn.Module):
     def forward(self, x):
-        if x.device.type == "cpu" and self.training and x.abs().sum() != 0 and Raising.calls > 3:
+        if x.device.type != "meta" and self.training and x.abs().sum() != 0 and Raising.calls > 3:
             raise RuntimeError("this layer has had enough")
         Raising.calls += 1
         return x

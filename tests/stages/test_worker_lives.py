@@ -7,6 +7,7 @@ import pytest
 from stages.device import HANGS
 from stages.tasks import (
     Adopt,
+    Adopted,
     Applied,
     Apply,
     Assembled,
@@ -549,6 +550,36 @@ def test_a_reset_leaves_a_task_the_time_that_it_is_known_to_take(worker):
         device.submitted(reset, 201.0)
     assert device.overdue_at_s(1.0) == 240.0
     assert device.stuck_at_s(1.0) == 200.0 + STUCK_ENDS * 40.0
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "purpose", "waits_s"),
+    [
+        (2, Purpose.TRAIN, 7.0),
+        (2, Purpose.EVALUATE, 5.0 * STUCK_HEARTBEATS),  # the first of its sort
+        (1, Purpose.TRAIN, 5.0 * STUCK_HEARTBEATS),  # nobody else has the parameters
+    ],
+)
+def test_a_process_that_does_nothing_new_and_is_not_the_last_ends_once_it_has_waited_for_as_long_as_its_start(
+    num_shards, purpose, waits_s
+):
+    """It waited for 30 jobs in any case, and its stage did without it."""
+    worker = Fixture(built=False)
+    be_patient(worker, 4.0)
+    worker.build(job_s=0.1)
+    device = worker.machine.work.device
+    device.submitted(Adopt(), worker.now_s)
+    device.answered(Adopted(parameter_digest=5), worker.now_s + 3.0)
+    worker.tick(worker.now_s + 3.0)
+    worker.work(1, F, 0)
+    device.submitted(Snapshot(round=1, num_shards=num_shards), worker.now_s)
+    device.answered(Snapshotted(round=1, shards=()), worker.now_s)
+    (run,) = of_type(worker.get_job(2, F, 1, purpose=purpose), Run)
+    begun_at_s = worker.now_s
+    assert worker.machine.work.device.stuck_at_s(1.0) is None, "nobody has given it up"
+    worker.get(fence(ME))
+    assert run.lease
+    assert device.stuck_at_s(1.0) == begun_at_s + STUCK_HEARTBEATS + waits_s
 
 
 def test_a_device_that_is_broken_ends_the_process_and_not_the_run(worker):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from zswarm import limits
 from zswarm.cli.family import Family, free_port
 from zswarm.cli.supervisor import TRAINER, WORKERS, Body, Supervisor
 from zswarm.config import RunConfig
+from zswarm.device_names import CPU
 from zswarm.errors import INTERRUPTED
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
@@ -95,7 +96,7 @@ def _prepare_with_torch(
 
     plan = plan_run(config)
     source = open_source(config)
-    _preload(config)
+    _preload(config, options.devices)
     with open_run_folder(config, out=options.out, run_file=options.run_file, resume=True) as folder:
         path = folder.path
     print(f"zswarm: {path}", file=sys.stderr, flush=True)
@@ -134,9 +135,10 @@ def _prepare_with_torch(
     return bodies, partial(write_processes, path)
 
 
-def _preload(config: RunConfig) -> None:
-    """Import once what every worker would import."""
-    if config.wire.codec == "bnb8":
+def _preload(config: RunConfig, devices: Sequence[str]) -> None:
+    """Import once what every worker would import; not what looks for cards, where there are any: whoever has done so gives his
+    children none."""
+    if config.wire.codec == "bnb8" and set(devices) == {CPU}:
         importlib.import_module("bitsandbytes")
 
 
