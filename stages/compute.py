@@ -71,7 +71,7 @@ from stages.tasks import (
 )
 from zswarm import limits
 from zswarm.compression import CPU, host_memory
-from zswarm.config import Commission
+from zswarm.config import Commission, GradientCodec
 from zswarm.errors import LocalProtocolError, RemoteProtocolError, ZswarmError
 from zswarm.ids import Lease, Round, StatePart
 from zswarm.wire import parcelled
@@ -93,6 +93,7 @@ class _Built:
     optimizer: FlatOptimizer
     state: StageState
     share: Share
+    codec: GradientCodec
     sums: Tensor
     """Of all contributions of a round, on the host."""
 
@@ -242,6 +243,7 @@ class Compute:
             optimizer=optimizer,
             state=StageState(engine, optimizer),
             share=Share(accumulator),
+            codec=config.wire.gradients,
             sums=host_memory(accumulator.num_values, accumulator.dtype, self._device),
         )
 
@@ -268,15 +270,17 @@ class Compute:
     # -- the all-reduce and the optimizer step -------------------------------------------------------
 
     def _snapshot(self, task: Snapshot) -> Snapshotted:
-        accumulator = self._stage.accumulator
+        stage = self._stage
         if task.num_shards == 1:
             # Nobody else is to have it: no chunks, and the result is known.
-            self._alone = task.round, accumulator.alone()
+            self._alone = task.round, stage.accumulator.alone()
             return Snapshotted(round=task.round, shards=((),))
-        return Snapshotted(round=task.round, shards=shards.cut(accumulator.contribution(), task.num_shards))
+        return Snapshotted(
+            round=task.round, shards=shards.cut(stage.accumulator.contribution(), task.num_shards, stage.codec)
+        )
 
     def _sum(self, task: Sum) -> Summed:
-        chunks = shards.add(task.contributions, self._stage.sums.numpy().dtype)
+        chunks = shards.add(task.contributions, self._stage.sums.numpy().dtype, self._stage.codec)
         return Summed(round=task.round, shard=task.shard, chunks=chunks)
 
     def _assemble(self, task: Assemble) -> Assembled:
@@ -286,7 +290,7 @@ class Compute:
             _, self._reduced = self._alone
             self._alone = None
         else:
-            shards.join(task.shards, stage.sums.numpy())
+            shards.join(task.shards, stage.sums.numpy(), stage.codec)
             self._reduced = stage.accumulator.reduced(stage.sums).to(self._device)
         squares = square_norm(self._reduced)
         finite = math.isfinite(squares)

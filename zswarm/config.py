@@ -36,6 +36,7 @@ BYTE_VALUES = 256
 """Distinct tokens of a byte-level data source."""
 MAX_STEPS = 2**32 - 1
 MAX_SEED = 2**63 - 1
+GradientCodec = Literal["none", "bf16"]
 
 
 def _paths(value: object) -> object:
@@ -186,6 +187,8 @@ class WireSection(Section):
 
     codec: Literal["none", "bf16", "int8", "bnb8"] = "int8"
     """Encoding of activations and their gradients on every leg."""
+    gradients: GradientCodec = "none"
+    """Encoding of the parameters' gradients that the workers of a stage add up; `none` is float32."""
 
 
 class OptimizerSection(Section):
@@ -222,6 +225,15 @@ class RunConfig(Section):
     wire: WireSection = WireSection()
     optimizer: OptimizerSection = OptimizerSection()
     checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _check_exact(self) -> Self:
+        if self.batch.accumulation == "exact" and self.wire.gradients != "none":
+            raise ValueError(
+                f'wire.gradients = "{self.wire.gradients}" rounds what batch.accumulation = "exact" keeps exact: '
+                'write gradients = "none", or accumulation = "float32"'
+            )
+        return self
 
     @property
     def num_microbatches(self) -> int:

@@ -57,6 +57,7 @@ stages = {stages}
 
 [wire]
 codec = "int8"
+gradients = "bf16"
 
 [optimizer]
 name = "adamw"

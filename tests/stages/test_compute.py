@@ -103,6 +103,16 @@ def test_lossy_codecs_train_nearly_alike(make_config, make_source, codec, most):
     assert swarm.wire_bytes < most * values
 
 
+def test_gradients_that_are_added_up_as_bfloat16_train_nearly_alike(make_config, make_source):
+    """All workers of a stage hold the same bits (`Swarm.commit` looks), near those of float32 and not equal to them."""
+    config = make_config(run={"steps": 4}, pipeline={"stages": 2}, wire={"codec": "none", "gradients": "bf16"})
+    source = make_source(config)
+    expected = reference(config, source, lambda _: None)
+    swarm, losses = train(config, source, 3)
+    assert losses == pytest.approx(expected.loss, rel=1e-3)
+    assert 1e-6 < difference(swarm.state(), expected.state) < 1e-2
+
+
 def test_keeping_and_recomputing_give_equal_bits(make_config, make_source):
     """Kept graph, kept input, and input sent again, on any worker: the parameters are the same bit for bit."""
     digests = []
