@@ -18,6 +18,8 @@ GONE_S = limits.GONE_HEARTBEATS * HEARTBEAT_S
 LEAST_STUCK_S = limits.STUCK_HEARTBEATS * HEARTBEAT_S
 AGAIN_S = limits.DEAF_AGAIN_HEARTBEATS * HEARTBEAT_S
 EMPTY_S = limits.EMPTY_STAGE_HEARTBEATS * HEARTBEAT_S
+NO_BROKER_S = limits.NO_BROKER_HEARTBEATS * HEARTBEAT_S
+QUIET_S = limits.QUIET_HEARTBEATS * HEARTBEAT_S
 TINY_S = 1e-6
 
 
@@ -148,6 +150,19 @@ def test_which_end_of_a_pair_goes(swarm, accusations, verdict):
     assert list(swarm.verdicts(1.0)) == ([] if verdict is None else [verdict])
 
 
+def test_whom_the_trainer_has_not_heard_either_is_the_end_that_goes(swarm):
+    """The last broker of its stage was cut off, and one worker after the other that did not reach it was given up."""
+    for session in (1, 2, 3, 5):
+        swarm.roster.records[session].heard_at_s = QUIET_S
+    swarm.accuse(now=QUIET_S, w0=(4,), b1=(1,))
+    assert list(swarm.verdicts(QUIET_S)) == [1], "it is in two pairs, and all have been heard lately"
+    swarm = Fixture()
+    for session in (1, 2, 3, 5):
+        swarm.roster.records[session].heard_at_s = QUIET_S
+    swarm.accuse(now=QUIET_S + TINY_S, w0=(4,), b1=(1,))
+    assert swarm.verdicts(QUIET_S + TINY_S) == {4: "cut off: it and w0 (stage 0) do not reach each other"}
+
+
 def test_the_reason_names_the_other_end(swarm):
     swarm.accuse(now=1.0, w1=(4,))
     assert swarm.verdicts(1.0) == {4: "cut off: it and w1 (stage 1) do not reach each other"}
@@ -266,6 +281,19 @@ def test_a_stage_that_has_had_nobody_for_long_gets_somebody_of_the_stage_that_ha
     assert swarm.verdicts(1.0 + EMPTY_S) == {3: "stage 1 has no worker left: it is needed there"}
     swarm.hear_all(1.0 + 2 * EMPTY_S)
     assert swarm.verdicts(1.0 + 2 * EMPTY_S - TINY_S) == {}, "one at a time"
+
+
+def test_a_stage_whose_brokers_are_all_out_gets_one_sooner(swarm):
+    """Nobody waits for what a broker that is out has kept; for one that has not spoken yet, everybody does."""
+    swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), 0.0)[0].report = 1
+    swarm.roster.records[5].report = 0
+    swarm.verdicts(0.0)
+    swarm.hear_all(EMPTY_S - TINY_S)
+    assert swarm.verdicts(EMPTY_S - TINY_S) == {}
+    swarm.roster.remove(5, EMPTY_S - TINY_S)
+    assert swarm.verdicts(EMPTY_S - TINY_S) == {6: "stage 1 has no broker left: it is needed there"}
+    swarm.hear_all(EMPTY_S + NO_BROKER_S - 2 * TINY_S)
+    assert swarm.verdicts(EMPTY_S + NO_BROKER_S - 2 * TINY_S) == {}, "one at a time"
 
 
 def test_the_last_one_of_a_stage_stays(swarm):

@@ -4,8 +4,8 @@
     gone         its connection was lost, and it has not spoken over another one for GONE_HEARTBEATS
     stuck        busy with one task for far longer than such a one usually takes; minutes where nobody knows
     cut off      what others wait for: both ends of such a pair live, and one of them goes; or it does not hear the trainer
-    needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, and its own has several: whoever
-                 begins a new life goes to the stage with the fewest
+    needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, or all its brokers have been out for
+                 NO_BROKER_HEARTBEATS, and its own has several: whoever begins a new life goes to the stage with the fewest
 
 A judgement costs time if it is wrong, and never correctness: whoever was given up in error begins a new
 life. Those that owe nobody anything need not be judged any other way.
@@ -102,7 +102,7 @@ class Judge:
                 yield record.session, self._keep_out(record, "cut off: it does not hear the trainer", now)
 
     def _cut_off(self, now: float) -> tuple[Session, str] | None:
-        """Of all pairs, the process that is part of the most; of equals one that its stage can do without, of those the
+        """Of all pairs, who is quiet, or else part of the most of them; of equals one that its stage can do without, of those the
         accused, of those the youngest."""
         records = self._roster.records
         pairs = [
@@ -117,15 +117,24 @@ class Judge:
         parts = Counter(record.session for pair in pairs for record in pair)
         accused = {record.session for _, record in pairs}
 
-        def guilt(session: Session) -> tuple[int, bool, bool, Session]:
+        def is_quiet(record: Record) -> bool:
+            return now - record.heard_at_s > limits.QUIET_HEARTBEATS * self._heartbeat_s
+
+        def guilt(session: Session) -> tuple[bool, int, bool, bool, Session]:
             record = records[session]
-            return parts[session], len(self._roster.of(record.role, record.stage)) > 1, session in accused, session
+            return (
+                is_quiet(record),
+                parts[session],
+                len(self._roster.of(record.role, record.stage)) > 1,
+                session in accused,
+                session,
+            )
 
         most = max(parts, key=guilt)
         self._accusations_after_s = now + limits.SILENCE_HEARTBEATS * self._heartbeat_s
         partner = next(a if b.session == most else b for a, b in pairs if most in (a.session, b.session))
         text = f"cut off: it and {partner.place} do not reach each other"
-        return most, self._keep_out(records[most], text, now)
+        return most, text if is_quiet(records[most]) else self._keep_out(records[most], text, now)
 
     def _keep_out(self, record: Record, text: str, now: float) -> str:
         """Note why a process is given up that may come back at once; returns what the log says."""
@@ -157,7 +166,10 @@ class Judge:
                 continue
             since_s = self._lacking_since_s.setdefault((role, stage), now)
             richest = max((self._roster.staying(role, each) for each in pools), key=len)
-            if now - since_s >= limits.EMPTY_STAGE_HEARTBEATS * self._heartbeat_s and len(richest) > 1:
+            # Who holds a stage's parameters may return with them; a broker that is out has nothing that anybody waits for.
+            is_for_good = role is Role.BROKER and not self._roster.of(role, stage)
+            patience = limits.NO_BROKER_HEARTBEATS if is_for_good else limits.EMPTY_STAGE_HEARTBEATS
+            if now - since_s >= patience * self._heartbeat_s and len(richest) > 1:
                 self._lacking_since_s[role, stage] = now
                 return richest[-1].session, f"stage {stage} has no {role.value} left: it is needed there"
         return None
