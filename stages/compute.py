@@ -71,7 +71,7 @@ from stages.tasks import (
 )
 from zswarm import limits
 from zswarm.compression import CPU, host_memory
-from zswarm.config import Commission, GradientCodec
+from zswarm.config import AllReduceCodec, Commission
 from zswarm.errors import LocalProtocolError, RemoteProtocolError, ZswarmError
 from zswarm.ids import Lease, Round, StatePart
 from zswarm.wire import parcelled
@@ -93,7 +93,7 @@ class _Built:
     optimizer: FlatOptimizer
     state: StageState
     share: Share
-    codec: GradientCodec
+    all_reduce: AllReduceCodec
     sums: Tensor
     """Of all contributions of a round, on the host."""
 
@@ -243,7 +243,7 @@ class Compute:
             optimizer=optimizer,
             state=StageState(engine, optimizer),
             share=Share(accumulator),
-            codec=config.wire.gradients,
+            all_reduce=config.wire.all_reduce,
             sums=host_memory(accumulator.num_values, accumulator.dtype, self._device),
         )
 
@@ -276,11 +276,11 @@ class Compute:
             self._alone = task.round, stage.accumulator.alone()
             return Snapshotted(round=task.round, shards=((),))
         return Snapshotted(
-            round=task.round, shards=shards.cut(stage.accumulator.contribution(), task.num_shards, stage.codec)
+            round=task.round, shards=shards.cut(stage.accumulator.contribution(), task.num_shards, stage.all_reduce)
         )
 
     def _sum(self, task: Sum) -> Summed:
-        chunks = shards.add(task.contributions, self._stage.sums.numpy().dtype, self._stage.codec)
+        chunks = shards.add(task.contributions, self._stage.sums.numpy().dtype, self._stage.all_reduce)
         return Summed(round=task.round, shard=task.shard, chunks=chunks)
 
     def _assemble(self, task: Assemble) -> Assembled:
@@ -290,7 +290,7 @@ class Compute:
             _, self._reduced = self._alone
             self._alone = None
         else:
-            shards.join(task.shards, stage.sums.numpy(), stage.codec)
+            shards.join(task.shards, stage.sums.numpy(), stage.all_reduce)
             self._reduced = stage.accumulator.reduced(stage.sums).to(self._device)
         squares = square_norm(self._reduced)
         finite = math.isfinite(squares)

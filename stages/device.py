@@ -57,8 +57,10 @@ from zswarm.ids import Lease, Session, Stage, StatePart
 from zswarm.messages import Key
 from zswarm.patience import most_busy_s
 
-HANGS = 70
-"""Exit code of a worker whose device does not answer, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
+BROKEN = 70
+"""Exit code of a worker whose device does not work, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
+STATE_BYTES_PER_PARAMETER = 12
+"""Of what is downloaded by whoever takes part anew: the parameter and AdamW's two moments, in float32."""
 NEWEST_SHARE = 0.1
 """Weight of the newest job in the moving average of job times."""
 TASK_OF: dict[type[Outcome], type[Task]] = {
@@ -116,9 +118,10 @@ class Device:
         self._since_s = 0.0
         """When what is in work began."""
         self._building_since_s = self._start_s = 0.0
-        """When this stage's first task was given, and how long it took from then until there were parameters to work with."""
+        """When this stage's first task was given, and how long it took from then until there were parameters to work with; where
+        they were not downloaded, how long that would have taken, too."""
         self._is_alone = True
-        """Nobody else had the parameters of the stage when they last changed."""
+        """In the newest round of the all-reduce there was nobody else, or there was none yet."""
 
     def is_free(self, most: int) -> bool:
         """May a job begin, if so many may be unfinished with it?"""
@@ -166,7 +169,9 @@ class Device:
             self._done = set()
             self._rehearsed_job_s = min(outcome.job_s, MOST_REHEARSED_S)
             self._rehearsed_round_s = min(outcome.round_s, MOST_REHEARSED_S)
-        if isinstance(outcome, (Built, Adopted)) and not self._done:
+            load_bytes = STATE_BYTES_PER_PARAMETER * outcome.num_parameters
+            self._start_s = now - self._building_since_s + load_bytes / limits.FIRST_BANDWIDTH_BYTES_PER_S
+        elif isinstance(outcome, Adopted) and not self._done:
             self._start_s = now - self._building_since_s
         if isinstance(outcome, Ran) and outcome.lease not in self._running:
             # Of a life that was given up, perhaps for this very job: whoever is slower than anybody thought learns so.
@@ -256,10 +261,10 @@ class Device:
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one.
 
-        Its worker was given up for it before, and another process may do better, but a task that ends after all is known from
+        Its worker was given up for it before, and another process may do better; but a task that ends after all is known from
         then on, and the parameters are still there. So it is waited for far longer, unless it is of a sort that has ended before
-        and others have the parameters, too: then for as long as a start took. Whoever gives up when he has waited for what
-        it costs loses at most twice what the better choice would have cost.
+        and others have the parameters, too: then for about as long as it takes to replace this process, since whoever waits
+        for what giving up costs loses little more by either than by the better of the two.
         """
         overdue_at_s = self.overdue_at_s(heartbeat_s) if self.is_resetting else None
         if overdue_at_s is None:

@@ -4,9 +4,8 @@
     shard   |chunk|chunk|chunk|.|                      REDUCE_CHUNK_BYTES each, the last one shorter
 
 Values are float32 or, with `accumulation = "exact"`, int64, and no others than those that are asked for. They are added
-in the order given, so equal contributions give equal bits wherever they are summed. float32 may travel as bfloat16, the
-upper half of its bits (the codec `bf16`): each share is rounded, they are added in float32, and the sum is rounded, which
-its owner, too, takes as it was sent.
+in the order given, so equal contributions give equal bits wherever they are summed. float32 may travel as
+bfloat16: each share is rounded, they are added in float32, and the sum is rounded, which its owner, too, takes as it was sent.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from zswarm import limits
-from zswarm.config import GradientCodec
+from zswarm.compression import codec_named, decode_untrusted, encode
+from zswarm.config import AllReduceCodec
 from zswarm.errors import RemoteProtocolError
 from zswarm.messages import Load, TensorSpec
 from zswarm.wire import parcelled
@@ -35,18 +35,18 @@ def shard_bounds(num_values: int, num_shards: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def cut(buffer: Values, num_shards: int, codec: GradientCodec) -> tuple[tuple[Load, ...], ...]:
+def cut(buffer: Values, num_shards: int, codec: AllReduceCodec) -> tuple[tuple[Load, ...], ...]:
     """Return the shards of a flat buffer; with the codec `none` the loads share its memory."""
     return tuple(pack(buffer[begin:end], codec) for begin, end in shard_bounds(len(buffer), num_shards))
 
 
-def pack(values: Values, codec: GradientCodec) -> tuple[Load, ...]:
+def pack(values: Values, codec: AllReduceCodec) -> tuple[Load, ...]:
     """Return flat values as chunks; with the codec `none` they share their memory."""
-    count = limits.REDUCE_CHUNK_BYTES // _width(values.dtype, codec)
+    count = limits.REDUCE_CHUNK_BYTES // _width_bytes(values.dtype, codec)
     return tuple(_chunk(values[begin : begin + count], codec) for begin in range(0, len(values), count))
 
 
-def add(contributions: Sequence[Sequence[Load]], dtype: np.dtype[Any], codec: GradientCodec) -> tuple[Load, ...]:
+def add(contributions: Sequence[Sequence[Load]], dtype: np.dtype[Any], codec: AllReduceCodec) -> tuple[Load, ...]:
     """Return the sum of several participants' chunks of one shard.
 
     Raises:
@@ -67,21 +67,22 @@ def add(contributions: Sequence[Sequence[Load]], dtype: np.dtype[Any], codec: Gr
     return tuple(sums)
 
 
-def join(shards: Sequence[Sequence[Load]], out: Values, codec: GradientCodec) -> None:
+def join(shards: Sequence[Sequence[Load]], out: Values, codec: AllReduceCodec) -> None:
     """Put all shards into a flat buffer.
 
     Raises:
         RemoteProtocolError: they are not of the buffer's dtype and this codec, or not as many values as it has.
 
     """
-    parts = [_values(chunk, out.dtype, codec) for shard in shards for chunk in shard]
-    num_values = sum(len(part) for part in parts)
+    chunks = [chunk for shard in shards for chunk in shard]
+    num_values = sum(_num_values(chunk, out.dtype, codec) for chunk in chunks)
     if num_values != len(out):
         raise RemoteProtocolError(f"shards of {num_values} values for a gradient of {len(out)}")
     offset = 0
-    for part in parts:
-        out[offset : offset + len(part)] = part
-        offset += len(part)
+    for chunk in chunks:
+        values = _values(chunk, out.dtype, codec)
+        out[offset : offset + len(values)] = values
+        offset += len(values)
 
 
 def _of_equal_length(contributions: Sequence[Sequence[Load]]) -> Sequence[Sequence[Load]]:
@@ -91,28 +92,42 @@ def _of_equal_length(contributions: Sequence[Sequence[Load]]) -> Sequence[Sequen
     return contributions
 
 
-def _width(dtype: np.dtype[Any], codec: GradientCodec) -> int:
-    """Return the bytes of a value that travels."""
-    return 2 if codec == "bf16" else dtype.itemsize
+def _chunk(values: Values, codec: AllReduceCodec) -> Load:
+    if codec != "none":
+        return encode([torch.from_numpy(values)], codec)
+    spec = TensorSpec(codec=codec, dtype=values.dtype.name, shape=(len(values),), size_bytes=values.nbytes)
+    return parcelled(values.data.toreadonly(), (spec,))
 
 
-def _chunk(values: Values, codec: GradientCodec) -> Load:
-    sent = torch.from_numpy(values).bfloat16().view(torch.int16).numpy() if codec == "bf16" else values
-    spec = TensorSpec(codec=codec, dtype=values.dtype.name, shape=(len(values),), size_bytes=sent.nbytes)
-    return parcelled(sent.data.toreadonly(), (spec,))
+def _num_values(chunk: Load, dtype: np.dtype[Any], codec: AllReduceCodec) -> int:
+    """Return how many values a chunk has.
 
+    Raises:
+        RemoteProtocolError: it is not one of this dtype and codec.
 
-def _values(chunk: Load, dtype: np.dtype[Any], codec: GradientCodec) -> Values:
+    """
     specs = chunk.parcel.tensors
+    width_bytes = _width_bytes(dtype, codec)
     size_bytes = sum(memoryview(frame).nbytes for frame in chunk.frames)
     if (
         len(specs) != 1
         or (specs[0].codec, specs[0].dtype) != (codec, dtype.name)
-        or not math.prod(specs[0].shape) * _width(dtype, codec) == specs[0].size_bytes == size_bytes
+        or not math.prod(specs[0].shape) * width_bytes == specs[0].size_bytes == size_bytes
         or len(chunk.frames) != 1
     ):
         raise RemoteProtocolError(f"not a chunk of {dtype.name} values in one frame, codec {codec}: {chunk.parcel}")
-    if codec == "bf16":
-        upper = np.frombuffer(chunk.frames[0], np.uint16).astype(np.uint32)
-        return np.left_shift(upper, 16, out=upper).view(np.float32)
+    return size_bytes // width_bytes
+
+
+def _values(chunk: Load, dtype: np.dtype[Any], codec: AllReduceCodec) -> Values:
+    """Return a chunk's values, flat, read-only with the codec `none`; errors as those of `_num_values`."""
+    _num_values(chunk, dtype, codec)
+    if codec != "none":
+        (tensor,) = decode_untrusted(chunk)
+        decoded: Values = tensor.flatten().numpy()
+        return decoded
     return np.frombuffer(chunk.frames[0], dtype=dtype)
+
+
+def _width_bytes(dtype: np.dtype[Any], codec: AllReduceCodec) -> int:
+    return dtype.itemsize if codec == "none" else codec_named(codec).size_bytes(1, torch.float32)

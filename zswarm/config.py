@@ -36,7 +36,7 @@ BYTE_VALUES = 256
 """Distinct tokens of a byte-level data source."""
 MAX_STEPS = 2**32 - 1
 MAX_SEED = 2**63 - 1
-GradientCodec = Literal["none", "bf16"]
+AllReduceCodec = Literal["none", "bf16"]
 
 
 def _paths(value: object) -> object:
@@ -187,8 +187,8 @@ class WireSection(Section):
 
     codec: Literal["none", "bf16", "int8", "bnb8"] = "int8"
     """Encoding of activations and their gradients on every leg."""
-    gradients: GradientCodec = "none"
-    """Encoding of the parameters' gradients that the workers of a stage add up; `none` is float32."""
+    all_reduce: AllReduceCodec = "none"
+    """Encoding of the parameters' gradients that the workers of a stage add up."""
 
 
 class OptimizerSection(Section):
@@ -228,10 +228,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_exact(self) -> Self:
-        if self.batch.accumulation == "exact" and self.wire.gradients != "none":
+        if self.batch.accumulation == "exact" and self.wire.all_reduce != "none":
             raise ValueError(
-                f'wire.gradients = "{self.wire.gradients}" rounds what batch.accumulation = "exact" keeps exact: '
-                'write gradients = "none", or accumulation = "float32"'
+                f'wire.all_reduce = "{self.wire.all_reduce}" rounds what batch.accumulation = "exact" keeps exact: '
+                'write all_reduce = "none", or accumulation = "float32"'
             )
         return self
 

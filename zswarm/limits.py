@@ -80,9 +80,11 @@ FIRST_QUARANTINE_HEARTBEATS = 4.0
 FORGIVEN_HEARTBEATS = 120.0
 """Who has not been cut off for so long since it was let in begins anew."""
 QUIET_HEARTBEATS = 1.5
-"""Of two processes that do not reach each other it is the one that the trainer has not heard for so long, either."""
+"""Of two processes that do not reach each other it is rather the one that the trainer has not heard for so long: longer than
+from one heartbeat to the next, and shorter than what others wait before they accuse."""
 NO_BROKER_HEARTBEATS = 2.0
-"""How long a stage may be without a broker before one of another stage goes there: who is started again is there by then."""
+"""How long a stage may be without a broker before one of another stage goes there: one that is started again at once
+is there by then."""
 EMPTY_STAGE_HEARTBEATS = 5.0
 """How long a stage may be without a worker that holds its parameters before the swarm goes back to a checkpoint:
 one that was frozen or cut off may still return with them."""

@@ -57,7 +57,7 @@ stages = {stages}
 
 [wire]
 codec = "int8"
-gradients = "bf16"
+all_reduce = "bf16"
 
 [optimizer]
 name = "adamw"

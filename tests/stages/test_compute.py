@@ -105,7 +105,7 @@ def test_lossy_codecs_train_nearly_alike(make_config, make_source, codec, most):
 
 def test_gradients_that_are_added_up_as_bfloat16_train_nearly_alike(make_config, make_source):
     """All workers of a stage hold the same bits (`Swarm.commit` looks), near those of float32 and not equal to them."""
-    config = make_config(run={"steps": 4}, pipeline={"stages": 2}, wire={"codec": "none", "gradients": "bf16"})
+    config = make_config(run={"steps": 4}, pipeline={"stages": 2}, wire={"codec": "none", "all_reduce": "bf16"})
     source = make_source(config)
     expected = reference(config, source, lambda _: None)
     swarm, losses = train(config, source, 3)

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from stages import kernels
+from stages import kernels, shards
 from stages.compute import Compute
 from stages.flat import digest
 from stages.memory import Memory
@@ -62,6 +62,14 @@ def test_without_the_shape_of_the_input_only_the_round_is_rehearsed(make_config)
     outcome = only(compute.perform(build))
     assert outcome.job_s == 0.0
     assert outcome.round_s > 0.0
+
+
+def test_a_round_is_rehearsed_as_it_is_going_to_travel(make_config, monkeypatch):
+    seen, cut = [], shards.cut
+    monkeypatch.setattr(shards, "cut", lambda *args: seen.append(args[2]) or cut(*args))
+    _, outcome = built(commissioned(make_config(wire={"all_reduce": "bf16"})), 0)
+    assert outcome.round_s > 0.0
+    assert seen == ["bf16"]
 
 
 def test_made_up_numbers_leave_no_trace_in_the_layers(make_config):

@@ -150,17 +150,29 @@ def test_which_end_of_a_pair_goes(swarm, accusations, verdict):
     assert list(swarm.verdicts(1.0)) == ([] if verdict is None else [verdict])
 
 
-def test_whom_the_trainer_has_not_heard_either_is_the_end_that_goes(swarm):
+def test_of_two_ends_the_one_goes_that_the_trainer_has_not_heard_either(swarm):
     """The last broker of its stage was cut off, and one worker after the other that did not reach it was given up."""
-    for session in (1, 2, 3, 5):
-        swarm.roster.records[session].heard_at_s = QUIET_S
+    swarm.hear_all(QUIET_S)
+    swarm.roster.records[4].heard_at_s = 0.0
+    swarm.accuse(now=QUIET_S, w0=(4,))
+    assert list(swarm.verdicts(QUIET_S)) == [1], "4 may have spoken just so lately"
+    for heard_s in (10.0, 40.0):
+        at_s = heard_s + QUIET_S + TINY_S
+        swarm.hear_all(at_s)
+        swarm.roster.records[4].heard_at_s = heard_s
+        swarm.accuse(now=at_s, w0=(4,))
+        assert list(swarm.verdicts(at_s)) == [4]
+    swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), at_s)[0].report = 1
+    swarm.roster.remove(4, at_s)
+    assert swarm.judge.keeps_out(register("b0", role=Role.BROKER, nonce=2), at_s, is_gathering=False), "the second time"
+
+
+def test_who_is_part_of_more_pairs_goes_though_another_one_is_quiet(swarm):
+    """One heartbeat that comes late is less than two that accuse."""
+    swarm.hear_all(QUIET_S)
+    swarm.roster.records[4].heard_at_s = -TINY_S
     swarm.accuse(now=QUIET_S, w0=(4,), b1=(1,))
-    assert list(swarm.verdicts(QUIET_S)) == [1], "it is in two pairs, and all have been heard lately"
-    swarm = Fixture()
-    for session in (1, 2, 3, 5):
-        swarm.roster.records[session].heard_at_s = QUIET_S
-    swarm.accuse(now=QUIET_S + TINY_S, w0=(4,), b1=(1,))
-    assert swarm.verdicts(QUIET_S + TINY_S) == {4: "cut off: it and w0 (stage 0) do not reach each other"}
+    assert list(swarm.verdicts(QUIET_S)) == [1]
 
 
 def test_the_reason_names_the_other_end(swarm):
@@ -283,17 +295,36 @@ def test_a_stage_that_has_had_nobody_for_long_gets_somebody_of_the_stage_that_ha
     assert swarm.verdicts(1.0 + 2 * EMPTY_S - TINY_S) == {}, "one at a time"
 
 
-def test_a_stage_whose_brokers_are_all_out_gets_one_sooner(swarm):
+def test_a_stage_without_any_broker_gets_one_sooner(swarm):
     """Nobody waits for what a broker that is out has kept; for one that has not spoken yet, everybody does."""
     swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), 0.0)[0].report = 1
     swarm.roster.records[5].report = 0
     swarm.verdicts(0.0)
-    swarm.hear_all(EMPTY_S - TINY_S)
-    assert swarm.verdicts(EMPTY_S - TINY_S) == {}
-    swarm.roster.remove(5, EMPTY_S - TINY_S)
-    assert swarm.verdicts(EMPTY_S - TINY_S) == {6: "stage 1 has no broker left: it is needed there"}
-    swarm.hear_all(EMPTY_S + NO_BROKER_S - 2 * TINY_S)
-    assert swarm.verdicts(EMPTY_S + NO_BROKER_S - 2 * TINY_S) == {}, "one at a time"
+    out_s = EMPTY_S - TINY_S
+    swarm.hear_all(out_s)
+    assert swarm.verdicts(out_s) == {}
+    swarm.roster.remove(5, out_s)
+    assert swarm.verdicts(out_s) == {}
+    swarm.hear_all(out_s + NO_BROKER_S)
+    assert swarm.verdicts(out_s + NO_BROKER_S - TINY_S) == {}
+    assert swarm.verdicts(out_s + NO_BROKER_S) == {6: "stage 1 has no broker left: it is needed there"}
+    swarm.hear_all(out_s + 2 * NO_BROKER_S)
+    assert swarm.verdicts(out_s + 2 * NO_BROKER_S - TINY_S) == {}, "one at a time"
+
+
+def test_who_has_gone_where_it_is_needed_has_time_to_speak(swarm):
+    swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), 0.0)[0].report = 1
+    swarm.roster.register(register("b3", role=Role.BROKER, stage=0), Address("sim://b3"), 0.0)[0].report = 1
+    swarm.roster.records[5].report = 0
+    swarm.verdicts(0.0)
+    swarm.roster.remove(5, 1.0)
+    swarm.verdicts(1.0)
+    swarm.hear_all(1.0 + NO_BROKER_S)
+    assert list(swarm.verdicts(1.0 + NO_BROKER_S)) == [7]
+    swarm.roster.remove(7, 1.0 + NO_BROKER_S)
+    swarm.roster.register(register("b3", role=Role.BROKER, nonce=2, stage=1), Address("sim://b3"), 1.0 + NO_BROKER_S)
+    swarm.hear_all(1.0 + NO_BROKER_S + EMPTY_S)
+    assert swarm.verdicts(1.0 + NO_BROKER_S + EMPTY_S - TINY_S) == {}
 
 
 def test_the_last_one_of_a_stage_stays(swarm):

@@ -146,7 +146,7 @@ WRONG = [
     ("pipeline.recompute=sometimes", "Known are always, auto, never"),
     ("pipeline.window=0", "pipeline.window = 0: must be at least 1"),
     ("wire.codec=int4", "wire.codec = 'int4': did you mean int8? Known are bf16, bnb8, int8, none"),
-    ("wire.gradients=int8", "wire.gradients = 'int8': Known are bf16, none"),
+    ("wire.all_reduce=int8", "wire.all_reduce = 'int8': Known are bf16, none"),
     ("wire.codec=8", "wire.codec = 8: Known are bf16, bnb8, int8, none"),
     ("optimizer.name=adam", "optimizer.name = 'adam': did you mean adamw? Known are adamw, sgd"),
     ("optimizer.lr=0", "optimizer.lr = 0: must be more than 0"),
@@ -212,8 +212,8 @@ def test_all_problems_are_told_at_once(run_file):
         (GOOD + "[run]\n", "twice (at line 12, column 5)"),
         ("a = " + "[" * 5000, "nested too deeply"),
         (
-            GOOD.replace("microbatch = 4", 'microbatch = 4\naccumulation = "exact"') + '[wire]\ngradients = "bf16"\n',
-            'rounds what batch.accumulation = "exact" keeps exact: write gradients = "none"',
+            GOOD.replace("microbatch = 4", 'microbatch = 4\naccumulation = "exact"') + '[wire]\nall_reduce = "bf16"\n',
+            'rounds what batch.accumulation = "exact" keeps exact: write all_reduce = "none"',
         ),
         (
             GOOD + '[optimizer]\nname = "sgd"\nbetas = [0.9, 0.95]\n',

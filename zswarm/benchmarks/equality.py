@@ -24,8 +24,9 @@ from safetensors.numpy import load_file
 from zswarm.errors import RunFailed
 
 SEEDS = (0, 1, 2)
-SGD = ("optimizer.name=sgd", "optimizer.lr=0.1", "wire.codec=none")
-ADAMW = ("wire.codec=none",)
+EXACTLY = ("wire.codec=none", "wire.all_reduce=none")
+SGD = ("optimizer.name=sgd", "optimizer.lr=0.1", *EXACTLY)
+ADAMW = EXACTLY
 INT8 = ("wire.codec=int8",)
 
 

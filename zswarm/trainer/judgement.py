@@ -49,7 +49,8 @@ class Judge:
         """From when on it believes whoever says that he does not hear the trainer."""
         self._deaf_since_s: dict[Session, float] = {}
         """Who says now that he does not hear the trainer, and since when."""
-        self._lacking_since_s: dict[tuple[Role, Stage], float] = {}
+        self._lacking_since_s: dict[tuple[Role, Stage, bool], float] = {}
+        """Since when a stage has had nobody of a role who has spoken, or (True) no broker at all."""
 
     def next_deadline_s(self) -> float:
         """Return when a lost connection becomes a verdict; everything else is looked at with every heartbeat."""
@@ -102,8 +103,8 @@ class Judge:
                 yield record.session, self._keep_out(record, "cut off: it does not hear the trainer", now)
 
     def _cut_off(self, now: float) -> tuple[Session, str] | None:
-        """Of all pairs, who is quiet, or else part of the most of them; of equals one that its stage can do without, of those the
-        accused, of those the youngest."""
+        """Of all pairs, the process that is part of the most; of equals one that is quiet, of those one that its stage can do
+        without, of those the accused, of those the youngest."""
         records = self._roster.records
         pairs = [
             (accuser, records[accused])
@@ -117,24 +118,19 @@ class Judge:
         parts = Counter(record.session for pair in pairs for record in pair)
         accused = {record.session for _, record in pairs}
 
-        def is_quiet(record: Record) -> bool:
-            return now - record.heard_at_s > limits.QUIET_HEARTBEATS * self._heartbeat_s
+        quiet_s = limits.QUIET_HEARTBEATS * self._heartbeat_s
 
-        def guilt(session: Session) -> tuple[bool, int, bool, bool, Session]:
+        def guilt(session: Session) -> tuple[int, bool, bool, bool, Session]:
             record = records[session]
-            return (
-                is_quiet(record),
-                parts[session],
-                len(self._roster.of(record.role, record.stage)) > 1,
-                session in accused,
-                session,
-            )
+            is_quiet = now - record.heard_at_s > quiet_s
+            has_others = len(self._roster.of(record.role, record.stage)) > 1
+            return parts[session], is_quiet, has_others, session in accused, session
 
         most = max(parts, key=guilt)
         self._accusations_after_s = now + limits.SILENCE_HEARTBEATS * self._heartbeat_s
         partner = next(a if b.session == most else b for a, b in pairs if most in (a.session, b.session))
         text = f"cut off: it and {partner.place} do not reach each other"
-        return most, text if is_quiet(records[most]) else self._keep_out(records[most], text, now)
+        return most, self._keep_out(records[most], text, now)
 
     def _keep_out(self, record: Record, text: str, now: float) -> str:
         """Note why a process is given up that may come back at once; returns what the log says."""
@@ -161,16 +157,18 @@ class Judge:
         """The youngest of the stage that has the most, if some stage has had nobody for long."""
         pools = {Stage(index): self._spoken(role, Stage(index)) for index in range(self._num_stages)}
         for stage, pool in pools.items():
+            # Who holds a stage's parameters may return with them; for what a broker has kept nobody waits.
+            is_out = role is Role.BROKER and not self._roster.of(role, stage)
+            if not is_out:
+                self._lacking_since_s.pop((role, stage, True), None)
             if pool:
-                self._lacking_since_s.pop((role, stage), None)
+                self._lacking_since_s.pop((role, stage, False), None)
                 continue
-            since_s = self._lacking_since_s.setdefault((role, stage), now)
+            since_s = self._lacking_since_s.setdefault((role, stage, is_out), now)
+            most_heartbeats = limits.NO_BROKER_HEARTBEATS if is_out else limits.EMPTY_STAGE_HEARTBEATS
             richest = max((self._roster.staying(role, each) for each in pools), key=len)
-            # Who holds a stage's parameters may return with them; a broker that is out has nothing that anybody waits for.
-            is_for_good = role is Role.BROKER and not self._roster.of(role, stage)
-            patience = limits.NO_BROKER_HEARTBEATS if is_for_good else limits.EMPTY_STAGE_HEARTBEATS
-            if now - since_s >= patience * self._heartbeat_s and len(richest) > 1:
-                self._lacking_since_s[role, stage] = now
+            if now - since_s >= most_heartbeats * self._heartbeat_s and len(richest) > 1:
+                self._lacking_since_s |= {(role, stage, True): now, (role, stage, False): now}
                 return richest[-1].session, f"stage {stage} has no {role.value} left: it is needed there"
         return None
 
