@@ -57,10 +57,8 @@ from zswarm.ids import Lease, Session, Stage, StatePart
 from zswarm.messages import Key
 from zswarm.patience import most_busy_s
 
-BROKEN = 70
-"""Exit code of a worker whose device does not work, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
-STATE_BYTES_PER_PARAMETER = 12
-"""Of what is downloaded by whoever takes part anew: the parameter and AdamW's two moments, in float32."""
+HANGS = 70
+"""Exit code of a worker whose device does not answer, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
 NEWEST_SHARE = 0.1
 """Weight of the newest job in the moving average of job times."""
 TASK_OF: dict[type[Outcome], type[Task]] = {
@@ -117,11 +115,6 @@ class Device:
         """What they took with made-up numbers; 0 if nobody knows."""
         self._since_s = 0.0
         """When what is in work began."""
-        self._building_since_s = self._start_s = 0.0
-        """When this stage's first task was given, and how long it took from then until there were parameters to work with; where
-        they were not downloaded, how long that would have taken, too."""
-        self._is_alone = True
-        """In the newest round of the all-reduce there was nobody else, or there was none yet."""
 
     def is_free(self, most: int) -> bool:
         """May a job begin, if so many may be unfinished with it?"""
@@ -151,10 +144,6 @@ class Device:
         if not isinstance(task, Discard):
             if not self._unanswered:
                 self._since_s = now
-            if isinstance(task, Build):
-                self._building_since_s, self._is_alone = now, True
-            elif isinstance(task, Snapshot):
-                self._is_alone = task.num_shards == 1
             self._unanswered.append((type(task), _sort(task), task.lease if isinstance(task, Run) else None))
 
     def answered(self, outcome: Outcome, now: float) -> None:
@@ -169,10 +158,6 @@ class Device:
             self._done = set()
             self._rehearsed_job_s = min(outcome.job_s, MOST_REHEARSED_S)
             self._rehearsed_round_s = min(outcome.round_s, MOST_REHEARSED_S)
-            load_bytes = STATE_BYTES_PER_PARAMETER * outcome.num_parameters
-            self._start_s = now - self._building_since_s + load_bytes / limits.FIRST_BANDWIDTH_BYTES_PER_S
-        elif isinstance(outcome, Adopted) and not self._done:
-            self._start_s = now - self._building_since_s
         if isinstance(outcome, Ran) and outcome.lease not in self._running:
             # Of a life that was given up, perhaps for this very job: whoever is slower than anybody thought learns so.
             self.job_s = max(self.job_s, outcome.compute_s)
@@ -261,20 +246,13 @@ class Device:
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one.
 
-        Its worker was given up for it before, and another process may do better; but a task that ends after all is known from
-        then on, and the parameters are still there. So it is waited for far longer, unless it is of a sort that has ended before
-        and others have the parameters, too: then for about as long as it takes to replace this process, since whoever waits
-        for what giving up costs loses little more by either than by the better of the two.
+        Far later than its worker is given up for it: what ends all the same, the first of its sort, is known from then on.
         """
         overdue_at_s = self.overdue_at_s(heartbeat_s) if self.is_resetting else None
         if overdue_at_s is None:
             return None
         given_s = overdue_at_s - self._since_s
-        waits_s = max(0.0, min((limits.STUCK_ENDS - 1.0) * given_s, limits.STUCK_FIRST_S - given_s))
-        sorts = {sort for task, sort, _ in self._unanswered if task is not Reset}
-        if not self._is_alone and sorts and sorts <= self._done | self._longest_s.keys():
-            waits_s = min(waits_s, self._start_s)
-        return overdue_at_s + waits_s
+        return self._since_s + max(given_s, min(limits.STUCK_ENDS * given_s, limits.STUCK_FIRST_S))
 
     def overdue_at_s(self, heartbeat_s: float) -> float | None:
         """Return when the task in work takes longer than anybody is given; None without one."""

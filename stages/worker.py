@@ -33,7 +33,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from stages.departure import Departure
-from stages.device import BROKEN
+from stages.device import HANGS
 from stages.greetings import Greetings
 from stages.jobs import Jobs
 from stages.outputs import Outputs
@@ -62,7 +62,7 @@ from stages.tasks import (
 )
 from stages.work import Work
 from zswarm import limits
-from zswarm.errors import HANGS, REFUSED
+from zswarm.errors import REFUSED
 from zswarm.ids import TRAINER, Address, Generation, JobStatus, NodeId, RejectCode, Role, Session, StatePart
 from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
@@ -439,7 +439,7 @@ class WorkerMachine:
             case Unfit():
                 return self._resign(outcome)
             case Broken():
-                return [Exit(code=BROKEN, text=f"{self.membership.node}: {outcome.text}")]
+                return [Exit(code=HANGS, text=f"{self.membership.node}: {outcome.text}")]
             case Snapshotted() | Summed() | Assembled():
                 return self.participant.outcome(outcome, now)
             case _:

@@ -7,8 +7,6 @@ INTERRUPTED = 130
 REFUSED = 78
 """Exit code of a process that the run does not take, as `EX_CONFIG` of sysexits.h: starting it again is no use."""
 
-HANGS = 71
-"""Exit code of a worker whose device does not come back from a task, as `EX_OSERR` of sysexits.h: starting it again may help."""
 TRY_LATER = 75
 """Exit code where something may mend itself, as `EX_TEMPFAIL` of sysexits.h: starting it again later may help."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from zswarm.cli.family import CRASHED, Ended
 from zswarm.cli.supervisor import MAX_SHORT_LIVES, Fate, Restarts, fate
-from zswarm.errors import HANGS, REFUSED
+from zswarm.errors import REFUSED
 
 
 @pytest.mark.parametrize(
@@ -172,16 +172,6 @@ def test_a_child_that_cannot_live_ends_the_run(ended, code):
     assert result.returncode == code
     assert f"trainer ended with exit code {ended}, 5 times in a row within 10 s: the run ends here" in result.stderr
     assert "worker-0" not in result.stderr
-
-
-def test_a_child_whose_device_hangs_is_started_again_however_often():
-    """It has been given up by the run, which goes on without it: it must not end it."""
-    trainer = f"return {HANGS} if num_lives < {MAX_SHORT_LIVES} else 0"
-    result = subprocess.run(
-        program(trainer=trainer, worker_lives=0), capture_output=True, check=False, text=True, timeout=60
-    )
-    assert result.returncode == 0
-    assert result.stderr.count(f"trainer ended with exit code {HANGS} and is started again") == MAX_SHORT_LIVES
 
 
 def test_a_run_that_takes_none_of_its_workers_ends():

@@ -312,6 +312,19 @@ def test_a_stage_without_any_broker_gets_one_sooner(swarm):
     assert swarm.verdicts(out_s + 2 * NO_BROKER_S - TINY_S) == {}, "one at a time"
 
 
+def test_a_stage_does_not_lend_the_only_broker_that_is_heard(swarm):
+    """The other one was dead, and not given up yet."""
+    swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), 0.0)[0].report = 1
+    swarm.roster.remove(5, 0.0)
+    swarm.verdicts(0.0)
+    now = NO_BROKER_S + TINY_S
+    swarm.hear_all(now)
+    swarm.roster.records[4].heard_at_s = now - QUIET_S - TINY_S
+    assert swarm.verdicts(now) == {}
+    swarm.roster.records[4].heard_at_s = now - QUIET_S
+    assert list(swarm.verdicts(now)) == [6]
+
+
 def test_who_has_gone_where_it_is_needed_has_time_to_speak(swarm):
     swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), 0.0)[0].report = 1
     swarm.roster.register(register("b3", role=Role.BROKER, stage=0), Address("sim://b3"), 0.0)[0].report = 1

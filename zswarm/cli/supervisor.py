@@ -26,7 +26,7 @@ from functools import partial
 from time import monotonic
 
 from zswarm.cli.family import WATCHDOG_S, Ended, Family, wake_on_signals
-from zswarm.errors import HANGS, INTERRUPTED, REFUSED, TRY_LATER
+from zswarm.errors import INTERRUPTED, REFUSED, TRY_LATER
 
 TRAINER = "trainer"
 WORKERS = "worker-"
@@ -180,7 +180,7 @@ class Supervisor:
             say(f"{ended.describe()}: the run ends here")
             self._stop(1)
         elif what is Fate.AGAIN:
-            if self._restarts.died(ended.name, monotonic(), is_excused=ended.code in {-signal.SIGKILL, HANGS}):
+            if self._restarts.died(ended.name, monotonic(), is_excused=ended.code == -signal.SIGKILL):
                 say(f"{ended.describe()} and is started again")
             else:
                 say(f"{ended.describe()}, {MAX_SHORT_LIVES} times in a row within {YOUNG_S:.0f} s: the run ends here")

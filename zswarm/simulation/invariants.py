@@ -21,9 +21,10 @@ from collections import Counter
 from typing import Any
 
 from brokers.machine import BrokerMachine
+from stages.device import HANGS
 from stages.tasks import Applied, Ran, ShareTaken
 from stages.worker import WorkerMachine
-from zswarm.errors import HANGS, INTERRUPTED, REFUSED
+from zswarm.errors import INTERRUPTED, REFUSED
 from zswarm.ids import STATE_FILES, Branch, Microbatch, Purpose, Role, Round, Stage, StatePart, Step
 from zswarm.ledger import members
 from zswarm.limits import MAX_FAILED_WORKERS, MAX_FAILURES

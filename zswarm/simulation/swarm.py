@@ -13,9 +13,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from stages.device import HANGS
 from stages.tasks import Task
 from zswarm import limits
-from zswarm.errors import HANGS
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Stop
 from zswarm.patience import patience

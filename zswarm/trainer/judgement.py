@@ -156,6 +156,9 @@ class Judge:
     def _needed_elsewhere(self, role: Role, now: float) -> tuple[Session, str] | None:
         """The youngest of the stage that has the most, if some stage has had nobody for long."""
         pools = {Stage(index): self._spoken(role, Stage(index)) for index in range(self._num_stages)}
+        heard_s = now - limits.QUIET_HEARTBEATS * self._heartbeat_s
+        spare = [[r for r in self._roster.staying(role, stage) if r.heard_at_s >= heard_s] for stage in pools]
+        richest = max(spare, key=len)
         for stage, pool in pools.items():
             # Who holds a stage's parameters may return with them; for what a broker has kept nobody waits.
             is_out = role is Role.BROKER and not self._roster.of(role, stage)
@@ -166,7 +169,6 @@ class Judge:
                 continue
             since_s = self._lacking_since_s.setdefault((role, stage, is_out), now)
             most_heartbeats = limits.NO_BROKER_HEARTBEATS if is_out else limits.EMPTY_STAGE_HEARTBEATS
-            richest = max((self._roster.staying(role, each) for each in pools), key=len)
             if now - since_s >= most_heartbeats * self._heartbeat_s and len(richest) > 1:
                 self._lacking_since_s |= {(role, stage, True): now, (role, stage, False): now}
                 return richest[-1].session, f"stage {stage} has no {role.value} left: it is needed there"
