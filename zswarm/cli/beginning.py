@@ -39,4 +39,4 @@ def begin(run_file: Path) -> Iterator[str]:
     yield "next:"
     yield "  zswarm key push MACHINE...   # the key to each other machine, by ssh"
     yield "  zswarm join                  # on each machine"
-    yield f"  zswarm train {run_file}       # on any of them"
+    yield f"{f'  zswarm train {run_file}':31}# on any of them"
