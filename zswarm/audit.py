@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, assert_never
 
 from zswarm import events
+from zswarm.errors import INTERRUPTED
 from zswarm.json_lines import read_json_lines
 
 if TYPE_CHECKING:
@@ -399,7 +400,17 @@ class Audit:
             last = f"after step {num_commits - 1}" if num_commits else "before the first step was committed"
             self._end.found = f"the log ends {last}: the run was cut short"
         else:
-            self._end.found = f"finished with {self._finish.steps} steps"
+            self._end.found = _ending(self._finish, start)
+
+
+def _ending(finish: events.Finish, start: events.Start) -> str:
+    """Return how the run has ended by its own account."""
+    if finish.steps == start.steps and not finish.code:
+        return f"finished with {finish.steps} steps"
+    done = f"after {finish.steps} of {start.steps} steps"
+    if finish.code == INTERRUPTED:
+        return f"interrupted {done}"
+    return f"ended with code {finish.code} {done}" if finish.code else f"ended {done}"
 
 
 def _also(count: int, one: str, many: str = "") -> str:

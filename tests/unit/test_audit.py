@@ -89,6 +89,24 @@ def test_a_good_log_passes_every_check_with_its_numbers():
     assert "finished with 3 steps" in str(checks["end"])
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (130, "interrupted after 2 of 3 steps"),
+        (1, "ended with code 1 after 2 of 3 steps"),
+        (None, "ended after 2 of 3 steps"),
+    ],
+)
+def test_a_run_that_ends_early_is_clean_and_is_told_from_a_whole_one(code, says):
+    """Of a run that was interrupted it said "finished with 2 steps"."""
+    log = good_log()
+    del log[-2]
+    log[-1].update(steps=2, code=code)
+    check = verdict(log)["end"]
+    assert check.is_passed
+    assert check.found == says
+
+
 def counted_twice(log):
     commits(log)[1]["stages"][0]["contributions"]["11"].append(0)
     return "ledgers", "step 1, stage 0: microbatch 0 is counted 2 times, by sessions 10, 11"
