@@ -96,7 +96,7 @@ def note(processes):
 with Family() as family:
     family.fork("broker-0", signal.pause)
     bodies = {"broker-0": None, "trainer": trainer, "worker-0": worker}
-    sys.exit(Supervisor(family, bodies, note=note).run())
+    sys.exit(Supervisor(family, bodies, note=note, advice="to go on: do it again").run())
 """
 
 WAIT = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); say('listens'); signal.sigwait([signal.SIGTERM]); "
@@ -138,6 +138,7 @@ def test_an_interrupt_while_the_trainer_is_dead_ends_at_once():
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "zswarm: interrupted" in errors
+    assert errors.endswith("zswarm: to go on: do it again\n")
 
 
 @pytest.mark.parametrize(
@@ -152,15 +153,16 @@ def test_an_interrupt_while_the_trainer_is_dead_ends_at_once():
     ids=["too slow", "in time", "fails", "is killed", "is done"],
 )
 def test_an_interrupt_has_its_exit_code_however_the_trainer_ends(end, code):
-    """One that took longer than it had made Ctrl-C look like a run that had failed."""
+    """One that took longer than it had made Ctrl-C look like a run that had failed. Who has to go on is told how."""
     with subprocess.Popen(
         program(trainer=end, worker_lives=0), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         while process.stdout.readline() != "listens\n":
             pass
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code
+    assert ("zswarm: to go on: do it again\n" in errors) is (code == 130)
 
 
 @pytest.mark.parametrize(("ended", "code"), [(70, 1), (75, 75)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from time import monotonic
 from brokers.service import serve_broker
 from zswarm import limits
 from zswarm.cli.family import Family, free_port
+from zswarm.cli.resuming import resuming
 from zswarm.cli.supervisor import TRAINER, WORKERS, Body, Supervisor
 from zswarm.config import RunConfig
 from zswarm.device_names import CPU
@@ -63,8 +64,15 @@ def run_local(config: RunConfig, options: LocalOptions) -> int:
             name = f"broker-{index}"
             bodies[name] = partial(_broker, name, coordinator, options.key, family)
             family.fork(name, partial(bodies[name], 0))
-        others, note = _prepare_with_torch(config, options, coordinator, family)
-        return Supervisor(family, bodies | others, note=note).run()
+        others, path = _prepare_with_torch(config, options, coordinator, family)
+        note, advice = partial(_note, path), f"to go on with it: {resuming(sys.argv[1:], path)}"
+        return Supervisor(family, bodies | others, note=note, advice=advice).run()
+
+
+def _note(path: Path, processes: dict[str, int]) -> None:
+    from zswarm.trainer.run_folder import write_processes
+
+    write_processes(path, processes)
 
 
 def _broker(name: str, coordinator: Address, key: SwarmKey | None, family: Family, _num_lives: int) -> int:
@@ -81,17 +89,17 @@ def _broker(name: str, coordinator: Address, key: SwarmKey | None, family: Famil
 
 def _prepare_with_torch(
     config: RunConfig, options: LocalOptions, coordinator: Address, family: Family
-) -> tuple[dict[str, Body], Callable[[dict[str, int]], None]]:
+) -> tuple[dict[str, Body], Path]:
     """Import torch, plan, make the run folder.
 
-    Returns what the trainer and the workers do, by their names, and what writes process ids into the run folder.
+    Returns what the trainer and the workers do, by their names, and the run folder.
     """
     from stages.allowed import EVERYTHING
     from stages.service import Computing, serve_worker
     from zswarm.cli.planning import plan_run
     from zswarm.data import open_source
     from zswarm.trainer.progress import Progress
-    from zswarm.trainer.run_folder import RunFolder, open_run_folder, write_processes
+    from zswarm.trainer.run_folder import RunFolder, open_run_folder
     from zswarm.trainer.service import TrainerOptions, serve_trainer
 
     plan = plan_run(config)
@@ -132,7 +140,7 @@ def _prepare_with_torch(
     for index in range(config.pipeline.stages * options.workers):
         device = options.devices[index % len(options.devices)]
         bodies[f"{WORKERS}{index}"] = partial(worker, f"{WORKERS}{index}", device)
-    return bodies, partial(write_processes, path)
+    return bodies, path
 
 
 def _preload(config: RunConfig, devices: Sequence[str]) -> None:

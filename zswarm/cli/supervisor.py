@@ -126,11 +126,14 @@ class Restarts:
 class Supervisor:
     """Watches a family; `bodies` are what its children run, by their names, and the trainer is one of them."""
 
-    def __init__(self, family: Family, bodies: dict[str, Body], *, note: Callable[[dict[str, int]], None]) -> None:
-        """`note` is told the process ids by name whenever a child is started."""
+    def __init__(
+        self, family: Family, bodies: dict[str, Body], *, note: Callable[[dict[str, int]], None], advice: str
+    ) -> None:
+        """`note` is told the process ids by name whenever a child is started; `advice` is for a user who has interrupted."""
         self._family = family
         self._bodies = bodies
         self._note = note
+        self._advice = advice
         self._restarts = Restarts()
         self._verdict: int | None = None
         """The exit code, once the end is decided; the trainer may still have to stop."""
@@ -207,10 +210,13 @@ class Supervisor:
             # One that had not begun to listen to signals yet ends with that of `_stop`.
             say(trainer.describe())
         self._family.end(grace_s=LEAVE_WITHIN_S if self._verdict is None else 0.1)
-        if self._verdict is None:
-            return code
+        verdict = self._verdict
         # Whoever interrupts a run in its last moment gets it whole.
-        return 0 if (self._verdict, code) == (INTERRUPTED, 0) else self._verdict
+        if verdict is None or (verdict, code) == (INTERRUPTED, 0):
+            verdict = code
+        if verdict == INTERRUPTED:
+            say(self._advice)
+        return verdict
 
 
 def say_hung(names: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,16 @@ from zswarm import limits
 from zswarm.beacon.service import Place, announce
 from zswarm.cli.family import Family
 from zswarm.cli.planning import plan_run
+from zswarm.cli.resuming import resuming
 from zswarm.cli.started_by import started_by
 from zswarm.cli.supervisor import say
 from zswarm.config import RunConfig
 from zswarm.data import open_source
+from zswarm.errors import INTERRUPTED
 from zswarm.ids import Address
 from zswarm.machine import Exit
 from zswarm.messages import Offer
+from zswarm.overseer import NOBODY
 from zswarm.trainer.progress import Progress
 from zswarm.trainer.run_folder import RunFolder, open_run_folder
 from zswarm.trainer.service import TrainerOptions, serve_trainer
@@ -46,10 +50,12 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
 
     """
     plan = plan_run(config)
+    opened: list[Path] = []
 
     def open_folder() -> RunFolder:
         folder = open_run_folder(config, out=command.out, run_file=command.run_file, resume=True)
         say(str(folder.path))
+        opened.append(folder.path)
         return folder
 
     options = TrainerOptions(
@@ -68,7 +74,11 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
         )
         overseer = started_by()
         family.fork("announcer", partial(_announce, command.place, offer, family))
-        return serve_trainer(config, plan, options, overseer=overseer)
+        end = serve_trainer(config, plan, options, overseer=overseer)
+    if end.code == INTERRUPTED and overseer is NOBODY:
+        for folder in opened:
+            say(f"to go on with it: {resuming(sys.argv[1:], folder)}")
+    return end
 
 
 def _announce(place: Place, offer: Offer, family: Family) -> int:
