@@ -32,6 +32,7 @@ from zswarm.planning.planners import Rebalancing
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 BYTE_VALUES = 256
 """Distinct tokens of a byte-level data source."""
 MAX_STEPS = 2**32 - 1
@@ -80,7 +81,7 @@ class Section(BaseModel):
 class RunSection(Section):
     """What the run is called and how long it is."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    name: Annotated[str, Field(pattern=RUN_NAME)] = "run"
     """Letters, digits, dot, dash and underscore: it names the run folder."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]

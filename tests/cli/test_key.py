@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from zswarm.config import load_run_file
 from zswarm.swarm_key import make_key_file, read_key_file
+
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "tiny.toml"
 
 SSH = """#!/bin/sh
 # ssh MACHINE COMMAND
@@ -67,6 +70,28 @@ def test_init_makes_a_key_and_a_run_file_and_touches_neither_again(zswarm, tmp_p
     assert again.stdout.count("is there already") == 2
     assert read_key_file(key_of(tmp_path, "me")) == key
     assert (tmp_path / "run.toml").read_text().endswith("# mine\n")
+
+
+@pytest.mark.parametrize(
+    ("run_file", "name", "shown"),
+    [
+        ("run.toml", "run", "run.toml"),
+        ("prose-2.toml", "prose-2", "prose-2.toml"),
+        ("my prose.toml", "run", "'my prose.toml'"),
+        ("prose\n2.toml", "run", "RUN.toml"),
+    ],
+)
+def test_init_makes_a_run_file_of_the_users_own(zswarm, tmp_path, run_file, name, shown):
+    """It began with the path of an example that is not there, and the run was called "tiny". The rest is the example."""
+    assert zswarm("init", run_file).returncode == 0
+    path = tmp_path / os.fsdecode(run_file)
+    content = path.read_text()
+    assert "tiny" not in content
+    assert f"#     zswarm train {shown} " in content
+    made, example = load_run_file(path), load_run_file(EXAMPLE)
+    assert made == example.model_copy(update={"run": example.run.model_copy(update={"name": name})})
+    named = f'name = "{name}"'.ljust(25)
+    assert f"\n{named}# names the run folder: runs/{name}-1, runs/{name}-2, ...\n" in content
 
 
 def test_push_copies_the_key_for_its_owner_alone_and_names_who_has_not_got_it(zswarm, tmp_path):
