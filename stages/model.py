@@ -97,7 +97,7 @@ def build_layer(model: Model, index: int, seed: int) -> nn.Module:
     with _generator_lock, _seeded(int.from_bytes(digest, "little")):
         layer = model.layers[index]()
     if not isinstance(layer, nn.Module):
-        raise UserError(f"layer {index}: its factory returned a {type(layer).__name__}, not a torch.nn.Module")
+        raise UserError(f"model: layer {index}: its factory returned a {type(layer).__name__}, not a torch.nn.Module")
     return layer
 
 

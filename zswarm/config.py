@@ -330,7 +330,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such run file; deploy/examples/tiny.toml is one to start from") from None
+        raise UserError(
+            f"{path}: there is no such run file: correct its path, or have `zswarm init` make one"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot read the run file: {error.strerror}") from None
     except UnicodeDecodeError as error:

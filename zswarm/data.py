@@ -205,10 +205,13 @@ def _files(patterns: Sequence[str]) -> Iterator[Path]:
         try:
             literal = Path(pattern).exists()
             matches = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute
+        except PermissionError:
+            literal, matches = False, []
         except (OSError, ValueError) as error:
-            raise UserError(f"data.source: {pattern!r} is no path: {error}") from None
+            raise UserError(f"data.source: {pattern!r} is no path: {error}: write that of a file, or a glob") from None
         files = [Path(match) for match in matches if literal or not Path(match).is_dir()]
         if not files:
+            _check_folder(pattern)
             raise UserError(
                 f"data.source: no file at {pattern}: write the path of a file, or a glob such as corpus/*.txt; a "
                 "relative path counts from the run file's folder"
@@ -219,6 +222,15 @@ def _files(patterns: Sequence[str]) -> Iterator[Path]:
                 yield file
 
 
+def _check_folder(pattern: str) -> None:
+    """Raise UserError if where the files would be is closed to this user: they may be there."""
+    folder = next(parent for parent in Path(pattern).parents if os.path.isdir(parent))  # noqa: PTH112 - a closed one is none
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(
+            f"data.source: cannot look into {folder} for {pattern}: let this user read it, or write another path"
+        )
+
+
 def _load(path: Path) -> NDArray[np.uint8]:
     if path.is_dir():
         raise UserError(f"data.source: {path} is a folder: write {path}/*.txt for the files in it")
@@ -227,4 +239,6 @@ def _load(path: Path) -> NDArray[np.uint8]:
             return np.memmap(path, dtype=np.uint8, mode="r")
         return np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except OSError as error:
-        raise UserError(f"data.source: cannot read {path}: {error.strerror}") from None
+        raise UserError(
+            f"data.source: cannot read {path}: {error.strerror}: let this user read it, or leave it out"
+        ) from None

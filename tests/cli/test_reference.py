@@ -159,6 +159,8 @@ def test_everything_that_goes_wrong_is_one_message(folder, monkeypatch, capsys, 
     shown = capsys.readouterr().err
     assert says in shown
     assert "Traceback" not in shown
+    of_the_file = code == 2 and "--out" not in arguments
+    assert shown.startswith("zswarm: own.toml: ") is of_the_file
 
 
 def test_ctrl_c_leaves_a_valid_run_folder(folder):

@@ -55,8 +55,7 @@ def test_whoever_interrupts_a_trainer_is_told_how_to_go_on(monkeypatch, capsys, 
 
     config = SimpleNamespace(run=SimpleNamespace(name="run", steps=2))
     monkeypatch.setattr(trainer.sys, "argv", ["zswarm", "train", "run.toml"])
-    monkeypatch.setattr(trainer, "plan_run", lambda _config: None)
-    monkeypatch.setattr(trainer, "open_source", lambda _config: None)
+    monkeypatch.setattr(trainer, "prepare_run", lambda *_: (None, None))
     monkeypatch.setattr(trainer, "open_run_folder", lambda *_, **__: SimpleNamespace(path=Path("runs/run-1")))
     monkeypatch.setattr(trainer, "started_by", lambda: overseer)
     monkeypatch.setattr(trainer, "_announce", lambda *_: 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -198,8 +199,27 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(UserError, match=r"cannot read .*a\.txt: Permission denied"):
+    with pytest.raises(UserError, match=r"cannot read .*a\.txt: Permission denied: let this user read it"):
         open_source(configuration(source=str(path)))
+
+
+@pytest.mark.parametrize("source", ["closed/a.txt", "closed/*.txt", "closed/deeper/a.txt"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, source):
+    """It was said that there is no such file, or that a path in it is none."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    exists, access = Path.exists, os.access
+
+    def refuse(self):
+        if closed in self.parents:
+            raise PermissionError(13, "Permission denied", str(self))
+        return exists(self)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    with pytest.raises(UserError) as raised:
+        open_source(configuration(source=str(tmp_path / source)))
+    assert str(raised.value).startswith(f"data.source: cannot look into {closed} for {tmp_path / source}: ")
 
 
 def test_the_least_size_that_the_message_asks_for_is_enough():

@@ -96,14 +96,12 @@ def _prepare_with_torch(
     """
     from stages.allowed import EVERYTHING
     from stages.service import Computing, serve_worker
-    from zswarm.cli.planning import plan_run
-    from zswarm.data import open_source
+    from zswarm.cli.planning import prepare_run
     from zswarm.trainer.progress import Progress
     from zswarm.trainer.run_folder import RunFolder, open_run_folder
     from zswarm.trainer.service import TrainerOptions, serve_trainer
 
-    plan = plan_run(config)
-    source = open_source(config)
+    plan, source = prepare_run(config, options.run_file)
     _preload(config, options.devices)
     with open_run_folder(config, out=options.out, run_file=options.run_file, resume=True) as folder:
         path = folder.path

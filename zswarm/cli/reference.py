@@ -11,9 +11,8 @@ from safetensors.torch import save
 from stages.devices import device_named
 from stages.exact_reference import exact_reference
 from stages.reference import ReferenceStep, reference
-from zswarm.cli.planning import plan_run
+from zswarm.cli.planning import prepare_run
 from zswarm.config import RunConfig
-from zswarm.data import open_source
 from zswarm.errors import RunFailed, ZswarmError
 from zswarm.ids import Step
 from zswarm.trainer.progress import Progress
@@ -36,8 +35,7 @@ def run_reference_command(
     """
     torch.set_num_threads(threads)
     on = device_named(device)
-    plan_run(config)  # what a swarm would refuse is refused here
-    source = open_source(config)
+    _, source = prepare_run(config, run_file)  # what a swarm would refuse is refused here
     progress = Progress(config.run.name, steps=config.run.steps)
     with open_run_folder(config, out=out, run_file=run_file) as folder, progress:
         print(f"zswarm: {folder.path}", file=sys.stderr)

@@ -11,12 +11,11 @@ from pathlib import Path
 from zswarm import limits
 from zswarm.beacon.service import Place, announce
 from zswarm.cli.family import Family
-from zswarm.cli.planning import plan_run
+from zswarm.cli.planning import prepare_run
 from zswarm.cli.resuming import resuming
 from zswarm.cli.started_by import started_by
 from zswarm.cli.supervisor import say
 from zswarm.config import RunConfig
-from zswarm.data import open_source
 from zswarm.errors import INTERRUPTED
 from zswarm.ids import Address
 from zswarm.machine import Exit
@@ -49,7 +48,7 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
         UserError: the model, the data, the run folder or the address cannot be used.
 
     """
-    plan = plan_run(config)
+    plan, source = prepare_run(config, command.run_file)
     opened: list[Path] = []
 
     def open_folder() -> RunFolder:
@@ -61,7 +60,7 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
     options = TrainerOptions(
         open_folder=open_folder,
         progress=Progress(config.run.name, steps=config.run.steps),
-        source=open_source(config),
+        source=source,
         begun_s=command.begun_s,
         listen=command.listen,
         workers_per_stage=command.workers,
