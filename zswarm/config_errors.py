@@ -26,12 +26,16 @@ BOUNDS = {
 }
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return what to write instead of an unknown name: the nearest of `known`, and all of them."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}Known are {', '.join(names)}"
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return a question after the nearest of `known`, and nothing if none is near."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _listed(names: Iterable[str], last: str) -> str:
+    """Return "a, b or c", where "or" is the word before the last."""
+    *others, end = sorted(names)
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def describe(
@@ -70,7 +74,8 @@ def _problem(details: ErrorDetails, schema: type[BaseModel]) -> str:
         return f"{given}: {context['error']}"
     if kind == "literal_error":
         choices = _choices(location, schema)
-        return f"{given}: {nearest(str(details['input']), choices)}"
+        quoted = _listed((f'"{choice}"' for choice in choices), "or")
+        return f"{given}: must be {quoted}{_meant(str(details['input']), choices)}"
     if kind in BOUNDS:
         key, words = BOUNDS[kind]
         bound = context[key]
@@ -97,9 +102,11 @@ def _missing(location: list[str], schema: type[BaseModel]) -> str:
 
 def _unknown(location: list[str], schema: type[BaseModel]) -> str:
     if len(location) == 1:
-        return f"[{location[0]}] is no section: {nearest(location[0], schema.model_fields)}"
-    section = schema.model_fields[location[0]].annotation
-    return f"{'.'.join(location)} is no key: {nearest(location[1], _fields(section))}"
+        known = schema.model_fields
+        return f"[{location[0]}] is no section: there are {_listed(known, 'and')}{_meant(location[0], known)}"
+    keys = _fields(schema.model_fields[location[0]].annotation)
+    listed = f"[{location[0]}] has {_listed(keys, 'and')}"
+    return f"{'.'.join(location)} is no key: {listed}{_meant(location[1], keys)}"
 
 
 def _fields(section: Any) -> Mapping[str, Any]:

@@ -159,8 +159,8 @@ def test_a_wrong_key_on_the_command_line_is_told(tmp_path):
     result = zswarm("local", str(tmp_path / "run.toml"), "--set", "wire.codec=int9")
     assert result.returncode == 2
     assert result.stderr == (
-        f"zswarm: {tmp_path}/run.toml: --set wire.codec=int9: wire.codec = 'int9': did you mean int8? "
-        "Known are bf16, bnb8, int8, none\n"
+        f"zswarm: {tmp_path}/run.toml: --set wire.codec=int9: wire.codec = 'int9': "
+        'must be "bf16", "bnb8", "int8" or "none"; did you mean int8?\n'
     )
 
 
