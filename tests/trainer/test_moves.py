@@ -92,10 +92,28 @@ def test_an_order_may_come_twice_and_the_last_one_holds(trainer):
     for session in range(1, 8):
         trainer.report(session, stage=trainer.machine.roster.records[Session(session)].stage)
     assert ordered(trainer, "w3", 1) == ordered(trainer, "w3", 1)
-    assert ordered(trainer, "w3", 2)[0]
+    assert ordered(trainer, "w3", 2) == (True, "w3 goes to stage 2 when step 0 is committed, and not to stage 1")
     assert set(trainer.machine.moves.ordered) == {4}
     commands = commit(trainer, {1: FULL, 4: 0, 2: FULL, 3: FULL})
     assert moves(commands) == [("w3", 0, 2, None)]
+
+
+def test_an_order_that_cannot_be_leaves_the_one_before_it_and_says_so(trainer):
+    """A slip of the pen after an order had been taken took it back without a word."""
+    ordered(trainer, "w2", 1)
+    assert ordered(trainer, "w2", 7) == (
+        False,
+        "there is no stage 7: the last is 1; as ordered before, it goes to stage 1 when step 0 is committed",
+    )
+    assert moves(commit(trainer, {1: FULL, 5: 0, 2: FULL})) == [("w2", 0, 1, None)]
+
+
+def test_an_order_is_taken_back_by_the_stage_that_the_worker_is_in(trainer):
+    """It was taken back, too, but the answer was that this cannot be."""
+    ordered(trainer, "w2", 1)
+    assert ordered(trainer, "w2", 0) == (True, "w2 stays in stage 0, and does not go to stage 1")
+    assert ordered(trainer, "w2", 0) == (False, "w2 is in stage 0")
+    assert moves(commit(trainer, {1: FULL, 5: 0, 2: FULL})) == []
 
 
 @pytest.mark.parametrize(
@@ -121,7 +139,9 @@ def test_whoever_leaves_is_not_moved(trainer):
 
 def test_of_two_workers_of_a_stage_one_may_go(trainer):
     assert ordered(trainer, "w2", 1)[0]
-    assert ordered(trainer, "w0", 1) == (False, "w0 is the last worker of stage 0 that has its state")
+    reason = "w0 is the last worker of stage 0 that has its state once w2 is gone"
+    assert ordered(trainer, "w0", 1) == (False, reason)
+    assert set(trainer.machine.moves.ordered) == {5}, "the order before it holds"
 
 
 def test_a_worker_without_its_state_does_not_count_as_one_who_stays(trainer):

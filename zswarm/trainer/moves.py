@@ -48,34 +48,51 @@ class Moves:
     def answer(self, wanted: Move, peer: Peer, *, refusal: str) -> Send:
         """Answer somebody who wants a worker to be moved by hand; `refusal` says why nobody is now, if that is so."""
         node, stage = wanted.node, wanted.stage
-        problem = refusal or self._order_node(node, stage)
-        text = problem or f"{node} goes to stage {stage} when step {self._committer.step} is committed"
+        is_accepted, text = (False, refusal) if refusal else self._order_node(node, stage)
         return Send(
             peer=peer,
             message=Moved(
                 **self._header,
                 node=node,
                 stage=stage,
-                is_accepted=not problem,
+                is_accepted=is_accepted,
                 text=text[: limits.MAX_TEXT_CHARS],
             ),
         )
 
-    def _order_node(self, node: NodeId, stage: Stage) -> str:
+    def _order_node(self, node: NodeId, stage: Stage) -> tuple[bool, str]:
+        """Return whether it is done, and a sentence, which says what becomes of an earlier order that still waits."""
         record = self._roster.life_of(node)
-        return self.order(record.session, stage) if record is not None else f"there is no {node} in the swarm"
+        if record is None:
+            return False, f"there is no {node} in the swarm"
+        before = self._waiting.get(record.session)
+        problem = self.order(record.session, stage)
+        when = f"when step {self._committer.step} is committed"
+        if problem:
+            as_before = "" if before is None else f"; as ordered before, it goes to stage {before} {when}"
+            return False, f"{problem}{as_before}"
+        if stage == record.stage:
+            return True, f"{node} stays in stage {stage}, and does not go to stage {before}"
+        instead = "" if before in {None, stage} else f", and not to stage {before}"
+        return True, f"{node} goes to stage {stage} {when}{instead}"
 
     def order(self, session: Session, stage: Stage) -> str:
-        """Move a worker at the next commit; returns why that cannot be, "" if it can. Ordered again, the last one holds."""
+        """Move a worker at the next commit; returns why that cannot be, "" if it can.
+
+        Of several orders for it the last one holds that could be; the stage that it is in takes the one before it back.
+        """
         record = self._roster.records.get(session)
         if record is None:
             return f"session {session} has left"
         if self._committer.step + 1 >= self._steps:
             return "the run is in its last step"
-        self._waiting.pop(session, None)
+        before = self._waiting.pop(session, None)
+        if before is not None and stage == record.stage:
+            return ""
         problem = self._problem(record, stage)
-        if not problem:
-            self._waiting[session] = stage
+        holds = before if problem else stage
+        if holds is not None:
+            self._waiting[session] = holds
         return problem
 
     @property
@@ -107,9 +124,11 @@ class Moves:
         coming = sum(to == stage for to in self._waiting.values()) + self._roster.num_wanted(stage)
         if len(self._roster.of(Role.WORKER, stage)) + coming >= limits.MAX_PARTICIPANTS:
             return f"stage {stage} has all the workers that it can have"
-        others = (other for other in self._roster.staying(Role.WORKER, record.stage) if other is not record)
-        if not any(self._committer.has_state(other) and other.session not in self._waiting for other in others):
-            return f"{record.node} is the last worker of stage {record.stage} that has its state"
+        others = [other for other in self._roster.staying(Role.WORKER, record.stage) if other is not record]
+        able = [other for other in others if self._committer.has_state(other)]
+        if all(other.session in self._waiting for other in able):
+            going = f" once {' and '.join(other.node for other in able)} is gone" if able else ""
+            return f"{record.node} is the last worker of stage {record.stage} that has its state{going}"
         return ""
 
 
