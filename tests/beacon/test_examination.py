@@ -71,6 +71,17 @@ def test_whom_nobody_reaches_is_at_fault_himself():
     assert all("lets this machine in alone" in hole.cure for hole in holes)
 
 
+def test_whoever_has_joined_for_his_own_machine_alone_is_told_so():
+    """The others were told to open a port for the loopback of one of them."""
+    findings = examined(lab((1, 2)), [1])
+    findings.patients[at(2)].address = Address("tcp://127.0.0.1:4710")
+    (hole,) = diagnose(findings, {})
+    assert hole.where == "m2 (127.0.0.1)"
+    assert hole.cure == "Start `zswarm join` there without --host"
+    del findings.patients[at(1)]
+    assert diagnose(findings, {}) == []
+
+
 def test_whoever_does_not_answer_is_knocked_at():
     world = lab()
     del world.processes[3]

@@ -12,6 +12,7 @@ from zswarm.beacon.interface import Interface
 from zswarm.cli import main, places
 from zswarm.cli.places import seed_addresses
 from zswarm.errors import NotYet, UserError
+from zswarm.swarm_key import SwarmKey
 
 SOME = [Interface(name="eth0", host="10.0.0.1")]
 
@@ -65,6 +66,45 @@ def test_what_cannot_be_a_name_is_the_users_to_mend(seed):
     with pytest.raises(UserError, match="is no machine that this one knows") as raised:
         seed_addresses([seed])
     assert not isinstance(raised.value, NotYet)
+
+
+@pytest.fixture
+def own_port(monkeypatch):
+    """Return a port at which somebody listens on the loopback, of a machine whose own address is 127.0.0.2."""
+    monkeypatch.setattr(interface, "own_interface", lambda _seeds: Interface(name="eth0", host="127.0.0.2"))
+    with socket.create_server((places.LOOPBACK, 0)) as server:
+        yield server.getsockname()[1]
+
+
+def place_at(port, **of):
+    given = {"name": None, "host": None, "seeds": (), "key": SwarmKey(b"k" * 32), "beacon_port": port} | of
+    place, why = places.place_of(**given)
+    return place.host, place.seeds, why
+
+
+def test_a_beacon_that_listens_on_the_loopback_is_found_by_every_command(own_port):
+    """`zswarm train` found what `zswarm join --host 127.0.0.1` had started, by mDNS; `doctor` and `move` asked in vain at the
+    machine's address."""
+    host, seeds, _ = place_at(own_port)
+    assert (host, seeds) == ("127.0.0.2", (f"tcp://127.0.0.1:{own_port}",))
+
+
+def test_one_at_the_machines_address_is_preferred(own_port):
+    with socket.create_server(("127.0.0.2", own_port)):
+        assert place_at(own_port)[1] == (f"tcp://127.0.0.2:{own_port}",)
+
+
+def test_whoever_names_an_address_or_is_the_beacon_looks_nowhere_else(own_port):
+    assert place_at(own_port, is_beacon=True)[1] == (f"tcp://127.0.0.2:{own_port}",)
+    assert place_at(own_port, host="127.0.0.3")[1] == (f"tcp://127.0.0.3:{own_port}",)
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [("127.0.0.1", "as --host says: on this machine alone"), ("10.0.0.5", "as --host says"), ("x", "as --host says")],
+)
+def test_who_joins_at_the_loopback_is_told_that_he_is_alone(host, why):
+    assert places.own_host(host, (), None) == (host, why)
 
 
 COMMANDS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import json
 import socket
 from collections import Counter
@@ -85,7 +86,11 @@ def diagnose(findings: Findings, knocks: dict[Address, str]) -> list[Hole]:
     """Return what does not work, with the most likely cause and its cure."""
     patients = findings.patients
     holes = [_silent(address, knocks[address]) for address in findings.silent]
-    missing = [(a, b) for a in patients.values() for b in patients.values() if a is not b and not _reaches(a, b)]
+    hidden = [patient for patient in patients.values() if ipaddress.ip_address(host_of(patient.address)).is_loopback]
+    if len(hidden) < len(patients):
+        holes += map(_hidden, hidden)
+    seen = [patient for patient in patients.values() if patient not in hidden]
+    missing = [(a, b) for a in patients.values() for b in seen if a is not b and not _reaches(a, b)]
     deaf = Counter(b.address for _, b in missing)
     for a, b in missing:
         where = f"{_name(a)} does not reach {_name(b)}"
@@ -111,6 +116,11 @@ def diagnose(findings: Findings, knocks: dict[Address, str]) -> list[Hole]:
 def _silent(address: Address, answer: str) -> Hole:
     cause, cure = _CAUSES[answer]
     return Hole(where=f"{host_of(address)}:{port_of(address)}", cause=cause, cure=cure)
+
+
+def _hidden(patient: Patient) -> Hole:
+    cause = "it has joined at an address that only its own machine reaches"
+    return Hole(where=_name(patient), cause=cause, cure="Start `zswarm join` there without --host")
 
 
 def _versions(findings: Findings) -> list[Hole]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 BEACON_PORT = 4710
 TRAINER_PORT = 4711
 LOOPBACK = "127.0.0.1"
+KNOCK_S = 0.5
+"""A connection within this machine takes no time; a firewall that drops it is not waited for."""
 _SEED = re.compile(r"(?:tcp://)?(?P<host>\[[^]]+\]|[^:/\[\]\s]+)(?::(?P<port>[0-9]{1,5}))?")
 
 seeds_option = click.option(
@@ -93,11 +95,18 @@ def own_host(host: str | None, seeds: tuple[Address, ...], key: SwarmKey | None)
     from zswarm.beacon.interface import own_interface
 
     if host is not None:
-        return host, "as --host says"
+        return host, "as --host says" if not _is_loopback(host) else "as --host says: on this machine alone"
     if key is None:
         return LOOPBACK, "on this machine alone: there is no swarm key"
     interface = own_interface(seeds)
     return interface.host, f"interface {interface.name}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def own_machine(name: str | None) -> str:
@@ -143,16 +152,38 @@ def key_of(path: Path | None, *, default: bool = True) -> SwarmKey | None:
 
 
 def place_of(
-    *, name: str | None, host: str | None, seeds: tuple[str, ...], key: SwarmKey | None, beacon_port: int | None
+    *,
+    name: str | None,
+    host: str | None,
+    seeds: tuple[str, ...],
+    key: SwarmKey | None,
+    beacon_port: int,
+    is_beacon: bool = False,
 ) -> tuple[Place, str]:
-    """Return where this machine is and looks for others, and why there; its own beacon is asked first if it has one."""
+    """Return where this machine is and looks for others, and why there; its own beacon is asked first, unless `is_beacon`
+    says that it is what will be there."""
     from zswarm.beacon.service import Place
     from zswarm.transport import address_at
 
     addresses = seed_addresses(seeds)
-    host, why = own_host(host, addresses, key)
-    own = () if beacon_port is None else (address_at(host, beacon_port),)
-    return Place(machine=own_machine(name), host=host, seeds=(*own, *addresses), key=key), why
+    chosen, why = own_host(host, addresses, key)
+    beacon_host = chosen if is_beacon or host is not None else _beacon_host(chosen, beacon_port)
+    own = address_at(beacon_host, beacon_port)
+    return Place(machine=own_machine(name), host=chosen, seeds=(own, *addresses), key=key), why
+
+
+def _beacon_host(host: str, port: int) -> str:
+    """Return where this machine's beacon is: at its address, or where `zswarm join --host 127.0.0.1` has put it."""
+    return LOOPBACK if not _is_listening(host, port) and _is_listening(LOOPBACK, port) else host
+
+
+def _is_listening(host: str, port: int) -> bool:
+    """Does somebody listen at this address, which is of this machine?"""
+    try:
+        socket.create_connection((host, port), timeout=KNOCK_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def prepare_for_connections() -> None:

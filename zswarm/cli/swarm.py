@@ -81,7 +81,7 @@ def join(
     from zswarm.transport import address_at
 
     threads, port = where.pop("threads"), where["port"]
-    place, why = _place(**where)
+    place, why = _place(is_beacon=True, **where)
     if devices and not workers:
         raise click.BadParameter("there are no workers that would use it: leave it out", param_hint="--device")
     found = found_devices(devices) if workers else {}
@@ -112,7 +112,7 @@ def beacon(*, port: int, **where: Any) -> None:
     from zswarm.cli.supervisor import say
     from zswarm.transport import address_at
 
-    place, why = _place(port=port, **where)
+    place, why = _place(port=port, is_beacon=True, **where)
     say(f"beacon of {place.machine} at {place.host}:{port} ({why})")
     serve_beacon(place, listen=address_at(place.host, port), say=say, overseer=started_by())
 
