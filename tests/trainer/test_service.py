@@ -19,8 +19,10 @@ from zswarm.config import RunConfig
 from zswarm.errors import TRY_LATER, NotYet, RunFailed
 from zswarm.ids import STATE_FILES
 from zswarm.machine import Exit
+from zswarm.overseer import NOBODY
 from zswarm.trainer import run_folder, service
 from zswarm.trainer.checkpoints import Checkpoints
+from zswarm.trainer.phases import Phase
 from zswarm.trainer.progress import Progress
 from zswarm.trainer.run_folder import DiskFull, RunFolder, open_run_folder
 from zswarm.trainer.service import Plan, TrainerOptions, TrainerService, serve_trainer
@@ -177,3 +179,20 @@ def test_a_life_without_room_for_the_last_checkpoint_sums_nothing_up(monkeypatch
     trainer = TrainerService(settings(), source=None, report=report, disk=None, interruption=None)
     with Switchboard(key=None) as switchboard, pytest.raises(DiskFull, match="no space left"):
         trainer.run(switchboard)
+
+
+def test_the_user_hears_of_a_stage_that_nobody_is_in(monkeypatch):
+    """The terminal said on whom a run waits before its first step, and nothing later."""
+    now = 100.0
+    said = []
+    monkeypatch.setattr(service, "monotonic", lambda: now)
+    report = SimpleNamespace(say=said.append)
+    trainer = TrainerService(settings(), source=None, report=report, disk=None, interruption=None)
+    monkeypatch.setattr(trainer.coordinator, "phase", Phase.TRAINING)
+    for _ in range(10):
+        trainer._turned(NOBODY)
+        now += 1.0
+    assert said == [
+        "stages 0 and 1 have no worker: waiting for one each",
+        "stages 0 and 1 have no broker: waiting for one each",
+    ]

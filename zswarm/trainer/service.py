@@ -46,7 +46,7 @@ from zswarm.trainer.settings import (
     Store,
     Unreachable,
 )
-from zswarm.trainer.status import Patience, health
+from zswarm.trainer.status import Patience, Vacancies, health
 from zswarm.transport import Switchboard
 
 NAP_S = 0.1
@@ -180,6 +180,7 @@ class TrainerService:
         self._interruption = interruption
         self._settings = settings
         self._patience = Patience(settings, monotonic())
+        self._vacancies = Vacancies(settings)
         self.coordinator = Coordinator(settings, random=Random(settings.run + settings.generation).random)
 
     def run(self, switchboard: Switchboard, overseer: Overseer = NOBODY) -> Exit:
@@ -215,7 +216,10 @@ class TrainerService:
 
     def _turned(self, overseer: Overseer) -> None:
         overseer.turned()
-        if text := self._patience.word(self.coordinator, monotonic()):
+        now = monotonic()
+        if text := self._patience.word(self.coordinator, now):
+            self._report.say(text)
+        for text in self._vacancies.words(self.coordinator, now):
             self._report.say(text)
 
     def _perform(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zswarm.ids import Role
+from zswarm.ids import Role, Stage
 from zswarm.machine import Health
 from zswarm.trainer.coordinator import Coordinator
 from zswarm.trainer.phases import Phase
@@ -10,6 +10,8 @@ from zswarm.trainer.settings import CoordinatorSettings
 
 TELL_EVERY_S = 10.0
 """Between two words to the user on whom the run waits for."""
+VACANT_HEARTBEATS = 3.0
+"""How long a stage that nobody is in is no news: who is started again, or given to it by another stage, takes less."""
 
 
 def health(coordinator: Coordinator, settings: CoordinatorSettings) -> Health:
@@ -45,3 +47,45 @@ class Patience:
             return ""
         self._next_at_s = now + TELL_EVERY_S
         return f"not begun yet, {health(coordinator, self._settings).text}"
+
+
+class Vacancies:
+    """Tells the user which stages have nobody of a role while the run trains: once, and once that they have somebody again."""
+
+    def __init__(self, settings: CoordinatorSettings) -> None:
+        self._settings = settings
+        self._look_at_s = float("-inf")
+        self._empty_since_s: dict[tuple[Role, Stage], float] = {}
+        self._told: set[tuple[Role, Stage]] = set()
+
+    def words(self, coordinator: Coordinator, now: float) -> list[str]:
+        """Return what is to be said."""
+        if now < self._look_at_s:
+            return []
+        self._look_at_s = now + self._settings.heartbeat_s / 2
+        if coordinator.phase not in {Phase.TRAINING, Phase.COLLECTING}:
+            self._empty_since_s.clear()
+            self._told.clear()
+            return []
+        return [text for role in Role for text in self._words(coordinator, role, now)]
+
+    def _words(self, coordinator: Coordinator, role: Role, now: float) -> list[str]:
+        empty, filled = [], []
+        for stage in map(Stage, range(self._settings.num_stages)):
+            place = (role, stage)
+            if coordinator.roster.of(role, stage):
+                self._empty_since_s.pop(place, None)
+                filled += [stage] if place in self._told else []
+                self._told.discard(place)
+            elif now - self._empty_since_s.setdefault(place, now) >= VACANT_HEARTBEATS * self._settings.heartbeat_s:
+                empty += [stage] if place not in self._told else []
+                self._told.add(place)
+        each = " each" if len(empty) > 1 else ""
+        said = [f"{_stages(empty)} no {role.value}: waiting for one{each}"] if empty else []
+        return said + ([f"{_stages(filled)} a {role.value} again"] if filled else [])
+
+
+def _stages(stages: list[Stage]) -> str:
+    """Begin a sentence about these stages, such as "stages 0, 1 and 2 have"."""
+    *others, last = map(str, stages)
+    return f"stages {', '.join(others)} and {last} have" if others else f"stage {last} has"
