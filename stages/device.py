@@ -57,8 +57,6 @@ from zswarm.ids import Lease, Session, Stage, StatePart
 from zswarm.messages import Key
 from zswarm.patience import most_busy_s
 
-HANGS = 70
-"""Exit code of a worker whose device does not answer, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
 NEWEST_SHARE = 0.1
 """Weight of the newest job in the moving average of job times."""
 TASK_OF: dict[type[Outcome], type[Task]] = {
@@ -102,6 +100,8 @@ class Device:
         self._unfinished: set[Lease] = set()
         """Those of which the dx is out."""
         self.is_resetting = False
+        self.is_spare = False
+        """Others have the parameters that this process holds: it need not wait for a task that does not end."""
         self.job_s = 0.0
         """Moving average of the time that a job takes; 0 before the first."""
         self._lease = Lease(0)
@@ -215,7 +215,7 @@ class Device:
 
     def was_reset(self) -> None:
         """The accumulator is empty."""
-        self.is_resetting = False
+        self.is_resetting = self.is_spare = False
 
     def busy_s(self, now: float) -> float:
         """Return how long the task in work has taken; 0 if there is none."""
@@ -246,13 +246,22 @@ class Device:
     def stuck_at_s(self, heartbeat_s: float) -> float | None:
         """Return when a task that keeps a reset from beginning proves that the device hangs; None without one.
 
-        Far later than its worker is given up for it: what ends all the same, the first of its sort, is known from then on.
+        Far later than its worker is given up for it: what ends all the same, the first of its sort, is known from then on,
+        and what the process holds may be the last copy. Soon where neither is so.
         """
         overdue_at_s = self.overdue_at_s(heartbeat_s) if self.is_resetting else None
         if overdue_at_s is None:
             return None
         given_s = overdue_at_s - self._since_s
-        return self._since_s + max(given_s, min(limits.STUCK_ENDS * given_s, limits.STUCK_FIRST_S))
+        times = limits.STUCK_ENDS_SPARE if self.is_spare and self._is_known() else limits.STUCK_ENDS
+        return self._since_s + max(given_s, min(times * given_s, limits.STUCK_FIRST_S))
+
+    def _is_known(self) -> bool:
+        """Has the process done every sort of what is in work before?"""
+        return all(
+            task is Reset or (sort in self._done if task is Run else sort in self._longest_s)
+            for task, sort, _ in self._unanswered
+        )
 
     def overdue_at_s(self, heartbeat_s: float) -> float | None:
         """Return when the task in work takes longer than anybody is given; None without one."""

@@ -11,12 +11,12 @@ from functools import partial
 from stages.allowed import Allowed
 from stages.compute import Compute
 from stages.compute_thread import ComputeThread
-from stages.device import HANGS
 from stages.devices import BrokenDevice, device_named
 from stages.tasks import Task
 from stages.worker import WorkerMachine
 from zswarm import limits
 from zswarm.device_names import AUTO, CPU, has_driver
+from zswarm.errors import BROKEN
 from zswarm.ids import Address, NodeId
 from zswarm.logs import get_log
 from zswarm.loop import Loop
@@ -59,7 +59,7 @@ def serve_worker(
     try:
         device = device_named(computing.device)
     except BrokenDevice as error:
-        return Exit(code=HANGS, text=str(error))
+        return Exit(code=BROKEN, text=str(error))
     if computing.device == AUTO and device.type == CPU and has_driver():
         get_log().warning("computes on the processor", reason="there is a driver of cards, and torch finds none")
     with Switchboard(key=key) as switchboard:

@@ -154,9 +154,10 @@ class Work:
         self.jobs.clear()
         return self.device.reset()
 
-    def begin_new_life(self) -> None:
-        """Nobody has asked anything of this session yet."""
+    def begin_new_life(self, *, is_spare: bool) -> None:
+        """Nobody has asked anything of this session yet; all tasks are to end, or the process if it `is_spare`."""
         self._voids.begin_new_life()
+        self.device.is_spare = is_spare
 
     # -- computing -----------------------------------------------------------------------------------
 

@@ -33,7 +33,6 @@ from dataclasses import replace
 from typing import assert_never
 
 from stages.departure import Departure
-from stages.device import HANGS
 from stages.greetings import Greetings
 from stages.jobs import Jobs
 from stages.outputs import Outputs
@@ -62,7 +61,7 @@ from stages.tasks import (
 )
 from stages.work import Work
 from zswarm import limits
-from zswarm.errors import REFUSED
+from zswarm.errors import BROKEN, HANGS, REFUSED
 from zswarm.ids import TRAINER, Address, Generation, JobStatus, NodeId, RejectCode, Role, Session, StatePart
 from zswarm.machine import ASKED, Exit, Health, Leave, Received, Send, Tick
 from zswarm.membership import Membership
@@ -252,7 +251,7 @@ class WorkerMachine:
         if isinstance(message, Stop):
             return self._leave("the run is over")
         if isinstance(message, Fence):
-            return self._begin_new_life() if me.is_fenced(message) else []
+            return self._begin_new_life(is_spare=message.is_spare) if me.is_fenced(message) else []
         return self._take_part(self.outbox, event, now) if self.outbox is not None else []
 
     def _take_part(self, outbox: Outbox, event: Received, now: float) -> list[Command]:
@@ -362,14 +361,14 @@ class WorkerMachine:
 
     # -- lives ---------------------------------------------------------------------------------------
 
-    def _begin_new_life(self) -> list[Command]:
-        """Give up the session and all that was counted with it; what a commit has made stays. Whoever leaves is out."""
+    def _begin_new_life(self, *, is_spare: bool = False) -> list[Command]:
+        """Give up the session and all that was counted with it, not what a commit has made; others may have that, too."""
         if self.departure.is_asked:
             return self._leave(ASKED)
         commands: list[Command] = [*self._forget()]
         self.outbox = None
         self.parameters.stop_loading()
-        self.work.begin_new_life()
+        self.work.begin_new_life(is_spare=is_spare)
         self.membership.begin_new_life()
         self._outputs.see()
         self._greetings.see()
@@ -439,7 +438,7 @@ class WorkerMachine:
             case Unfit():
                 return self._resign(outcome)
             case Broken():
-                return [Exit(code=HANGS, text=f"{self.membership.node}: {outcome.text}")]
+                return [Exit(code=BROKEN, text=f"{self.membership.node}: {outcome.text}")]
             case Snapshotted() | Summed() | Assembled():
                 return self.participant.outcome(outcome, now)
             case _:

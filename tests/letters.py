@@ -256,8 +256,8 @@ def heartbeat_ack(view: int, *, of: int = TRAINER) -> HeartbeatAck:
     return HeartbeatAck(**header(of), view=view)
 
 
-def fence(fenced: int, **of: Any) -> Fence:
-    return Fence(**header(**of), fenced=Session(fenced))
+def fence(fenced: int, *, is_spare: bool = False, **of: Any) -> Fence:
+    return Fence(**header(**of), fenced=Session(fenced), is_spare=is_spare)
 
 
 def restore(donor: int, *others: int, address: str | None = None, **of: Any) -> Restore:

@@ -10,6 +10,11 @@ REFUSED = 78
 TRY_LATER = 75
 """Exit code where something may mend itself, as `EX_TEMPFAIL` of sysexits.h: starting it again later may help."""
 
+BROKEN = 70
+"""Exit code of a worker whose device does not work, as `EX_SOFTWARE` of sysexits.h: starting it again may help."""
+HANGS = 71
+"""Exit code of a worker whose device does not answer, as `EX_OSERR` of sysexits.h: starting it again most often helps."""
+
 
 class ZswarmError(Exception):
     """Base of all errors that zswarm raises on purpose."""

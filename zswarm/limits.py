@@ -102,7 +102,9 @@ STUCK_TIMES = 5.0
 """... and the same in multiples of what such a task usually takes: a job on average, an optimizer's step or a sum
 at most, lately, or what the rehearsal took. The longer of the two counts."""
 STUCK_ENDS = 6.0
-"""A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less."""
+"""A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less;"""
+STUCK_ENDS_SPARE = 1.25
+"""this soon if others hold the state of its stage, and it has done such a task before."""
 STUCK_FIRST_S = 300.0
 """While the parameters are made or brought, and before the first job (to train, to evaluate) of layers that refuse a rehearsal:
 compiling or a cold device may take minutes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from stages.device import HANGS
 from stages.tasks import (
     Adopt,
     Applied,
@@ -54,10 +53,12 @@ from tests.stages.one_worker import (
     new_machine,
 )
 from zswarm import ledger
+from zswarm.errors import BROKEN, HANGS
 from zswarm.ids import JobStatus, Link, Purpose, StatePart
 from zswarm.limits import (
     PREFETCH,
     STUCK_ENDS,
+    STUCK_ENDS_SPARE,
     STUCK_FIRST_S,
     STUCK_HEARTBEATS,
     STUCK_TIMES,
@@ -369,7 +370,7 @@ def test_a_reset_that_does_not_end_ends_the_process(job_s):
         assert of_type(worker.tick(at_s), Exit) == []
     assert worker.machine.next_deadline_s() == limit_s
     (end,) = of_type(worker.tick(limit_s), Exit)
-    assert (end.code, HANGS) == (70, 70)
+    assert (end.code, HANGS) == (71, 71)
 
 
 @pytest.mark.parametrize("job_s", [0.0, 0.5])
@@ -385,6 +386,26 @@ def test_a_worker_reports_at_once_and_once_that_its_device_is_at_one_task_for_to
     assert heartbeat.busy_s == limit_s
     assert worker.machine.next_deadline_s() > limit_s
     assert of_type(worker.tick(limit_s + 0.1), WorkerHeartbeat) == []
+
+
+def test_a_process_whose_state_is_others_too_ends_soon_if_it_has_done_such_a_task_before():
+    """It waited six times as long as it was given, and its machine was missing for that long."""
+    worker = rehearsed(job_s=0.5)
+    worker.work(1, B, 0)
+    worker.get_job(9, B, 9)
+    worker.get(fence(ME, is_spare=True))
+    limit_s = STUCK_ENDS_SPARE * STUCK_HEARTBEATS
+    be_patient(worker, limit_s // 1.0)
+    assert worker.machine.next_deadline_s() == limit_s
+    assert [end.code for end in of_type(worker.tick(limit_s), Exit)] == [HANGS]
+
+
+def test_a_process_whose_state_is_others_too_learns_how_long_the_first_of_a_sort_takes():
+    """Its next life would be no wiser."""
+    worker = rehearsed(job_s=0.9)
+    worker.get_job(9, B, 9)
+    worker.get(fence(ME, is_spare=True))
+    be_patient(worker, STUCK_ENDS * STUCK_TIMES * 0.9 - 1.0)
 
 
 def test_a_process_that_was_frozen_gives_its_device_time(worker):
@@ -557,7 +578,7 @@ def test_a_device_that_is_broken_ends_the_process_and_not_the_run(worker):
     commands = worker.do(Broken(text="CUDA error: an illegal memory access was encountered"))
     assert of_type(commands, Send) == []
     (end,) = of_type(commands, Exit)
-    assert end.code == HANGS
+    assert (end.code, BROKEN) == (70, 70)
     assert "illegal memory access" in end.text
 
 

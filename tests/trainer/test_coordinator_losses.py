@@ -52,7 +52,7 @@ def test_who_is_silent_is_given_up_and_the_run_goes_on(trainer):
         0,
     )
     assert (leave["reason"], leave["lost"], leave["silent_s"]) == ("silent for 3.5 s", 2, 3.5)
-    assert of_type(commands, Fence) == [fence(1)]
+    assert of_type(commands, Fence) == [fence(1, is_spare=True)]
     assert to(commands, Fence) == ["sim://1"]
     assert sorted(to(commands, View)) == ["sim://2", "sim://3", "sim://4", "sim://5"]
     assert {message.view for message in of_type(commands, View)} == {view + 1}
@@ -63,13 +63,28 @@ def test_what_a_session_says_that_has_left_is_answered_by_fence_as_often_as_it_s
     trainer.dies(1)
     for message in (heartbeat(1, 999, counted=FULL), prepared(1, 1), stop(1), ack(1, 0, Direction.FORWARD)):
         (answer,) = [c for c in trainer.get(message, peer="sim://again") if isinstance(c, Send)]
-        assert (answer.peer, answer.message) == ("sim://again", fence(1))
+        assert (answer.peer, answer.message) == ("sim://again", fence(1, is_spare=True))
     assert trainer.machine.committer.owned(0) == 0
 
 
 def test_a_session_that_was_never_issued_is_fenced(trainer):
     (answer,) = trainer.get(heartbeat(99, 1))
-    assert answer.message == fence(99)
+    assert answer.message == fence(99, is_spare=True)
+
+
+def test_a_fence_says_whether_others_hold_the_state_of_every_stage(trainer):
+    """Of all, since of a session that is long gone nobody knows where it was."""
+    trainer.count(0)
+    for session, counted in ((1, FULL), (5, 0), (2, FULL)):
+        trainer.prepare(session, counted, step=0)
+    for session in (1, 5, 2):
+        trainer.report(session, step=1)
+    assert trainer.machine.committer.step == 1
+    said = []
+    for session in (1, 5):
+        (message,) = of_type(trainer.dies(session), Fence)
+        said.append((message.fenced, message.is_spare))
+    assert said == [(1, True), (5, False)]
 
 
 def test_who_says_goodbye_has_left(trainer):

@@ -14,11 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from stages.device import HANGS
 from tests.letters import load, move
 from tests.trainer.processes import TRAINER_AT, Broker, Computer
 from tests.trainer.settings import settings
 from zswarm import ledger
+from zswarm.errors import HANGS
 from zswarm.ids import STATE_FILES, Address, StatePart
 from zswarm.machine import ASKED, Exit, Leave, Received, Send, Tick
 from zswarm.messages import Forward, Load

@@ -127,7 +127,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "loss_sum": None,
         "num_targets": 512,
     },
-    "Fence": {"fenced": 2**64 - 1},
+    "Fence": {"fenced": 2**64 - 1, "is_spare": True},
     "Restore": {
         "donor": 0,
         "address": "tcp://127.0.0.1:4713",

@@ -6,13 +6,14 @@ exit code               meaning                                  what follows
 2                       the user must mend something             the run ends
 78, of others           the run does not take it                 nothing: the run goes on without it, if another worker is left
 75                      it may mend itself                       another life, after a pause
+71                      its device hung                          another life, after a pause
 1, 130 of the trainer   the run has failed, or was interrupted   the run ends
 all else, signals       it crashed, or was killed                another life, after a pause
 none: it does not turn  it hangs, with Python's lock perhaps     it is killed (`Family.kill_hung`)
 
 The trainer's end is the end of the run. A pause grows as long as the child's lives are short. A child that keeps dying
-young by itself ends the run; one that is killed (SIGKILL: by a person, or for its memory) is started as often as that,
-and so is, by `zswarm join`, one that waits for what may mend itself.
+young by itself ends the run; one that is killed (SIGKILL: by a person, or for its memory), or that has a device that hangs,
+is started as often as that, and so is, by `zswarm join`, one that waits for what may mend itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from functools import partial
 from time import monotonic
 
 from zswarm.cli.family import WATCHDOG_S, Ended, Family, wake_on_signals
-from zswarm.errors import INTERRUPTED, REFUSED, TRY_LATER
+from zswarm.errors import HANGS, INTERRUPTED, REFUSED, TRY_LATER
 
 TRAINER = "trainer"
 WORKERS = "worker-"
@@ -183,7 +184,7 @@ class Supervisor:
             say(f"{ended.describe()}: the run ends here")
             self._stop(1)
         elif what is Fate.AGAIN:
-            if self._restarts.died(ended.name, monotonic(), is_excused=ended.code == -signal.SIGKILL):
+            if self._restarts.died(ended.name, monotonic(), is_excused=ended.code in {-signal.SIGKILL, HANGS}):
                 say(f"{ended.describe()} and is started again")
             else:
                 say(f"{ended.describe()}, {MAX_SHORT_LIVES} times in a row within {YOUNG_S:.0f} s: the run ends here")

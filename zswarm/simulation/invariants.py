@@ -21,13 +21,12 @@ from collections import Counter
 from typing import Any
 
 from brokers.machine import BrokerMachine
-from stages.device import HANGS
 from stages.tasks import Applied, Ran, ShareTaken
 from stages.worker import WorkerMachine
-from zswarm.errors import INTERRUPTED, REFUSED
+from zswarm.errors import HANGS, INTERRUPTED, REFUSED
 from zswarm.ids import STATE_FILES, Branch, Microbatch, Purpose, Role, Round, Stage, StatePart, Step
 from zswarm.ledger import members
-from zswarm.limits import MAX_FAILED_WORKERS, MAX_FAILURES
+from zswarm.limits import MAX_FAILED_WORKERS, MAX_FAILURES, STUCK_HEARTBEATS
 from zswarm.machine import Exit, Received, Send
 from zswarm.messages import Commit, Job, Key, Prepare, Prepared, Void, Welcome, WorkerHeartbeat
 from zswarm.simulation.end_checks import check_books, check_drained
@@ -313,17 +312,25 @@ class Invariants:
 
     # -- the end -------------------------------------------------------------------------------------
 
-    def exited(self, node: Node, command: Exit) -> None:
+    def exited(self, node: Node, command: Exit, now: float) -> None:
         """Check why a process ends."""
         over = self.history.finish is not None
-        may_hang = self._schedule.faults & {Fault.HANG, Fault.SLOW_WORKER, Fault.FREEZE}
         ends_well = (
             self._may_end_with(command.code)
             or (command.code == REFUSED and over)
-            or (command.code == HANGS and may_hang)
+            or (command.code == HANGS and self._hangs(node, now))
             or (self.is_poisoned and command.code == 1)
         )
         require(ends_well, "I8", f"{node.name} ends with {command.code}: {command.text}")
+
+    def _hangs(self, node: Node, now: float) -> bool:
+        """Is its thread at one task for as long as everybody is given, by the clock of its node?
+
+        Not if the machine says so, but if it is true: a healthy one that is unlucky for long may be taken for one that hangs.
+        """
+        given_s = STUCK_HEARTBEATS * self._settings.heartbeat_s
+        thread = node.thread
+        return thread is not None and thread.busy and now - thread.begun_s >= given_s - 1e-6
 
     def _may_end_with(self, code: int) -> bool:
         return code == 0 or (code == INTERRUPTED and self._schedule.interrupted_at_s is not None)

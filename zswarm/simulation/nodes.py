@@ -61,20 +61,24 @@ class ComputeThread:
     waiting: deque[Task] = field(default_factory=deque)
     busy: bool = False
     hangs: bool = False
+    begun_s: float = 0.0
+    """When the last task that was begun was, by the clock of its node."""
 
-    def submit(self, task: Task) -> list[FromThread]:
+    def submit(self, task: Task, now: float) -> list[FromThread]:
         """Take a task, and begin it if the thread is free."""
         self.waiting.append(task)
-        return [] if self.busy else self._begin()
+        return [] if self.busy else self._begin(now)
 
-    def ended(self) -> list[FromThread]:
+    def ended(self, now: float) -> list[FromThread]:
         """The task, or a part of what is unfinished, has ended: begin the next."""
         self.busy = False
-        return self._begin() if self.waiting or self.compute.unfinished else []
+        return self._begin(now) if self.waiting or self.compute.unfinished else []
 
-    def _begin(self) -> list[FromThread]:
+    def _begin(self, now: float) -> list[FromThread]:
         self.busy = True
         goes_on = self.compute.unfinished and not (self.waiting and isinstance(self.waiting[0], Run | Reset))
+        if not goes_on:
+            self.begun_s = now
         outcomes, took_s = self.compute.go_on() if goes_on else self.compute.start(self.waiting.popleft())
         return [*outcomes, (took_s, TASK_ENDED)]
 

@@ -13,9 +13,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from stages.device import HANGS
 from stages.tasks import Task
 from zswarm import limits
+from zswarm.errors import HANGS
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Stop
 from zswarm.patience import patience
@@ -166,7 +166,7 @@ class Swarm:
             return
         elif isinstance(event, TaskEnded):
             assert node.thread is not None
-            self._put_from_thread(node, node.thread.ended())
+            self._put_from_thread(node, node.thread.ended(node.clock.local_s(now_s)))
         elif isinstance(event, Rest):
             self._go_on(node, event)
         else:
@@ -331,7 +331,7 @@ class Swarm:
         )
 
     def _exit(self, node: Node, command: Exit) -> None:
-        self.invariants.exited(node, command)
+        self.invariants.exited(node, command, node.clock.local_s(self.now_s))
         if command.code == HANGS:
             # Whoever looks after the processes starts it again.
             self.lives.kill(node)
@@ -350,7 +350,7 @@ class Swarm:
     def _submit(self, node: Node, task: Task) -> None:
         thread = node.thread
         assert thread is not None, f"{node.name} has no compute thread for {task}"
-        self._put_from_thread(node, thread.submit(task))
+        self._put_from_thread(node, thread.submit(task, node.clock.local_s(self.now_s)))
 
     def _put_from_thread(self, node: Node, outcomes: list[FromThread]) -> None:
         now_s = self.now_s

@@ -17,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zswarm import limits
-from zswarm.ids import Attempt, Leaving, Role, Session, Stage
+from zswarm.ids import Attempt, Leaving, Peer, Role, Session, Stage
 from zswarm.machine import Send
 from zswarm.membership import Header
+from zswarm.messages import Fence
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.bequests import Bequests
 from zswarm.trainer.commit import Committer
@@ -49,6 +50,7 @@ class Departures:
         self._committer = committer
         self._restorer = restorer
         self._archive = archive
+        self._header = header
         self._bequests = Bequests(roster, committer, header, heartbeat_s=heartbeat_s)
         self._patience_s = limits.EMPTY_STAGE_HEARTBEATS * heartbeat_s
         self._asked: set[Session] = set()
@@ -123,6 +125,11 @@ class Departures:
         reason = reason or _farewell(record, num_lost)
         leave = leave_record(record, reason, num_lost=num_lost, now=now, heir=heir)
         return record, [Append(record=leave, durable=True), *aborts]
+
+    def fence(self, session: Session, peer: Peer) -> Send:
+        """Tell a process that it is out of the swarm, and whether others hold the state that it may have."""
+        is_spare = self._restorer.is_held(checkpoint_step=self._archive.step)
+        return Send(peer=peer, message=Fence(**self._header, fenced=session, is_spare=is_spare))
 
     # -- who takes over ------------------------------------------------------------------------------
 

@@ -127,6 +127,16 @@ class Restorer:
                 return stage
         return None
 
+    def is_held(self, *, checkpoint_step: Step | None) -> bool:
+        """Is the state of every stage held by somebody who is heard and stays, or by a checkpoint?"""
+        committer, of = self._committer, self._roster.of
+        if committer.step in (0, checkpoint_step):
+            return True
+        pools = (of(Role.WORKER, Stage(index)) for index in range(committer.num_stages))
+        return all(
+            any(not w.is_silent and w.leaving is Leaving.NO and committer.has_state(w) for w in pool) for pool in pools
+        )
+
     def begin(self) -> None:
         """The swarm has gone back: what was said and what was empty is of no account."""
         self._orders.clear()

@@ -23,14 +23,14 @@ Every message of every process passes through here, and a loop over checks that 
 broker's time. What the source of the reader of a class with one integer looks like:
 
     def read(mapping):
-        if type(mapping) is not dict: raise fault('Fence', mapping, 'a mapping')
+        if type(mapping) is not dict: raise fault('Drained', mapping, 'a mapping')
         try:
-            v_fenced = mapping['fenced']
-        except KeyError as missing: raise lacking('Fence', missing) from None
-        if type(v_fenced) is not int or not 0 <= v_fenced <= 18446744073709551615:
-            raise fault('Fence.fenced', v_fenced, 'an integer in 0..18446744073709551615')
+            v_worker = mapping['worker']
+        except KeyError as missing: raise lacking('Drained', missing) from None
+        if type(v_worker) is not int or not 0 <= v_worker <= 18446744073709551615:
+            raise fault('Drained.worker', v_worker, 'an integer in 0..18446744073709551615')
         instance = new(cls)
-        set_fenced(instance, v_fenced)
+        set_worker(instance, v_worker)
         return instance
 """
 
