@@ -10,7 +10,7 @@ import pytest
 
 from zswarm.cli import join
 from zswarm.cli.family import Ended
-from zswarm.errors import TRY_LATER, RunFailed
+from zswarm.errors import HANGS, TRY_LATER, RunFailed
 
 AT_ONCE_S = 1e-6
 """What a wait of nothing takes: a loop of them is a processor's time."""
@@ -138,9 +138,10 @@ def test_a_pause_while_workers_are_started_is_for_all_of_them(world):
     assert alive == [["beacon"], ["beacon", "worker-0", "worker-1"]]
 
 
-def test_a_child_that_waits_for_what_may_mend_itself_is_started_until_it_has(world):
+@pytest.mark.parametrize("code", [TRY_LATER, HANGS])
+def test_a_child_that_waits_for_what_may_mend_itself_is_started_until_it_has(world, code):
     """A network that was gone for seconds ended the swarm's part on this machine, or at best its only worker."""
-    world.codes["worker-0"] = TRY_LATER
+    world.codes["worker-0"] = code
     caretaker = caretaker_of(world, "worker-0")
     world.at(300.0, world.codes.clear)
     world.run(caretaker, 310.0)

@@ -11,6 +11,7 @@ import pytest
 from brokers.machine import BrokerMachine
 from stages.tasks import Run
 from stages.worker import WorkerMachine
+from zswarm.errors import HANGS
 from zswarm.ids import TRAINER, Attempt, Branch, Direction, Link, Microbatch, Purpose, Session, Step
 from zswarm.ledger import from_bytes
 from zswarm.machine import Exit, Send
@@ -289,6 +290,11 @@ def test_i8_sees_a_run_that_never_ends() -> None:
 def test_i8_sees_a_run_that_fails() -> None:
     with pytest.raises(Violation, match=r"I8: worker-. ends with 1: out of memory"):
         run_with(lambda _, command: Exit(code=1, text="out of memory") if isinstance(command, Run) else command)
+
+
+def test_i8_sees_a_process_that_ends_for_a_device_that_does_not_hang() -> None:
+    with pytest.raises(Violation, match=r"I8: worker-. ends with 71: it hangs"):
+        run_with(lambda _, command: Exit(code=HANGS, text="it hangs") if isinstance(command, Run) else command)
 
 
 def test_i8_sees_what_is_left_behind() -> None:

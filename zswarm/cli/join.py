@@ -22,8 +22,8 @@ from zswarm.beacon.service import Place, serve_beacon
 from zswarm.cli.family import Ended, Family, wake_on_signals
 from zswarm.cli.pausing import is_paused
 from zswarm.cli.serving import serve_runs
-from zswarm.cli.supervisor import Restarts, say, say_hung
-from zswarm.errors import HANGS, INTERRUPTED, TRY_LATER, RunFailed
+from zswarm.cli.supervisor import EXCUSED, Restarts, say, say_hung
+from zswarm.errors import INTERRUPTED, TRY_LATER, RunFailed
 from zswarm.ids import Address, NodeId
 from zswarm.machine import Exit
 from zswarm.overseer import Overseer
@@ -154,9 +154,7 @@ class Caretaker:
             raise RunFailed(f"{ended.name} cannot go on")
         if self._is_paused and ended.name in self._pausable:
             return
-        if not self._restarts.died(
-            ended.name, monotonic(), is_excused=ended.code in {-signal.SIGKILL, TRY_LATER, HANGS}
-        ):
+        if not self._restarts.died(ended.name, monotonic(), is_excused=ended.code in EXCUSED | {TRY_LATER}):
             text = f"{ended.describe()}, again and again: it is not started any more"
             if self._pausable <= {ended.name} or ended.name not in self._pausable:
                 raise RunFailed(text)

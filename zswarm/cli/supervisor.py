@@ -41,6 +41,8 @@ YOUNG_S = 10.0
 """A life that is shorter than this makes the next pause twice as long."""
 MAX_SHORT_LIVES = 5
 """So many of them one after the other are enough."""
+EXCUSED = frozenset({-signal.SIGKILL, HANGS})
+"""The ends of a child that are not its fault: it is started again however often."""
 LOOK_S = 1.0
 """Longest wait between two looks at the children, in case that a signal got lost."""
 
@@ -184,7 +186,7 @@ class Supervisor:
             say(f"{ended.describe()}: the run ends here")
             self._stop(1)
         elif what is Fate.AGAIN:
-            if self._restarts.died(ended.name, monotonic(), is_excused=ended.code in {-signal.SIGKILL, HANGS}):
+            if self._restarts.died(ended.name, monotonic(), is_excused=ended.code in EXCUSED):
                 say(f"{ended.describe()} and is started again")
             else:
                 say(f"{ended.describe()}, {MAX_SHORT_LIVES} times in a row within {YOUNG_S:.0f} s: the run ends here")
