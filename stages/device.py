@@ -278,7 +278,7 @@ def _sort(task: Task) -> Sort:
     """Return the sort of a task."""
     match task:
         case Run():
-            return Run.__name__, task.key[2]
+            return Run.__name__, task.key[2], task.kind
         case Snapshot() | Sum() | Assemble() | Export() | TakeShare():
             return type(task).__name__
         case Import() if task.part is StatePart.SHARE:

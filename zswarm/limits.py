@@ -103,10 +103,12 @@ STUCK_TIMES = 5.0
 at most, lately, or what the rehearsal took. The longer of the two counts."""
 STUCK_ENDS = 6.0
 """A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less;"""
-STUCK_ENDS_SPARE = 1.25
+STUCK_ENDS_SPARE = 2.0
 """this soon if others hold the state of its stage, and it has done such a task before."""
+SAFE_COPIES = 2
+"""So many others: what a process holds that is only slow would be the last copy as soon as another one dies."""
 STUCK_FIRST_S = 300.0
-"""While the parameters are made or brought, and before the first job (to train, to evaluate) of layers that refuse a rehearsal:
+"""While the parameters are made or brought, and before the first job of each sort of layers that refuse a rehearsal:
 compiling or a cold device may take minutes."""
 RESEND_HEARTBEATS = 1.0
 """An unacknowledged message is sent again after this many heartbeats, and then after twice as many each time."""

@@ -395,7 +395,7 @@ def test_a_process_whose_state_is_others_too_ends_soon_if_it_has_done_such_a_tas
     worker.get_job(9, B, 9)
     worker.get(fence(ME, is_spare=True))
     limit_s = STUCK_ENDS_SPARE * STUCK_HEARTBEATS
-    be_patient(worker, limit_s // 1.0)
+    be_patient(worker, limit_s - 1.0)
     assert worker.machine.next_deadline_s() == limit_s
     assert [end.code for end in of_type(worker.tick(limit_s), Exit)] == [HANGS]
 

@@ -7,7 +7,7 @@ import pytest
 from tests.letters import ack, credit, failure, fence, heartbeat, of_type, prepared, register, stop, void
 from tests.trainer.swarm import FULL, Trainer, records, to, written
 from zswarm import limits
-from zswarm.ids import Address, Direction, Role
+from zswarm.ids import Address, Direction, Leaving, Role
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.messages import Abort, Commit, Fence, Forward, HeartbeatAck, Prepare, Restore, Stop, View, Void, Welcome
 from zswarm.trainer.phases import Phase
@@ -72,19 +72,43 @@ def test_a_session_that_was_never_issued_is_fenced(trainer):
     assert answer.message == fence(99, is_spare=True)
 
 
-def test_a_fence_says_whether_others_hold_the_state_of_every_stage(trainer):
-    """Of all, since of a session that is long gone nobody knows where it was."""
+def of_three(trainer) -> None:
+    """Have a third worker in stage 0 (session 6), a second one in stage 1 (7), and step 1 in work."""
+    for session, stage in ((6, 0), (7, 1)):
+        trainer.join(f"w{session}", stage=stage)
+        trainer.report(session)
+    workers = {1: FULL, 5: 0, 6: 0, 2: FULL, 7: 0}
     trainer.count(0)
-    for session, counted in ((1, FULL), (5, 0), (2, FULL)):
+    for session, counted in workers.items():
         trainer.prepare(session, counted, step=0)
-    for session in (1, 5, 2):
+    for session in workers:
         trainer.report(session, step=1)
     assert trainer.machine.committer.step == 1
-    said = []
-    for session in (1, 5):
-        (message,) = of_type(trainer.dies(session), Fence)
-        said.append((message.fenced, message.is_spare))
-    assert said == [(1, True), (5, False)]
+
+
+def test_a_fence_says_whether_the_state_of_every_stage_is_safe(trainer):
+    """Of all, since of a session that is long gone nobody knows where it was; with one worker's it is not."""
+    of_three(trainer)
+    fences = [*of_type(trainer.dies(1), Fence), *of_type(trainer.dies(5), Fence)]
+    assert fences == [fence(1, is_spare=True), fence(5)]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_spare"),
+    [
+        ({"busy_s": 0.9, "usual_s": 0.2}, True),
+        ({"busy_s": 1.9, "usual_s": 1.0}, True),
+        ({"busy_s": 2.1, "usual_s": 1.0}, False),
+        ({"leaving": Leaving.DRAINING}, False),
+        ({"ready": False}, False),
+    ],
+)
+def test_whoever_may_hang_or_go_keeps_no_state_for_another(trainer, said, is_spare):
+    of_three(trainer)
+    trainer.get(stop(1))
+    trainer.report(5, step=1, **said)
+    (said,) = of_type(trainer.get(stop(99)), Fence)
+    assert said == fence(99, is_spare=is_spare)
 
 
 def test_who_says_goodbye_has_left(trainer):

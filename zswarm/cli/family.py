@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Self
 
-from zswarm.errors import TRY_LATER, NotYet, RunFailed, UserError, ZswarmError
+from zswarm.errors import HANGS, TRY_LATER, NotYet, RunFailed, UserError, ZswarmError
 from zswarm.lifeline import Lifeline, Pulse
 from zswarm.logs import set_up_logs
 
@@ -46,7 +46,8 @@ class Ended:
         """Say how it ended."""
         if self.code < 0:
             return f"{self.name} was killed by {signal.Signals(-self.code).name}"
-        return f"{self.name} ended with exit code {self.code}"
+        why = ", since its device hangs" if self.code == HANGS else ""
+        return f"{self.name} ended with exit code {self.code}{why}"
 
 
 class Family:

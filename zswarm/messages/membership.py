@@ -175,8 +175,8 @@ class View(StepMessage):
 class Fence(Message):
     """Coordinator -> process, whenever it speaks: your session `fenced` is void, and with it all that it has counted.
 
-    Parameters stay: they were made by commits. The process registers again, as a new life. `is_spare`: others hold the
-    state of its stage, so a worker whose device hangs need not keep it.
+    Parameters stay: they were made by commits. The process registers again, as a new life. `is_spare`: enough others
+    hold the state of its stage, so a worker whose device hangs need not keep it.
     """
 
     fenced: SessionField

@@ -324,13 +324,13 @@ class Invariants:
         require(ends_well, "I8", f"{node.name} ends with {command.code}: {command.text}")
 
     def _hangs(self, node: Node, now: float) -> bool:
-        """Is its thread at one task for as long as everybody is given, by the clock of its node?
+        """Has its thread answered nothing for as long as everybody is given, by the clock of its node?
 
         Not if the machine says so, but if it is true: a healthy one that is unlucky for long may be taken for one that hangs.
         """
         given_s = STUCK_HEARTBEATS * self._settings.heartbeat_s
         thread = node.thread
-        return thread is not None and thread.busy and now - thread.begun_s >= given_s - 1e-6
+        return thread is not None and thread.busy and now - thread.silent_since_s >= given_s - 1e-6
 
     def _may_end_with(self, code: int) -> bool:
         return code == 0 or (code == INTERRUPTED and self._schedule.interrupted_at_s is not None)

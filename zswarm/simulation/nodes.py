@@ -61,25 +61,31 @@ class ComputeThread:
     waiting: deque[Task] = field(default_factory=deque)
     busy: bool = False
     hangs: bool = False
-    begun_s: float = 0.0
-    """When the last task that was begun was, by the clock of its node."""
+    silent_since_s: float = 0.0
+    """Since when there is a task and no outcome, by the clock of its node."""
+    answers: bool = False
+    """Does what is in work end with an outcome? A part of a job that is not the last does not."""
 
     def submit(self, task: Task, now: float) -> list[FromThread]:
         """Take a task, and begin it if the thread is free."""
         self.waiting.append(task)
-        return [] if self.busy else self._begin(now)
+        if self.busy:
+            return []
+        self.silent_since_s = now
+        return self._begin()
 
     def ended(self, now: float) -> list[FromThread]:
         """The task, or a part of what is unfinished, has ended: begin the next."""
         self.busy = False
-        return self._begin(now) if self.waiting or self.compute.unfinished else []
+        if self.answers:
+            self.silent_since_s = now
+        return self._begin() if self.waiting or self.compute.unfinished else []
 
-    def _begin(self, now: float) -> list[FromThread]:
+    def _begin(self) -> list[FromThread]:
         self.busy = True
         goes_on = self.compute.unfinished and not (self.waiting and isinstance(self.waiting[0], Run | Reset))
-        if not goes_on:
-            self.begun_s = now
         outcomes, took_s = self.compute.go_on() if goes_on else self.compute.start(self.waiting.popleft())
+        self.answers = bool(outcomes)
         return [*outcomes, (took_s, TASK_ENDED)]
 
 

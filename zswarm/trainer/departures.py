@@ -127,8 +127,8 @@ class Departures:
         return record, [Append(record=leave, durable=True), *aborts]
 
     def fence(self, session: Session, peer: Peer) -> Send:
-        """Tell a process that it is out of the swarm, and whether others hold the state that it may have."""
-        is_spare = self._restorer.is_held(checkpoint_step=self._archive.step)
+        """Tell a process that it is out of the swarm, and whether the state that it may have is safe without it."""
+        is_spare = self._restorer.is_safe(checkpoint_step=self._archive.step)
         return Send(peer=peer, message=Fence(**self._header, fenced=session, is_spare=is_spare))
 
     # -- who takes over ------------------------------------------------------------------------------

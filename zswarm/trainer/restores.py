@@ -127,15 +127,17 @@ class Restorer:
                 return stage
         return None
 
-    def is_held(self, *, checkpoint_step: Step | None) -> bool:
-        """Is the state of every stage held by somebody who is heard and stays, or by a checkpoint?"""
-        committer, of = self._committer, self._roster.of
-        if committer.step in (0, checkpoint_step):
+    def is_safe(self, *, checkpoint_step: Step | None) -> bool:
+        """Is the state of every stage held by two workers who are well, so that it outlives one more, or by a checkpoint?"""
+        if self._committer.step in (0, checkpoint_step):
             return True
-        pools = (of(Role.WORKER, Stage(index)) for index in range(committer.num_stages))
-        return all(
-            any(not w.is_silent and w.leaving is Leaving.NO and committer.has_state(w) for w in pool) for pool in pools
-        )
+        pools = (self._roster.of(Role.WORKER, Stage(index)) for index in range(self._committer.num_stages))
+        return all(sum(map(self._keeps, pool)) >= limits.SAFE_COPIES for pool in pools)
+
+    def _keeps(self, worker: Record) -> bool:
+        """Does a worker hold its stage's state, and will as far as anybody knows? One at a task that takes long may hang."""
+        is_well = not worker.is_silent and worker.busy_s <= max(self._heartbeat_s, 2.0 * worker.usual_s)
+        return is_well and worker.leaving is Leaving.NO and self._committer.has_state(worker)
 
     def begin(self) -> None:
         """The swarm has gone back: what was said and what was empty is of no account."""
