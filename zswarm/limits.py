@@ -103,8 +103,8 @@ STUCK_TIMES = 5.0
 at most, lately, or what the rehearsal took. The longer of the two counts."""
 STUCK_ENDS = 6.0
 """A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less;"""
-STUCK_ENDS_SPARE = 2.0
-"""this soon if others hold the state of its stage, and it has done such a task before."""
+STUCK_ENDS_SPARE = 1.25
+"""this soon if others hold the state of its stage, it has done such a task before, and did not end so soon lately."""
 SAFE_COPIES = 2
 """So many others: what a process holds that is only slow would be the last copy as soon as another one dies."""
 STUCK_FIRST_S = 300.0

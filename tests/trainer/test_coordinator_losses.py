@@ -52,7 +52,7 @@ def test_who_is_silent_is_given_up_and_the_run_goes_on(trainer):
         0,
     )
     assert (leave["reason"], leave["lost"], leave["silent_s"]) == ("silent for 3.5 s", 2, 3.5)
-    assert of_type(commands, Fence) == [fence(1, is_spare=True)]
+    assert of_type(commands, Fence) == [fence(1)]
     assert to(commands, Fence) == ["sim://1"]
     assert sorted(to(commands, View)) == ["sim://2", "sim://3", "sim://4", "sim://5"]
     assert {message.view for message in of_type(commands, View)} == {view + 1}
@@ -63,13 +63,13 @@ def test_what_a_session_says_that_has_left_is_answered_by_fence_as_often_as_it_s
     trainer.dies(1)
     for message in (heartbeat(1, 999, counted=FULL), prepared(1, 1), stop(1), ack(1, 0, Direction.FORWARD)):
         (answer,) = [c for c in trainer.get(message, peer="sim://again") if isinstance(c, Send)]
-        assert (answer.peer, answer.message) == ("sim://again", fence(1, is_spare=True))
+        assert (answer.peer, answer.message) == ("sim://again", fence(1))
     assert trainer.machine.committer.owned(0) == 0
 
 
 def test_a_session_that_was_never_issued_is_fenced(trainer):
     (answer,) = trainer.get(heartbeat(99, 1))
-    assert answer.message == fence(99, is_spare=True)
+    assert answer.message == fence(99)
 
 
 def of_three(trainer) -> None:
@@ -86,11 +86,31 @@ def of_three(trainer) -> None:
     assert trainer.machine.committer.step == 1
 
 
+HANGS = {"step": 1, "busy_s": 5.0, "usual_s": 0.5}
+
+
 def test_a_fence_says_whether_the_state_of_every_stage_is_safe(trainer):
-    """Of all, since of a session that is long gone nobody knows where it was; with one worker's it is not."""
+    """It is not with one worker: whoever is given up may only be slow, and would bring it back."""
     of_three(trainer)
-    fences = [*of_type(trainer.dies(1), Fence), *of_type(trainer.dies(5), Fence)]
+    fences = [*of_type(trainer.report(1, **HANGS), Fence), *of_type(trainer.report(5, **HANGS), Fence)]
     assert fences == [fence(1, is_spare=True), fence(5)]
+
+
+def test_whoever_is_not_at_one_task_is_told_nothing_of_its_state(trainer):
+    of_three(trainer)
+    assert of_type(trainer.dies(1), Fence) == [fence(1)]
+
+
+def test_a_device_that_may_only_be_slow_from_time_to_time_has_time_to_learn_that(trainer):
+    """Every life of its worker ended as soon as it was slow, and the next one knew no better."""
+    of_three(trainer)
+    trainer.report(1, **HANGS)
+    said = []
+    for session, later_s in ((8, 0.0), (9, limits.FORGIVEN_HEARTBEATS)):
+        trainer.live(later_s)
+        trainer.join("w0", nonce=session, stage=0)
+        said += of_type(trainer.report(session, **HANGS), Fence)
+    assert said == [fence(8), fence(9, is_spare=True)]
 
 
 @pytest.mark.parametrize(
@@ -105,10 +125,8 @@ def test_a_fence_says_whether_the_state_of_every_stage_is_safe(trainer):
 )
 def test_whoever_may_hang_or_go_keeps_no_state_for_another(trainer, said, is_spare):
     of_three(trainer)
-    trainer.get(stop(1))
     trainer.report(5, step=1, **said)
-    (said,) = of_type(trainer.get(stop(99)), Fence)
-    assert said == fence(99, is_spare=is_spare)
+    assert of_type(trainer.report(1, **HANGS), Fence) == [fence(1, is_spare=is_spare)]
 
 
 def test_who_says_goodbye_has_left(trainer):

@@ -32,6 +32,7 @@ from zswarm.messages import (
     Credit,
     Evaluated,
     Failure,
+    Fence,
     Load,
     Message,
     Move,
@@ -249,7 +250,7 @@ class Coordinator:
             return [*dismissal(message, event.peer)]
         record = self.roster.records.get(message.session)
         if record is None:
-            return [self.departures.fence(message.session, event.peer)]
+            return [Send(peer=event.peer, message=Fence(**self._header, fenced=message.session))]
         if isinstance(message, SIGNS_OF_LIFE):
             record.heard_at_s, record.is_silent = now, False
         match message:
@@ -423,7 +424,7 @@ class Coordinator:
         if record.role is Role.WORKER:
             self.rebalancer.left(record, now, to=to)
         self._alert(now)
-        fences = [self.departures.fence(session, record.peer)] if not record.is_silent else []
+        fences = [self.departures.fence(record, now)] if not record.is_silent else []
         return [*said, *fences, *self._view_changed(now)]
 
     def _keep_state(self, now: float) -> list[Command]:

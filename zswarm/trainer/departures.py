@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zswarm import limits
-from zswarm.ids import Attempt, Leaving, Peer, Role, Session, Stage
+from zswarm.ids import Attempt, Leaving, NodeId, Role, Session, Stage
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Fence
@@ -53,7 +53,10 @@ class Departures:
         self._header = header
         self._bequests = Bequests(roster, committer, header, heartbeat_s=heartbeat_s)
         self._patience_s = limits.EMPTY_STAGE_HEARTBEATS * heartbeat_s
+        self._heartbeat_s = heartbeat_s
         self._asked: set[Session] = set()
+        self._spared_at_s: dict[NodeId, float] = {}
+        """Whose device may have hung lately, and when it was told that others hold its stage's state."""
         self._sent_at_s: dict[tuple[Role, Stage], float] = {}
         """When somebody was last sent to a place that everybody leaves."""
 
@@ -126,10 +129,18 @@ class Departures:
         leave = leave_record(record, reason, num_lost=num_lost, now=now, heir=heir)
         return record, [Append(record=leave, durable=True), *aborts]
 
-    def fence(self, session: Session, peer: Peer) -> Send:
-        """Tell a process that it is out of the swarm, and whether the state that it may have is safe without it."""
-        is_spare = self._restorer.is_safe(checkpoint_step=self._archive.step)
-        return Send(peer=peer, message=Fence(**self._header, fenced=session, is_spare=is_spare))
+    def fence(self, record: Record, now: float) -> Send:
+        """Tell a process that it is out of the swarm, and, if its device may hang, whether its state is safe without it.
+
+        Not soon again: a device that does not hang, but is slow from time to time, has to learn how long that takes.
+        """
+        forgiven_s = now - limits.FORGIVEN_HEARTBEATS * self._heartbeat_s
+        self._spared_at_s = {node: at_s for node, at_s in self._spared_at_s.items() if at_s > forgiven_s}
+        may_hang = record.busy_s > self._heartbeat_s and record.node not in self._spared_at_s
+        is_spare = may_hang and self._restorer.is_safe(checkpoint_step=self._archive.step)
+        if is_spare:
+            self._spared_at_s[record.node] = now
+        return Send(peer=record.peer, message=Fence(**self._header, fenced=record.session, is_spare=is_spare))
 
     # -- who takes over ------------------------------------------------------------------------------
 
