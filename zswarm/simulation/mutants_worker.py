@@ -198,9 +198,9 @@ def _generation_without_view() -> Patches:
 def _does_not_clean_up() -> Patches:
     original: Method = WorkerMachine._begin_new_life
 
-    def begin_new_life(self: WorkerMachine, *args: Any) -> Any:
+    def begin_new_life(self: WorkerMachine, **of: Any) -> Any:
         outbox = self.outbox
-        commands = original(self, *args)
+        commands = original(self, **of)
         self.outbox = outbox
         return commands
 
