@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,13 +135,22 @@ class Zswarm:
         return summary
 
 
+@contextmanager
+def commands_in(folder: Path) -> Iterator[Zswarm]:
+    """Make the small run's file and text in a folder, and what starts commands there; whoever is left ends with it."""
+    (folder / "run.toml").write_text(RUN_FILE)
+    (folder / "text.txt").write_text("".join(f"{i} times {i} is {i * i}. " for i in range(2000)))
+    commands = Zswarm(folder, [])
+    try:
+        yield commands
+    finally:
+        commands.end()
+
+
 @pytest.fixture
 def zswarm(tmp_path):
-    (tmp_path / "run.toml").write_text(RUN_FILE)
-    (tmp_path / "text.txt").write_text("".join(f"{i} times {i} is {i * i}. " for i in range(2000)))
-    commands = Zswarm(tmp_path, [])
-    yield commands
-    commands.end()
+    with commands_in(tmp_path) as commands:
+        yield commands
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:

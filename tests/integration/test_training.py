@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import pytest
 from safetensors.numpy import load_file
 
+from tests.integration.commands import commands_in
 from zswarm.audit import audit
 from zswarm.benchmarks.equality import relative_difference
 
 SGD = ("--set", "optimizer.name=sgd", "--set", "optimizer.lr=0.1")
 SWARM = ("--workers", "2", "--brokers", "2")
+CLIPPED = (*SGD, "--set", "optimizer.grad_clip=0.1", "--set", "optimizer.momentum=0.9")
 
 
 def parameters(folder):
     return load_file(folder / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Return a function that trains in one process, once for the same options; returns the summary and the run folder.
+
+    How the model is cut, wired and encoded is of no account to one process.
+    """
+
+    @cache
+    def train(*options: str):
+        with commands_in(tmp_path_factory.mktemp("reference")) as zswarm:
+            return zswarm.run("reference", *options), zswarm.folder / "out"
+
+    return train
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("of_both", "of_the_swarm"),
     [
-        SGD,
-        (*SGD, "--set", "optimizer.grad_clip=0.1", "--set", "optimizer.momentum=0.9"),
-        (*SGD, "--set", "pipeline.recompute=always", "--set", "pipeline.wiring=iwrr"),
-        (*SGD, "--set", "pipeline.stages=4", "--set", "pipeline.recompute=never", "--set", "pipeline.wiring=fixed"),
+        (SGD, ()),
+        (CLIPPED, ()),
+        (SGD, ("--set", "pipeline.recompute=always", "--set", "pipeline.wiring=iwrr")),
+        (
+            SGD,
+            ("--set", "pipeline.stages=4", "--set", "pipeline.recompute=never", "--set", "pipeline.wiring=fixed"),
+        ),
     ],
     ids=["plain", "clipped", "recomputed", "four-stages"],
 )
-def test_final_parameters_equal_those_of_one_process(zswarm, options):
+def test_final_parameters_equal_those_of_one_process(zswarm, reference, of_both, of_the_swarm):
     """Codec none and SGD: the swarm's parameters are the reference's but for the order of summation."""
-    swarm = zswarm.run("local", *SWARM, *options, out="swarm")
-    one = zswarm.run("reference", *options, out="one")
-    assert relative_difference(parameters(zswarm.folder / "swarm"), parameters(zswarm.folder / "one")) < 1e-6
+    swarm = zswarm.run("local", *SWARM, *of_both, *of_the_swarm, out="swarm")
+    one, folder = reference(*of_both)
+    assert relative_difference(parameters(zswarm.folder / "swarm"), parameters(folder)) < 1e-6
     assert swarm["loss"] == pytest.approx(one["loss"], abs=1e-5)
     assert swarm["held_out_loss"] == pytest.approx(one["held_out_loss"], abs=1e-5)
     assert swarm["held_out_loss_before"] == pytest.approx(one["held_out_loss_before"], abs=1e-5)
@@ -40,10 +61,10 @@ def test_final_parameters_equal_those_of_one_process(zswarm, options):
 
 
 @pytest.mark.parametrize(("codec", "tolerance"), [("none", 1e-3), ("bf16", 0.02), ("int8", 0.02), ("bnb8", 0.05)])
-def test_adamw_follows_the_reference_with_every_codec(zswarm, codec, tolerance):
+def test_adamw_follows_the_reference_with_every_codec(zswarm, reference, codec, tolerance):
     """Every step's loss stays near the reference's; the lossier the codec, the wider."""
     swarm = zswarm.run("local", *SWARM, "--set", f"wire.codec={codec}", out="swarm")
-    one = zswarm.run("reference", out="one")
+    one, _ = reference()
     assert swarm["loss"] == pytest.approx(one["loss"], abs=tolerance)
 
 
