@@ -225,7 +225,7 @@ def _files(patterns: Sequence[str]) -> Iterator[Path]:
 def _check_folder(pattern: str) -> None:
     """Raise UserError if where the files would be is closed to this user: they may be there."""
     folder = next(parent for parent in Path(pattern).parents if os.path.isdir(parent))  # noqa: PTH112 - a closed one is none
-    if not os.access(folder, os.R_OK | os.X_OK):
+    if not os.access(folder, os.X_OK | (os.R_OK if glob.has_magic(pattern) else 0)):
         raise UserError(
             f"data.source: cannot look into {folder} for {pattern}: let this user read it, or write another path"
         )

@@ -102,11 +102,12 @@ STUCK_TIMES = 5.0
 """... and the same in multiples of what such a task usually takes: a job on average, an optimizer's step or a sum
 at most, lately, or what the rehearsal took. The longer of the two counts."""
 STUCK_ENDS = 6.0
-"""A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less;"""
+"""A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less."""
 STUCK_ENDS_SPARE = 1.25
-"""this soon if others hold the state of its stage, it has done such a task before, and did not end so soon lately."""
+"""The same if its stage's state is safe without it, it has done such a task before, and did not end so soon lately."""
 SAFE_COPIES = 2
-"""So many others: what a process holds that is only slow would be the last copy as soon as another one dies."""
+"""So many others have to hold that state: if it was one, what a process holds that is only slow would be the last copy as
+soon as that one dies."""
 STUCK_FIRST_S = 300.0
 """While the parameters are made or brought, and before the first job of each sort of layers that refuse a rehearsal:
 compiling or a cold device may take minutes."""

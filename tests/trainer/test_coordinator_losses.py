@@ -73,11 +73,10 @@ def test_a_session_that_was_never_issued_is_fenced(trainer):
 
 
 def of_three(trainer) -> None:
-    """Have a third worker in stage 0 (session 6), a second one in stage 1 (7), and step 1 in work."""
-    for session, stage in ((6, 0), (7, 1)):
-        trainer.join(f"w{session}", stage=stage)
-        trainer.report(session)
-    workers = {1: FULL, 5: 0, 6: 0, 2: FULL, 7: 0}
+    """Have a third worker in stage 0 (session 6), and step 1 in work."""
+    trainer.join("w6", stage=0)
+    trainer.report(6)
+    workers = {1: FULL, 5: 0, 6: 0, 2: FULL}
     trainer.count(0)
     for session, counted in workers.items():
         trainer.prepare(session, counted, step=0)
@@ -89,15 +88,23 @@ def of_three(trainer) -> None:
 HANGS = {"step": 1, "busy_s": 5.0, "usual_s": 0.5}
 
 
-def test_a_fence_says_whether_the_state_of_every_stage_is_safe(trainer):
+def test_a_fence_says_whether_the_state_of_its_stage_is_safe(trainer):
     """It is not with one worker: whoever is given up may only be slow, and would bring it back."""
     of_three(trainer)
     fences = [*of_type(trainer.report(1, **HANGS), Fence), *of_type(trainer.report(5, **HANGS), Fence)]
     assert fences == [fence(1, is_spare=True), fence(5)]
 
 
-def test_whoever_is_not_at_one_task_is_told_nothing_of_its_state(trainer):
+def test_what_anybody_can_make_is_safe(trainer):
+    """Fresh parameters are, with nobody else in the stage."""
+    trainer.report(2, **HANGS | {"step": 0})
+    assert of_type(trainer.log, Fence) == [fence(2, is_spare=True)]
+
+
+@pytest.mark.parametrize("busy", [{}, {"busy_s": 1.9, "usual_s": 2.0}])
+def test_whoever_is_not_at_one_task_for_long_is_told_nothing_of_its_state(trainer, busy):
     of_three(trainer)
+    trainer.report(1, step=1, **busy)
     assert of_type(trainer.dies(1), Fence) == [fence(1)]
 
 
@@ -106,11 +113,11 @@ def test_a_device_that_may_only_be_slow_from_time_to_time_has_time_to_learn_that
     of_three(trainer)
     trainer.report(1, **HANGS)
     said = []
-    for session, later_s in ((8, 0.0), (9, limits.FORGIVEN_HEARTBEATS)):
+    for session, later_s in ((7, 0.0), (8, limits.FORGIVEN_HEARTBEATS)):
         trainer.live(later_s)
         trainer.join("w0", nonce=session, stage=0)
         said += of_type(trainer.report(session, **HANGS), Fence)
-    assert said == [fence(8), fence(9, is_spare=True)]
+    assert said == [fence(7), fence(8, is_spare=True)]
 
 
 @pytest.mark.parametrize(

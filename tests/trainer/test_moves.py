@@ -139,7 +139,7 @@ def test_whoever_leaves_is_not_moved(trainer):
 
 def test_of_two_workers_of_a_stage_one_may_go(trainer):
     assert ordered(trainer, "w2", 1)[0]
-    reason = "w0 is the last worker of stage 0 that has its state once w2 is gone"
+    reason = "w0 is the last worker of stage 0 that has its state as soon as those are gone who go: w2"
     assert ordered(trainer, "w0", 1) == (False, reason)
     assert set(trainer.machine.moves.ordered) == {5}, "the order before it holds"
 
@@ -171,16 +171,22 @@ def test_whoever_has_died_meanwhile_is_moved_no_more(trainer):
     assert moves(commit(trainer, {1: FULL, 2: FULL})) == []
 
 
-def test_before_the_run_begins_and_in_its_last_step_nobody_is_moved(trainer):
+def test_before_the_run_begins_and_in_its_last_two_steps_nobody_is_moved(trainer):
     gathering = Trainer(workers_per_stage=2)
     gathering.enroll()
     gathering.join("w2")
     assert ordered(gathering, "w2", 1) == (False, "the run is gathering")
-    for step in range(4):
+    for step in range(3):
         commit(trainer, {1: FULL, 5: 0, 2: FULL}, step=step)
         for session in (1, 5, 2):
             trainer.report(session, step=step + 1)
-    assert ordered(trainer, "w2", 1) == (False, "the run is in its last step")
+    assert ordered(trainer, "w2", 1) == (False, "the run is in its last two steps: nobody is moved any more")
+
+
+def test_an_order_that_cannot_be_any_more_is_not_told_as_one_that_holds(trainer):
+    assert ordered(trainer, "w2", 1)[0]
+    trainer.report(5, leaving=Leaving.DRAINING)
+    assert ordered(trainer, "w2", 1) == (False, "w2 leaves")
 
 
 def test_an_order_for_another_run_is_of_no_account(trainer):

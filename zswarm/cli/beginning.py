@@ -51,7 +51,7 @@ def begin(run_file: Path) -> Iterator[str]:
     yield "next:"
     yield "  zswarm key push MACHINE...   # the key to each other machine, by ssh"
     yield "  zswarm join                  # on each machine"
-    yield f"{f'  zswarm train {run_file}':31}# on any of them"
+    yield f"{f'  zswarm train {_shown(run_file)}':31}# on any of them"
 
 
 def _first_run(run_file: Path) -> str:
@@ -60,5 +60,9 @@ def _first_run(run_file: Path) -> str:
     _, mark, keys = example.partition(_KEYS)
     name = run_file.stem if re.fullmatch(RUN_NAME, run_file.stem) else "run"
     keys = re.sub(r'^name = "tiny" *', f'name = "{name}"'.ljust(24) + " ", keys, count=1, flags=re.MULTILINE)
-    shown = shlex.quote(str(run_file)) if str(run_file).isprintable() else "RUN.toml"
-    return _HEADER.format(run_file=shown) + mark + keys.replace("runs/tiny-", f"runs/{name}-")
+    return _HEADER.format(run_file=_shown(run_file)) + mark + keys.replace("runs/tiny-", f"runs/{name}-")
+
+
+def _shown(run_file: Path) -> str:
+    """Return the file's name as it is typed."""
+    return shlex.quote(str(run_file)) if str(run_file).isprintable() else "RUN.toml"

@@ -87,8 +87,9 @@ def diagnose(findings: Findings, knocks: dict[Address, str]) -> list[Hole]:
     patients = findings.patients
     holes = [_silent(address, knocks[address]) for address in findings.silent]
     hidden = [patient for patient in patients.values() if ipaddress.ip_address(host_of(patient.address)).is_loopback]
-    if len(hidden) < len(patients):
-        holes += map(_hidden, hidden)
+    if len(hidden) == len(patients):
+        hidden = []
+    holes += map(_hidden, hidden)
     seen = [patient for patient in patients.values() if patient not in hidden]
     missing = [(a, b) for a in patients.values() for b in seen if a is not b and not _reaches(a, b)]
     deaf = Counter(b.address for _, b in missing)

@@ -46,7 +46,7 @@ class Ended:
         """Say how it ended."""
         if self.code < 0:
             return f"{self.name} was killed by {signal.Signals(-self.code).name}"
-        why = ", since its device hangs" if self.code == HANGS else ""
+        why = " (its device hangs)" if self.code == HANGS else ""
         return f"{self.name} ended with exit code {self.code}{why}"
 
 

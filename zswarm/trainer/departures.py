@@ -136,8 +136,9 @@ class Departures:
         """
         forgiven_s = now - limits.FORGIVEN_HEARTBEATS * self._heartbeat_s
         self._spared_at_s = {node: at_s for node, at_s in self._spared_at_s.items() if at_s > forgiven_s}
-        may_hang = record.busy_s > self._heartbeat_s and record.node not in self._spared_at_s
-        is_spare = may_hang and self._restorer.is_safe(checkpoint_step=self._archive.step)
+        may_hang = record.may_hang(self._heartbeat_s) and record.gone_at_s is None
+        is_first = record.node not in self._spared_at_s
+        is_spare = may_hang and is_first and self._restorer.is_safe(record.stage, checkpoint_step=self._archive.step)
         if is_spare:
             self._spared_at_s[record.node] = now
         return Send(peer=record.peer, message=Fence(**self._header, fenced=record.session, is_spare=is_spare))

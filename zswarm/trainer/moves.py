@@ -69,7 +69,8 @@ class Moves:
         problem = self.order(record.session, stage)
         when = f"when step {self._committer.step} is committed"
         if problem:
-            as_before = "" if before is None else f"; as ordered before, it goes to stage {before} {when}"
+            is_on = before is not None and not self._problem(record, before)
+            as_before = f"; as ordered before, it goes to stage {before} {when}" if is_on else ""
             return False, f"{problem}{as_before}"
         if stage == record.stage:
             return True, f"{node} stays in stage {stage}, and does not go to stage {before}"
@@ -84,8 +85,8 @@ class Moves:
         record = self._roster.records.get(session)
         if record is None:
             return f"session {session} has left"
-        if self._committer.step + 1 >= self._steps:
-            return "the run is in its last step"
+        if self._committer.step + 2 >= self._steps:
+            return "the run is in its last two steps: nobody is moved any more"
         before = self._waiting.pop(session, None)
         if before is not None and stage == record.stage:
             return ""
@@ -127,7 +128,7 @@ class Moves:
         others = [other for other in self._roster.staying(Role.WORKER, record.stage) if other is not record]
         able = [other for other in others if self._committer.has_state(other)]
         if all(other.session in self._waiting for other in able):
-            going = f" once {' and '.join(other.node for other in able)} is gone" if able else ""
+            going = f" as soon as those are gone who go: {', '.join(other.node for other in able)}" if able else ""
             return f"{record.node} is the last worker of stage {record.stage} that has its state{going}"
         return ""
 

@@ -127,16 +127,15 @@ class Restorer:
                 return stage
         return None
 
-    def is_safe(self, *, checkpoint_step: Step | None) -> bool:
-        """Is the state of every stage held by two workers who are well, so that it outlives one more, or by a checkpoint?"""
+    def is_safe(self, stage: Stage, *, checkpoint_step: Step | None) -> bool:
+        """Do two workers who are well hold a stage's state, so that it outlives one of them, or does a checkpoint?"""
         if self._committer.step in (0, checkpoint_step):
             return True
-        pools = (self._roster.of(Role.WORKER, Stage(index)) for index in range(self._committer.num_stages))
-        return all(sum(map(self._keeps, pool)) >= limits.SAFE_COPIES for pool in pools)
+        return sum(map(self._keeps, self._roster.of(Role.WORKER, stage))) >= limits.SAFE_COPIES
 
     def _keeps(self, worker: Record) -> bool:
-        """Does a worker hold its stage's state, and will as far as anybody knows? One at a task that takes long may hang."""
-        is_well = not worker.is_silent and worker.busy_s <= max(self._heartbeat_s, 2.0 * worker.usual_s)
+        """Does a worker hold its stage's state, and will as far as anybody knows?"""
+        is_well = not worker.is_silent and not worker.may_hang(self._heartbeat_s)
         return is_well and worker.leaving is Leaving.NO and self._committer.has_state(worker)
 
     def begin(self) -> None:

@@ -86,6 +86,10 @@ class Record:
         """Does a worker hold its stage's parameters of this version?"""
         return self.is_ready and self.version == version
 
+    def may_hang(self, heartbeat_s: float) -> bool:
+        """Was a worker at one task for longer than that takes, when it last said for how long?"""
+        return self.busy_s > max(heartbeat_s, 2.0 * self.usual_s)
+
     def note(self, message: WorkerHeartbeat | BrokerHeartbeat, now: float) -> bool:
         """Take over what it reports; False if a newer report is known."""
         self.sent_bytes = max(self.sent_bytes, message.sent_bytes)
