@@ -57,6 +57,8 @@ class Fault(StrEnum):
     LEAVE_WORKER = "worker leaves"
     """It is asked to; later it is started again."""
     LEAVE_BROKER = "broker leaves"
+    LEAVE_HOST = "host leaves"
+    """All processes of a machine are asked to, or all workers of a stage and perhaps a broker, almost at once."""
     MOVE = "worker moved"
     """Somebody has the trainer move a worker to another stage."""
 
@@ -87,7 +89,7 @@ _BROKER_HOOKS = (
     "on View",
     "after Revoke",
 )
-ON_PURPOSE = frozenset({Fault.LEAVE_WORKER, Fault.LEAVE_BROKER, Fault.MOVE})
+ON_PURPOSE = frozenset({Fault.LEAVE_WORKER, Fault.LEAVE_BROKER, Fault.LEAVE_HOST, Fault.MOVE})
 """What somebody asks for, and no fault: these alone may cost nothing."""
 HOOKS = {
     Fault.KILL_WORKER: _WORKER_HOOKS,
@@ -114,6 +116,7 @@ LASTS_S = {
     Fault.RESET: (0.0, 0.0),
     Fault.LEAVE_WORKER: (0.05, 6.0),
     Fault.LEAVE_BROKER: (0.05, 6.0),
+    Fault.LEAVE_HOST: (0.05, 8.0),
     Fault.MOVE: (0.0, 0.0),
 }
 """How long the effect of a strike lasts at least and at most: until the killed are started again, and so on.

@@ -33,6 +33,8 @@ from zswarm.trainer.recovery import recover
 COORDINATOR = Address("sim://trainer")
 OPERATOR = Link(b"operator")
 """Whoever sits at the command line."""
+NUM_HOSTS = 2
+"""Machines that the brokers and workers are dealt out to."""
 ELSEWHERE_ONE_IN = 3
 """How often a process that is started again listens elsewhere."""
 
@@ -59,11 +61,11 @@ class Lives:
         self._expect("trainer", (COORDINATOR,), at_s=0.0)
         num_brokers = schedule.num_stages * schedule.brokers_per_stage
         for index in range(num_brokers + schedule.late_brokers):
-            both = (Address(f"sim://broker-{index}/control"), Address(f"sim://broker-{index}/work"))
+            both = (_address(index, f"broker-{index}/control"), _address(index, f"broker-{index}/work"))
             self._expect(f"broker-{index}", both, at_s=self._start_s(index, num_brokers, expected_by_s=late_s))
         num_workers = schedule.num_stages * schedule.workers_per_stage
         for index in range(num_workers + schedule.late_workers):
-            peer = (Address(f"sim://worker-{index}/peer"),)
+            peer = (_address(index, f"worker-{index}/peer"),)
             self._expect(f"worker-{index}", peer, at_s=self._start_s(index, num_workers, expected_by_s=1.0))
         self.slowness = {
             node.number: schedule.slowness ** self._random.random() for node in self.nodes if is_worker(node)
@@ -208,6 +210,16 @@ class Lives:
         # The wake-up that it slept through.
         node.wake_at_s = now_s
         self._queue.put(now_s, (node, life, WAKE))
+
+
+def _address(index: int, socket: str) -> Address:
+    """Return where a process listens, from which one sees on which machine."""
+    return Address(f"sim://host-{index % NUM_HOSTS}:{socket}")
+
+
+def host_of(node: Node) -> str:
+    """Return the machine that a broker or worker is on."""
+    return node.addresses[0].partition("://")[2].partition(":")[0]
 
 
 def is_worker(node: Node) -> bool:

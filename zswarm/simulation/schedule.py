@@ -154,6 +154,7 @@ def _learning_rate(step: int) -> float:
 def make_schedule(seed: int) -> Schedule:
     """Draw a schedule; in some of them processes come and go on purpose, besides everything else."""
     schedule = _with_purpose(_accident(seed), Random(f"purpose {seed}"))
+    schedule = _with_machine_leaving(schedule, Random(f"machine {seed}"))
     schedule = _with_corruption(schedule, Random(f"corruption {seed}"))
     schedule = _with_slow_log(schedule, Random(f"log {seed}"))
     return _with_plans(schedule, Random(f"plans {seed}"))
@@ -181,12 +182,25 @@ def _with_plans(schedule: Schedule, random: Random) -> Schedule:
 
 
 def _with_purpose(schedule: Schedule, random: Random) -> Schedule:
-    """Draw what somebody asks for; where nothing strikes otherwise jobs take longer, or it would all be over before."""
+    """Draw what somebody asks of one process at a time."""
     asked = random.choice((0.0, 0.0, 0.5))
-    faults = frozenset(fault for fault in Fault if fault in ON_PURPOSE and random.random() < asked)
-    strikes = draw_strikes(faults, random)
+    sorts = ON_PURPOSE - {Fault.LEAVE_HOST}
+    faults = frozenset(fault for fault in Fault if fault in sorts and random.random() < asked)
+    return _with_strikes(schedule, draw_strikes(faults, random), random)
+
+
+def _with_machine_leaving(schedule: Schedule, random: Random) -> Schedule:
+    """Draw whether all processes of a machine are asked to leave at once."""
+    if random.random() < 0.9:
+        return schedule
+    return _with_strikes(schedule, draw_strikes(frozenset({Fault.LEAVE_HOST}), random), random)
+
+
+def _with_strikes(schedule: Schedule, strikes: list[Strike], random: Random) -> Schedule:
+    """Add what somebody asks for; where nothing strikes otherwise jobs take longer, or it would all be over before."""
     if not strikes:
         return schedule
+    faults = frozenset(strike.fault for strike in strikes)
     forward_s = schedule.pace.forward_s if schedule.strikes else random.choice((0.02, 0.05, 0.1))
     return replace(
         schedule,

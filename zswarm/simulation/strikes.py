@@ -29,7 +29,7 @@ from zswarm.simulation.faults import (
     Fault,
     Strike,
 )
-from zswarm.simulation.lives import Lives, is_worker
+from zswarm.simulation.lives import Lives, host_of, is_worker
 from zswarm.simulation.network import Network
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.schedule import Schedule
@@ -44,6 +44,8 @@ LOOKS_AGAIN_S = 0.5
 IMPATIENT_ONE_IN = 4
 """How often somebody asks a second time, and then it goes at once."""
 IMPATIENT_S = 0.4
+TOGETHER_S = (0.0, 0.01, 0.3)
+"""Within how long the processes of a machine hear that they shall leave."""
 
 
 class Strikes:
@@ -179,6 +181,8 @@ class Strikes:
                 self._ask_to_leave(_one(random, workers), strike, now_s)
             case Fault.LEAVE_BROKER:
                 self._ask_to_leave(_one(random, brokers), strike, now_s)
+            case Fault.LEAVE_HOST:
+                self._leave_together(random, brokers, workers, strike)
             case Fault.MOVE:
                 self._move(random, _one(random, workers))
 
@@ -195,12 +199,30 @@ class Strikes:
     def _ask_to_leave(self, nodes: list[Node], strike: Strike, now_s: float) -> None:
         """Ask for it, some a second time, and start each again once it has left, not before the strike is over."""
         for node in nodes:
+            if not node.is_up:
+                continue
             self.counters[strike.fault.value] += 1
             self._lives.ask_to_leave(node, node.life)
             if strike.salt % IMPATIENT_ONE_IN == 0:
                 self._later(now_s + IMPATIENT_S, partial(self._lives.ask_to_leave, node, node.life))
             ends_at_s = self._ends_at_s(strike, now_s)
             self._later(ends_at_s, partial(self._come_back, node, node.life, ends_at_s))
+
+    def _leave_together(self, random: Random, brokers: list[Node], workers: list[Node], strike: Strike) -> None:
+        """Ask all of a machine, or all workers of a stage, and some of the brokers of that machine or of any."""
+        if random.random() < 0.5:
+            hosts = sorted({host_of(node) for node in workers})
+            host = random.choice(hosts) if hosts else ""
+            brokers, nodes = ([n for n in some if host_of(n) == host] for some in (brokers, workers))
+        else:
+            stages = sorted({_stage(node) for node in workers})
+            stage = random.choice(stages) if stages else None
+            nodes = [node for node in workers if _stage(node) == stage]
+        nodes = [*nodes, *random.sample(brokers, random.randint(0, len(brokers)))]
+        within_s = random.choice(TOGETHER_S)
+        for node in nodes:
+            at_s = strike.at_s + random.uniform(0.0, within_s)
+            self._later(at_s, partial(self._ask_to_leave, [node], strike, at_s))
 
     def _move(self, random: Random, nodes: list[Node]) -> None:
         """Order one worker to any stage, mostly another one."""
