@@ -103,7 +103,9 @@ class Reports:
         version, is_ready, voided = state.version, self._parameters.is_ready, self._work.voided
         trainer = (self._me.generation, self._me.session)
         leaving, inherits = self._leaving(outbox), self._work.heir.holds
-        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses, leaving, inherits)
+        # Nobody is let go before the trainer knows that he knows of everybody.
+        view = self._me.view if leaving is not Leaving.NO else 0
+        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses, leaving, view, inherits)
 
     def report(self, outbox: Outbox, now: float) -> Send:
         """Tell everything that the coordinator decides from."""

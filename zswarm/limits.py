@@ -171,6 +171,12 @@ REPORTS_PER_WATCHDOG = 4
 DRAIN_S = 10.0
 """How long a process that is asked to leave may take to do so without a loss: service managers kill after 90 s, and
 whoever wants his machine back does not wait so long."""
+COMPANY_HEARTBEATS = 2.0
+"""So long after one of a machine has said that it leaves the others of that machine are thought to do so, too: who leaves says so
+in each heartbeat."""
+SETTLING_HEARTBEATS = 0.25
+"""How long the last of a stage may wait for a successor from a machine of which somebody leaves: if that one leaves as
+well, it has said so by then."""
 LINGER_S = 0.2
 """How long a process that ends waits for its last messages to leave."""
 

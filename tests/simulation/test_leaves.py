@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from tests.simulation.test_strikes import CALM, strike, struck
+from zswarm.ids import NodeId, Role, Stage
+from zswarm.limits import DRAIN_S
+from zswarm.machine import Exit
 from zswarm.simulation.faults import Fault, Strike
 from zswarm.simulation.network import Weather
 from zswarm.simulation.schedule import Schedule
@@ -50,6 +54,48 @@ def test_the_last_worker_of_a_stage_gives_its_state_to_one_of_another_first(at_s
     reasons = {r["node"]: r["reason"] for r in swarm.disk.records if r["event"] == "leave"}
     assert reasons["worker-0"] == "drained"
     assert swarm.counters["rollback records"] == 0
+
+
+MACHINE = replace(
+    BUSY,
+    workers_per_stage=3,
+    num_microbatches=8,
+    steps=5,
+    checkpoint_every=0,
+    weather=Weather(latency_high_s=0.15, payload_factor=5.0),
+    calm_from_s=40.0,
+)
+"""It takes four to six seconds to get a stage's state, and there is no checkpoint."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_machine_with_all_workers_of_a_stage_leaves_in_peace(seed: int) -> None:
+    """One of the other stage leaves with them, and hears of it last: it was sent to take over, and waited for."""
+    nobody = replace(strike(Fault.MOVE), node="nobody")
+    swarm = struck(nobody, schedule=replace(MACHINE, seed=seed))
+    asked: dict[NodeId, float] = {}
+
+    def leave_all() -> None:
+        roster = swarm.coordinator.roster
+        if swarm.coordinator.committer.step < 2:
+            swarm._later(swarm.now_s + 0.1, leave_all)
+            return
+        others, mine = (roster.of(Role.WORKER, Stage(stage)) for stage in range(2))
+        delays_s = {record.node: 0.02 * place for place, record in enumerate(mine)} | {others[-1].node: 0.2}
+        for node in swarm.nodes:
+            if (name := NodeId(node.name)) in delays_s:
+                asked[name] = swarm.now_s + delays_s[name]
+                swarm._later(asked[name], partial(swarm.lives.ask_to_leave, node, node.life))
+
+    swarm._later(1.0, leave_all)
+    swarm.run()
+    assert swarm.counters["rollback records"] == 0
+    left_at_s = {
+        NodeId(happening.node): happening.time_s
+        for happening in swarm.trace.last
+        if isinstance(happening.what, Exit) and happening.node in asked
+    }
+    assert max(left_at_s[name] - asked[name] for name in asked) < DRAIN_S
 
 
 def test_whoever_cannot_end_in_time_goes_all_the_same_and_is_redone() -> None:

@@ -181,10 +181,10 @@ def test_a_stage_without_anybody_gets_somebody_of_another_stage(trainer):
     """Its broker has died for good. That of the other stage is not moved: it would be missed as much."""
     trainer.join("b2", Role.BROKER)
     trainer.report(6)
-    trainer.get(stop(4))
+    trainer.do(Unreachable(peer=Address("sim://4")))
     del trainer.says[4]
     commands = trainer.live(limits.EMPTY_STAGE_HEARTBEATS + 1)
-    (leave,) = written(commands)
+    (_, leave) = written(commands)
     assert (leave["session"], leave["reason"]) == (6, "stage 1 has no broker left: it is needed there")
     (welcome,) = of_type(trainer.join("b2", Role.BROKER, nonce=2, stage=0), Welcome)
     assert (welcome.yours, welcome.stage) == (7, 1), "though it asks for the place that it had"
@@ -208,9 +208,9 @@ def test_after_an_own_stall_nobody_is_blamed(trainer):
 def test_after_an_own_stall_nobody_is_needed_elsewhere_at_once(trainer):
     trainer.join("b2", Role.BROKER)
     trainer.report(6)
-    trainer.get(stop(4))
+    trainer.do(Unreachable(peer=Address("sim://4")))
     del trainer.says[4]
-    trainer.live(1.0)
+    trainer.live(1.5)
     trainer.now_s += 100.0
     assert "leave" not in records(trainer.live(limits.NO_BROKER_HEARTBEATS - 1.5))
     assert "leave" in records(trainer.live(3.0))

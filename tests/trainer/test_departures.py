@@ -152,6 +152,72 @@ def test_only_one_is_sent_until_there_was_time_to_come(trainer):
     assert left(trainer.live(2.0)) == [(5, "moved to stage 1, whose last worker leaves", 0)]
 
 
+def with_machines(*nodes: str) -> Trainer:
+    """Return a trainer whose workers w0 (stage 0, session 1) and w1 (stage 1, 2) are joined by these, `machine:name`, in stage 0
+    from session 5 on.
+    """
+    trainer = Trainer()
+    trainer.gather()
+    for session, node in enumerate(nodes, 5):
+        trainer.join(node, stage=0)
+        trainer.report(session)
+    return trainer
+
+
+def moved(commands: list[Any]) -> list[int]:
+    """Return who is sent to another stage."""
+    return [record["session"] for record in written(commands) if record["event"] == "move"]
+
+
+def test_who_is_on_a_machine_that_somebody_leaves_is_not_sent(trainer):
+    """All processes of a machine were asked at once: one that had not said so yet was sent, and the state waited for it."""
+    trainer = with_machines("lab1:a", "lab2:b", "lab1:c", "lab1:d")
+    trainer.report(8, leaving=DRAINING)
+    assert moved(trainer.report(2, leaving=DRAINING)) == [6]
+
+
+def test_who_is_on_such_a_machine_has_time_to_say_so_first():
+    trainer = with_machines("lab1:a", "lab1:b", "lab1:c")
+    trainer.report(1, leaving=DRAINING)
+    trainer.report(7, leaving=DRAINING)
+    assert moved(trainer.report(2, leaving=DRAINING)) == []
+    trainer.report(6, leaving=DRAINING)
+    assert moved(trainer.live(1.0)) == [], "one alone stays where it is"
+    trainer = with_machines("lab1:a", "lab1:b", "lab1:c")
+    trainer.report(1, leaving=DRAINING)
+    trainer.report(7, leaving=DRAINING)
+    trainer.report(2, leaving=DRAINING)
+    assert moved(trainer.live(0.5)) == [6]
+
+
+@pytest.mark.parametrize("how", ["farewell", "late word", "next life", "next life is gone"])
+def test_another_one_is_sent_where_the_one_that_was_sent_leaves_as_well(how):
+    """Five heartbeats passed before anybody else was sent: half of the time that those have who wait for him."""
+    trainer = with_machines("w2", "w3", "w4")
+    assert moved(trainer.report(2, leaving=DRAINING)) == [7]
+    del trainer.says[7]
+    if how == "farewell":
+        commands = trainer.get(stop(7))
+    elif how == "late word":
+        commands = trainer.report(7, leaving=DRAINING)
+        del trainer.says[7]
+    else:
+        trainer.join("w4", nonce=2, stage=0)
+        assert moved(trainer.report(8, ready=False)) == []
+        commands = trainer.report(8, ready=False, leaving=DRAINING if how == "next life" else IDLE)
+        assert left(commands)[:-1] == ([(8, "drained", 0)] if how == "next life is gone" else [])
+    assert moved(commands + trainer.live(0.5)) == [6]
+
+
+def test_where_the_last_is_gone_somebody_is_sent_at_once(trainer):
+    """A broker that is alone and empty goes without a word before."""
+    trainer.join("b2", Role.BROKER, stage=0)
+    trainer.report(6)
+    assert left(trainer.get(stop(4)))[1:] == [(6, "moved to stage 1, whose last broker leaves", 0)]
+    trainer.join("b2", Role.BROKER, nonce=2, stage=0)
+    assert moved(trainer.live(1.0)) == []
+
+
 def test_who_joins_goes_where_fewest_stay(trainer):
     trainer.report(1, leaving=DRAINING)
     trainer.report(5, leaving=DRAINING)
@@ -285,6 +351,39 @@ def test_what_changes_after_the_order_is_ordered_anew(trainer):
     """The heir would count what is not in its order, or not count what is."""
     trainer.report(5, 0b0011, leaving=IDLE)
     assert of_type(trainer.report(5, 0b0111, leaving=IDLE), Inherit)[0].ledger == b"\x07"
+
+
+def test_the_heir_is_on_a_machine_that_nobody_leaves():
+    """One that was asked to leave, too, and had not said so yet, got what the other had counted, and had to hand over both."""
+    trainer = with_machines("lab1:a", "lab1:b")
+    trainer.report(1, 0b0100)
+    assert to(trainer.report(5, 0b0011, leaving=IDLE), Inherit) == ["sim://1"]
+
+
+def test_one_leaver_after_the_other_hands_over_as_soon_as_the_heir_has_counted(trainer):
+    """It took no notice of the next order while it counted, which came again a heartbeat later: each leaver took a second."""
+    trainer.join("w3", stage=0)
+    trainer.report(6)
+    trainer.report(1, 0b0100)
+    trainer.report(5, 0b0011, leaving=IDLE)
+    trainer.report(1, 0b0100, leaving=IDLE)
+    assert left(trainer.report(6, inherits=5)) == [(5, "drained", 0)]
+    assert to(trainer.report(1, 0b0100, leaving=IDLE), Inherit) == []
+    assert to(trainer.report(6), Inherit) == [], "it counts what it has inherited"
+    assert to(trainer.report(6, 0b0011), Inherit) == ["sim://6"]
+
+
+def test_an_heir_that_does_not_count_what_it_has_inherited_is_not_waited_for_without_end(trainer):
+    """A Void may have made it worthless."""
+    trainer.join("w3", stage=0)
+    trainer.report(6)
+    trainer.report(1, 0b0100)
+    trainer.report(5, 0b0011, leaving=IDLE)
+    trainer.report(1, 0b0100, leaving=IDLE)
+    trainer.report(6, inherits=5)
+    trainer.report(1, 0b0100, leaving=IDLE)
+    trainer.report(6)
+    assert "sim://6" in to(trainer.live(1.5), Inherit)
 
 
 # -- brokers -----------------------------------------------------------------------------------------

@@ -109,14 +109,7 @@ class Coordinator:
         )
         self.archive = Archive(settings, self.roster, self._header)
         self.restorer = Restorer(self.roster, self.committer, self._header, heartbeat_s=settings.heartbeat_s)
-        self.departures = Departures(
-            self.roster,
-            self.committer,
-            self.restorer,
-            self.archive,
-            header=self._header,
-            heartbeat_s=settings.heartbeat_s,
-        )
+        self.departures = Departures(settings, self.roster, self.committer, self.restorer, self.archive, self._header)
         self.moves = Moves(self.roster, self.committer, self.archive, self._header, steps=settings.steps)
         self.rebalancer = Rebalancer(settings, self.roster, self.committer, self.moves)
         self._failures = Failures(self.roster, self.committer, workers_per_stage=settings.workers_per_stage)
@@ -250,6 +243,7 @@ class Coordinator:
             return [*dismissal(message, event.peer)]
         record = self.roster.records.get(message.session)
         if record is None:
+            self.departures.overhear(message)
             return [Send(peer=event.peer, message=Fence(**self._header, fenced=message.session))]
         if isinstance(message, SIGNS_OF_LIFE):
             record.heard_at_s, record.is_silent = now, False
@@ -261,7 +255,7 @@ class Coordinator:
                 record.peer, record.gone_at_s = event.peer, None
                 message = self.reception.of_this_generation(message)
                 record.note(message, now)
-                self.departures.note(record)
+                self.departures.note(record, now)
                 return self._answer(record, message.view)
             case Prepared() if self._exit is None:
                 return [*self.committer.prepared(message)]
@@ -319,7 +313,7 @@ class Coordinator:
         before = (record.is_ready, record.version) if record.report else None
         if not record.note(message, now) or self._exit is not None:
             return commands
-        self.departures.note(record)
+        self.departures.note(record, now)
         self._is_stirred |= (record.is_ready, record.version) != before
         self.rebalancer.reported(record, now)
         if record.is_ready:

@@ -9,18 +9,25 @@ it has counted nothing, or the step is committed, or another worker holds it as 
 needed when another worker of the stage holds it, or will, and nobody is getting it from this one. Until then it waits,
 within the time that it gives itself; then it says Stop, and what it had counted is done again. Where everybody of a stage
 and role leaves, a process of a stage with several is sent there at once: no step can be completed before, so that to wait
-for the end of one would be in vain. What it had counted is done again.
+for the end of one would be in vain. What it had counted is done again. So it is where the last of a
+stage has gone by itself.
+
+Who leaves is seldom alone: a machine that is switched off or paused asks all its processes at once, and what they say comes
+in any order. So whoever is of a machine that somebody has said that he leaves takes over only if nobody else can, and is not
+sent to another stage before he had time to say so, too; and where one was sent who says it after all, another is
+sent at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 from zswarm import limits
 from zswarm.ids import Attempt, Leaving, NodeId, Role, Session, Stage
 from zswarm.machine import Send
 from zswarm.membership import Header
-from zswarm.messages import Fence
+from zswarm.messages import BrokerHeartbeat, Fence, Message, Stop, WorkerHeartbeat
 from zswarm.trainer.archive import Archive
 from zswarm.trainer.bequests import Bequests
 from zswarm.trainer.commit import Committer
@@ -28,9 +35,19 @@ from zswarm.trainer.log_lines import leave_record
 from zswarm.trainer.moves import Relocation
 from zswarm.trainer.restores import Restorer
 from zswarm.trainer.roster import Record, Roster
-from zswarm.trainer.settings import Append
+from zswarm.trainer.settings import Append, CoordinatorSettings
 
 DRAINED = "drained"
+Place = tuple[Role, Stage]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Successor:
+    """Who was sent to a place, from which life, and when."""
+
+    node: NodeId
+    session: Session
+    sent_at_s: float
 
 
 class Departures:
@@ -38,37 +55,49 @@ class Departures:
 
     def __init__(
         self,
+        settings: CoordinatorSettings,
         roster: Roster,
         committer: Committer,
         restorer: Restorer,
         archive: Archive,
-        *,
         header: Header,
-        heartbeat_s: float,
     ) -> None:
+        heartbeat_s = settings.heartbeat_s
         self._roster = roster
         self._committer = committer
         self._restorer = restorer
         self._archive = archive
         self._header = header
+        self._company = Company(heartbeat_s=heartbeat_s)
         self._bequests = Bequests(roster, committer, header, heartbeat_s=heartbeat_s)
         self._patience_s = limits.EMPTY_STAGE_HEARTBEATS * heartbeat_s
         self._heartbeat_s = heartbeat_s
         self._asked: set[Session] = set()
         self._spared_at_s: dict[NodeId, float] = {}
         """Whose device may have hung lately, and when it was told that others hold its stage's state."""
-        self._sent_at_s: dict[tuple[Role, Stage], float] = {}
-        """When somebody was last sent to a place that everybody leaves."""
+        self._deserted: set[Place] = set()
+        """Places that somebody has left by himself who was the last."""
+        self._sent: dict[Place, Successor] = {}
+        """Who was sent last to a place that everybody leaves."""
 
-    def note(self, record: Record) -> None:
+    def note(self, record: Record, now: float) -> None:
         """Take in a report."""
         if record.leaving is not Leaving.NO:
+            self._company.note(record.host, now, is_news=record.session not in self._asked)
             self._asked.add(record.session)
+
+    def overhear(self, message: Message) -> None:
+        """Take in the word of somebody who is out: who was sent to another stage may have been asked to leave meanwhile."""
+        is_farewell = isinstance(message, Stop)
+        if is_farewell or (
+            isinstance(message, (WorkerHeartbeat, BrokerHeartbeat)) and message.leaving is not Leaving.NO
+        ):
+            self._sent = {place: sent for place, sent in self._sent.items() if sent.session != message.session}
 
     @property
     def are_none(self) -> bool:
-        """Does nobody leave?"""
-        return not self._asked
+        """Does nobody leave, and was no place left by all?"""
+        return not self._asked and not self._deserted
 
     def due(self, *, is_voiding: bool) -> Iterator[Session]:
         """Yield who may go now; whoever is yielded is to be taken out before the next is asked for.
@@ -82,7 +111,7 @@ class Departures:
 
     def orders(self, attempt: Attempt, now: float) -> list[Send]:
         """Have what they have counted handed over to others; `attempt` is the newest."""
-        return self._bequests.orders(self._here(), attempt, now)
+        return self._bequests.orders(self._here(), attempt, now, avoid=self._company.hosts(now))
 
     def _here(self) -> list[Session]:
         self._asked.intersection_update(self._roster.records)
@@ -120,9 +149,13 @@ class Departures:
         heir = self._bequests.heir_of(record) if reason == DRAINED else None
         self._roster.remove(session, now, is_loss=is_loss)
         aborts = self._committer.given_up(record)
+        if reason in (None, DRAINED):
+            self._sent = {place: sent for place, sent in self._sent.items() if sent.node != record.node}
+            if not self._roster.of(record.role, record.stage):
+                self._deserted.add((record.role, record.stage))
         num_lost = 0
         if heir is not None:
-            self._roster.bequeath(record, heir, now)
+            self._bequests.take_out(record, heir, now)
         elif record.version == self._committer.version:
             num_lost = (record.ledger & ~self._committer.covered(record.stage)).bit_count()
         reason = reason or _farewell(record, num_lost)
@@ -146,21 +179,32 @@ class Departures:
     # -- who takes over ------------------------------------------------------------------------------
 
     def successors(self, now: float) -> Iterator[Relocation]:
-        """Yield who is to take a place that everybody leaves."""
+        """Yield who is to take a place that everybody leaves, or has left."""
         records = self._roster.records
-        for role, stage in sorted({(records[s].role, records[s].stage) for s in self._asked if s in records}):
-            if self._roster.staying(role, stage):
+        self._deserted = {place for place in self._deserted if not self._roster.of(*place)}
+        left = {(records[s].role, records[s].stage) for s in self._asked if s in records}
+        for role, stage in sorted(left | self._deserted):
+            if self._roster.staying(role, stage) or self._is_coming((role, stage), now):
                 continue
-            if now - self._sent_at_s.get((role, stage), float("-inf")) < self._patience_s:
-                continue
-            if (chosen := self._spare_elsewhere(role, stage)) is not None:
-                self._sent_at_s[role, stage] = now
+            if (chosen := self._spare_elsewhere(role, stage, now)) is not None:
+                self._sent[role, stage] = Successor(node=chosen.node, session=chosen.session, sent_at_s=now)
                 yield Relocation(record=chosen, stage=stage)
 
-    def _spare_elsewhere(self, role: Role, stage: Stage) -> Record | None:
+    def _is_coming(self, place: Place, now: float) -> bool:
+        """Is somebody on the way there, who has not said meanwhile that he leaves?"""
+        sent = self._sent.get(place)
+        if sent is None or now - sent.sent_at_s >= self._patience_s:
+            return False
+        arrived = self._roster.life_of(sent.node)
+        return arrived is None or arrived.leaving is Leaving.NO
+
+    def _spare_elsewhere(self, role: Role, stage: Stage, now: float) -> Record | None:
         """Of the stage with most of this role the one who has least to lose, the youngest of equals."""
         pools = [self._able(role, Stage(other)) for other in range(self._committer.num_stages) if other != stage]
-        richest = max(pools, key=len, default=())
+        avoid = self._company.hosts(now)
+        richest = max((tuple(r for r in pool if r.host not in avoid) for pool in pools), key=len, default=())
+        if len(richest) < 2 and self._company.is_settled(now):
+            richest = max(pools, key=len, default=())
         if len(richest) < 2:
             return None
         version = self._committer.version
@@ -176,6 +220,32 @@ class Departures:
         if role is Role.BROKER:
             return staying
         return tuple(worker for worker in staying if worker.holds(self._committer.version))
+
+
+class Company:
+    """Of which machines somebody has said that he leaves."""
+
+    def __init__(self, *, heartbeat_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._heard_at_s: dict[str, float] = {}
+        """By machine, when that was said last."""
+        self._news_at_s = float("-inf")
+
+    def note(self, host: str, now: float, *, is_news: bool) -> None:
+        """Somebody says it; `is_news`: for the first time."""
+        self._heard_at_s[host] = now
+        if is_news:
+            self._news_at_s = now
+
+    def hosts(self, now: float) -> Collection[str]:
+        """Return those of which that was said of late."""
+        since_s = now - limits.COMPANY_HEARTBEATS * self._heartbeat_s
+        self._heard_at_s = {host: at_s for host, at_s in self._heard_at_s.items() if at_s >= since_s}
+        return self._heard_at_s.keys()
+
+    def is_settled(self, now: float) -> bool:
+        """Has everybody had time to say so who was asked together with the last one?"""
+        return now - self._news_at_s >= limits.SETTLING_HEARTBEATS * self._heartbeat_s
 
 
 def _farewell(record: Record, num_lost: int) -> str:

@@ -82,6 +82,12 @@ class Record:
         """Say where it works, for people."""
         return f"{self.node} (stage {self.stage})"
 
+    @property
+    def host(self) -> str:
+        """The machine that it is on, as far as its address tells: those of one machine often leave together."""
+        where = self.addresses[0].partition("://")[2]
+        return where.rpartition(":")[0] or where.partition("/")[0]
+
     def holds(self, version: Version) -> bool:
         """Does a worker hold its stage's parameters of this version?"""
         return self.is_ready and self.version == version
