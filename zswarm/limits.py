@@ -101,6 +101,8 @@ STUCK_HEARTBEATS = 3.5
 STUCK_TIMES = 5.0
 """... and the same in multiples of what such a task usually takes: a job on average, an optimizer's step or a sum
 at most, lately, or what the rehearsal took. The longer of the two counts."""
+MAY_HANG_TIMES = 2.0
+"""From so many times as long on, and a heartbeat at least, it is not counted on: what others hold alone is not safe with it."""
 STUCK_ENDS = 6.0
 """A process that was given up for that ends itself after so many times as long, or after STUCK_FIRST_S if that is less."""
 STUCK_ENDS_SPARE = 1.25

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from zswarm.cli import trainer
-from zswarm.cli.resuming import resuming
+from zswarm.cli.resuming import advice
 from zswarm.errors import INTERRUPTED
 from zswarm.machine import Exit
 from zswarm.overseer import NOBODY, Overseer
@@ -30,7 +30,7 @@ from zswarm.overseer import NOBODY, Overseer
     ],
 )
 def test_the_command_that_goes_on_is_the_one_that_was_typed_with_the_runs_folder(typed, folder, command):
-    assert resuming(typed, Path(folder)) == command
+    assert advice(typed, Path(folder)) == f"to go on with it: {command}"
 
 
 class Systemd(Overseer):

@@ -360,13 +360,18 @@ def test_the_heir_is_on_a_machine_that_nobody_leaves():
     assert to(trainer.report(5, 0b0011, leaving=IDLE), Inherit) == ["sim://1"]
 
 
-def test_one_leaver_after_the_other_hands_over_as_soon_as_the_heir_has_counted(trainer):
-    """It took no notice of the next order while it counted, which came again a heartbeat later: each leaver took a second."""
+def two_leave_to_one(trainer):
+    """Have two workers leave with something counted, and the third of their stage (session 6) be told to take the first's."""
     trainer.join("w3", stage=0)
     trainer.report(6)
     trainer.report(1, 0b0100)
     trainer.report(5, 0b0011, leaving=IDLE)
     trainer.report(1, 0b0100, leaving=IDLE)
+
+
+def test_one_leaver_after_the_other_hands_over_as_soon_as_the_heir_has_counted(trainer):
+    """It took no notice of the next order while it counted, which came again a heartbeat later: each leaver took a second."""
+    two_leave_to_one(trainer)
     assert left(trainer.report(6, inherits=5)) == [(5, "drained", 0)]
     assert to(trainer.report(1, 0b0100, leaving=IDLE), Inherit) == []
     assert to(trainer.report(6), Inherit) == [], "it counts what it has inherited"
@@ -375,11 +380,7 @@ def test_one_leaver_after_the_other_hands_over_as_soon_as_the_heir_has_counted(t
 
 def test_an_heir_that_does_not_count_what_it_has_inherited_is_not_waited_for_without_end(trainer):
     """A Void may have made it worthless."""
-    trainer.join("w3", stage=0)
-    trainer.report(6)
-    trainer.report(1, 0b0100)
-    trainer.report(5, 0b0011, leaving=IDLE)
-    trainer.report(1, 0b0100, leaving=IDLE)
+    two_leave_to_one(trainer)
     trainer.report(6, inherits=5)
     trainer.report(1, 0b0100, leaving=IDLE)
     trainer.report(6)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from tests.trainer.swarm import Trainer
 from zswarm.ids import Role
 from zswarm.machine import Health
@@ -72,34 +74,33 @@ def test_a_stage_without_a_worker_is_told_once_and_that_it_has_one_again():
     assert [text for _, text in hearing.live(5.0)] == ["stage 1 has a worker again"]
 
 
-def test_a_stage_that_soon_has_somebody_again_is_no_news():
+@pytest.fixture
+def hearing():
+    """The user of a run that has begun."""
     trainer = Trainer()
     trainer.gather()
-    hearing = Hearing(trainer)
+    return Hearing(trainer)
+
+
+def test_a_stage_that_soon_has_somebody_again_is_no_news(hearing):
     hearing.loses(2)
     assert hearing.live(VACANT_HEARTBEATS - 0.5) == []
-    trainer.join("w1", nonce=2, stage=1)
+    hearing.trainer.join("w1", nonce=2, stage=1)
     assert hearing.live(1.0) == []
 
 
-def test_several_stages_are_told_in_one_sentence_for_workers_and_one_for_brokers():
-    trainer = Trainer()
-    trainer.gather()
-    hearing = Hearing(trainer)
+def test_several_stages_are_told_in_one_sentence_for_workers_and_one_for_brokers(hearing):
     hearing.loses(1, 2, 3, 4)
     said = [text for _, text in hearing.live(5.0)]
     assert said == [
         "stages 0 and 1 have no worker: waiting for one each",
         "stages 0 and 1 have no broker: waiting for one each",
     ]
-    trainer.join("b0", Role.BROKER, nonce=2, stage=0)
+    hearing.trainer.join("b0", Role.BROKER, nonce=2, stage=0)
     assert [text for _, text in hearing.live(1.0)] == ["stage 0 has a broker again"]
 
 
-def test_of_a_run_that_ends_nobody_is_missed():
-    trainer = Trainer()
-    trainer.gather()
-    hearing = Hearing(trainer)
+def test_of_a_run_that_ends_nobody_is_missed(hearing):
     hearing.loses(2)
-    trainer.do(Interrupted())
+    hearing.trainer.do(Interrupted())
     assert hearing.live(10.0) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import json
 import socket
 from collections import Counter
@@ -16,6 +15,7 @@ from rich.table import Table
 from zswarm import __version__
 from zswarm.beacon.examination import Findings, Patient
 from zswarm.beacon.service import Place, inspect
+from zswarm.cli.places import is_loopback
 from zswarm.ids import Address
 from zswarm.transport import host_of, port_of
 
@@ -86,7 +86,7 @@ def diagnose(findings: Findings, knocks: dict[Address, str]) -> list[Hole]:
     """Return what does not work, with the most likely cause and its cure."""
     patients = findings.patients
     holes = [_silent(address, knocks[address]) for address in findings.silent]
-    hidden = [patient for patient in patients.values() if ipaddress.ip_address(host_of(patient.address)).is_loopback]
+    hidden = [patient for patient in patients.values() if is_loopback(host_of(patient.address))]
     if len(hidden) == len(patients):
         hidden = []
     holes += map(_hidden, hidden)

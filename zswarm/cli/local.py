@@ -20,7 +20,7 @@ from time import monotonic
 from brokers.service import serve_broker
 from zswarm import limits
 from zswarm.cli.family import Family, free_port
-from zswarm.cli.resuming import resuming
+from zswarm.cli.resuming import advice
 from zswarm.cli.supervisor import TRAINER, WORKERS, Body, Supervisor
 from zswarm.config import RunConfig
 from zswarm.device_names import CPU
@@ -65,8 +65,8 @@ def run_local(config: RunConfig, options: LocalOptions) -> int:
             bodies[name] = partial(_broker, name, coordinator, options.key, family)
             family.fork(name, partial(bodies[name], 0))
         others, path = _prepare_with_torch(config, options, coordinator, family)
-        note, advice = partial(_note, path), f"to go on with it: {resuming(sys.argv[1:], path)}"
-        return Supervisor(family, bodies | others, note=note, advice=advice).run()
+        words = advice(sys.argv[1:], path)
+        return Supervisor(family, bodies | others, note=partial(_note, path), advice=words).run()
 
 
 def _note(path: Path, processes: dict[str, int]) -> None:

@@ -336,7 +336,7 @@ def move(*, node: str, stage: int, coordinator: str | None, seeds: tuple[str, ..
     """Move a worker to another stage of a run.
 
     NODE is the worker's name, as the log of the run has it; STAGE counts from 0. It goes when the step in work is
-    committed, so that nothing is lost; never the last of its stage. Until then the stage that it is in cancels that.
+    committed, so that nothing is lost; never the last of its stage. The stage that it is in cancels that until then.
     """
     from zswarm.cli.move import move as move_worker
 

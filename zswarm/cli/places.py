@@ -95,14 +95,15 @@ def own_host(host: str | None, seeds: tuple[Address, ...], key: SwarmKey | None)
     from zswarm.beacon.interface import own_interface
 
     if host is not None:
-        return host, "as --host says" if not _is_loopback(host) else "as --host says: on this machine alone"
+        return host, "as --host says" if not is_loopback(host) else "as --host says: on this machine alone"
     if key is None:
         return LOOPBACK, "on this machine alone: there is no swarm key"
     interface = own_interface(seeds)
     return interface.host, f"interface {interface.name}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Is it an address that only this machine reaches? A name is none."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

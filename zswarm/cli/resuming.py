@@ -1,4 +1,4 @@
-"""What a user types to go on with a run that he has interrupted."""
+"""What a user is told who has interrupted a run: what to type to go on with it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 OUT = "--out"
 
 
-def resuming(arguments: Sequence[str], folder: Path) -> str:
-    """Return the command that goes on in a run's folder; `arguments` are those of the command that is interrupted."""
-    return shlex.join(["zswarm", *_without_out(arguments), OUT, str(folder)])
+def advice(arguments: Sequence[str], folder: Path) -> str:
+    """Say the command that goes on in a run's folder; `arguments` are those of the command that is interrupted."""
+    return f"to go on with it: {shlex.join(['zswarm', *_without_out(arguments), OUT, str(folder)])}"
 
 
 def _without_out(arguments: Sequence[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from zswarm import limits
 from zswarm.beacon.service import Place, announce
 from zswarm.cli.family import Family
 from zswarm.cli.planning import prepare_run
-from zswarm.cli.resuming import resuming
+from zswarm.cli.resuming import advice
 from zswarm.cli.started_by import started_by
 from zswarm.cli.supervisor import say
 from zswarm.config import RunConfig
@@ -76,7 +76,7 @@ def run_trainer(config: RunConfig, command: TrainerCommand) -> Exit:
         end = serve_trainer(config, plan, options, overseer=overseer)
     if end.code == INTERRUPTED and overseer is NOBODY:
         for folder in opened:
-            say(f"to go on with it: {resuming(sys.argv[1:], folder)}")
+            say(advice(sys.argv[1:], folder))
     return end
 
 

@@ -217,11 +217,6 @@ def _address(index: int, socket: str) -> Address:
     return Address(f"sim://host-{index % NUM_HOSTS}:{socket}")
 
 
-def host_of(node: Node) -> str:
-    """Return the machine that a broker or worker is on."""
-    return node.addresses[0].partition("://")[2].partition(":")[0]
-
-
 def is_worker(node: Node) -> bool:
     """Is it a worker, up or down?"""
     return node.name.startswith("worker")

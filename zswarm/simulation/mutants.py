@@ -21,6 +21,9 @@ no schedule could notice it; these rules save time, or are a second wall:
     what an heir holds outlives a Void   nothing is voided that an heir has got, unless it has not been heard for two heartbeats;
                                          tests/stages/test_heir.py looks at the rule itself
     a Forward for an earlier life        that life has left the view, and with it all that was meant for it
+    a hung process ends with a state that is not safe, again and again, or at the first task of a sort
+                                         a rollback, or time: no promise is broken; tests/trainer/test_coordinator_losses.py
+                                         and tests/stages/test_worker_lives.py look at the rules themselves
     two workers have counted the same    the coordinator gives one of them up (`Committer.is_conflict`); the simulator
                                          looks at the ledgers themselves, so that it sees this before
 """

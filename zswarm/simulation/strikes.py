@@ -29,10 +29,11 @@ from zswarm.simulation.faults import (
     Fault,
     Strike,
 )
-from zswarm.simulation.lives import Lives, host_of, is_worker
+from zswarm.simulation.lives import Lives, is_worker
 from zswarm.simulation.network import Network
 from zswarm.simulation.nodes import Node
 from zswarm.simulation.schedule import Schedule
+from zswarm.trainer.roster import host_of
 from zswarm.trainer.settings import Append
 
 Later = Callable[[float, Callable[[], None]], None]
@@ -211,9 +212,9 @@ class Strikes:
     def _leave_together(self, random: Random, brokers: list[Node], workers: list[Node], strike: Strike) -> None:
         """Ask all of a machine, or all workers of a stage, and some of the brokers of that machine or of any."""
         if random.random() < 0.5:
-            hosts = sorted({host_of(node) for node in workers})
+            hosts = sorted({host_of(node.addresses[0]) for node in workers})
             host = random.choice(hosts) if hosts else ""
-            brokers, nodes = ([n for n in some if host_of(n) == host] for some in (brokers, workers))
+            brokers, nodes = ([n for n in some if host_of(n.addresses[0]) == host] for some in (brokers, workers))
         else:
             stages = sorted({_stage(node) for node in workers})
             stage = random.choice(stages) if stages else None

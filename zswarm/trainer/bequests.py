@@ -2,8 +2,8 @@
 
     a leaver  IDLE, has counted something --an heir is chosen--> Inherit, repeated --the heir holds it--> may go
 
-The heir is a worker of the same stage that stays and has counted least, if possible on a machine that nobody leaves; each has one leaver at a time. It holds the share aside,
-so that nothing has happened yet if either of them is lost meanwhile, or if the commit comes first. The leaver is
+The heir is a worker of the same stage that stays and has counted least, if possible on a machine that nobody leaves;
+each has one leaver at a time. It holds the share aside, so that nothing has happened yet if either of them is lost meanwhile, or if the commit comes first. The leaver is
 taken out by one record of the log, which names the heir, and every view until the end of the step does so, too: from
 there on what it had counted is the heir's, also for brokers and for a trainer that starts again. The heir's next
 reports say so; a round of the stage begins only with that.
@@ -104,8 +104,9 @@ class Bequests:
     def _counts(self, bequest: Handover, now: float) -> bool:
         """Is this heir in the middle of counting what was left to it? It takes nothing else meanwhile."""
         heir = self._roster.records.get(bequest.heir)
-        is_late = heir is None or heir.version != bequest.version or now >= bequest.sent_at_s + self._heartbeat_s
-        return not is_late and heir is not None and bool(bequest.bequest & ~heir.ledger)
+        if heir is None or heir.version != bequest.version or now >= bequest.sent_at_s + self._heartbeat_s:
+            return False
+        return bool(bequest.bequest & ~heir.ledger)
 
     def _begin(self, leaver: Record, now: float, avoid: Collection[str]) -> Handover | None:
         version = self._committer.version

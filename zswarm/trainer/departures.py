@@ -88,10 +88,8 @@ class Departures:
 
     def overhear(self, message: Message) -> None:
         """Take in the word of somebody who is out: who was sent to another stage may have been asked to leave meanwhile."""
-        is_farewell = isinstance(message, Stop)
-        if is_farewell or (
-            isinstance(message, (WorkerHeartbeat, BrokerHeartbeat)) and message.leaving is not Leaving.NO
-        ):
+        says_so = isinstance(message, (WorkerHeartbeat, BrokerHeartbeat)) and message.leaving is not Leaving.NO
+        if says_so or isinstance(message, Stop):
             self._sent = {place: sent for place, sent in self._sent.items() if sent.session != message.session}
 
     @property

@@ -80,7 +80,7 @@ class Moves:
     def order(self, session: Session, stage: Stage) -> str:
         """Move a worker at the next commit; returns why that cannot be, "" if it can.
 
-        Of several orders for it the last one holds that could be; the stage that it is in takes the one before it back.
+        Of several orders for it the last one holds that could be; one to the stage that it is in cancels the one before.
         """
         record = self._roster.records.get(session)
         if record is None:

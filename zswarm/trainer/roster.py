@@ -84,9 +84,8 @@ class Record:
 
     @property
     def host(self) -> str:
-        """The machine that it is on, as far as its address tells: those of one machine often leave together."""
-        where = self.addresses[0].partition("://")[2]
-        return where.rpartition(":")[0] or where.partition("/")[0]
+        """The machine that it is on: those of one machine often leave together."""
+        return host_of(self.addresses[0])
 
     def holds(self, version: Version) -> bool:
         """Does a worker hold its stage's parameters of this version?"""
@@ -94,7 +93,7 @@ class Record:
 
     def may_hang(self, heartbeat_s: float) -> bool:
         """Was a worker at one task for longer than that takes, when it last said for how long?"""
-        return self.busy_s > max(heartbeat_s, 2.0 * self.usual_s)
+        return self.busy_s > max(heartbeat_s, limits.MAY_HANG_TIMES * self.usual_s)
 
     def note(self, message: WorkerHeartbeat | BrokerHeartbeat, now: float) -> bool:
         """Take over what it reports; False if a newer report is known."""
@@ -120,6 +119,12 @@ class Record:
         self.busy_s, self.job_s, self.usual_s = message.busy_s, message.job_s, message.usual_s
         self.loss_sum, self.num_targets, self.inherits = message.loss_sum, message.num_targets, message.inherits
         return True
+
+
+def host_of(address: Address) -> str:
+    """Return the machine of a process that listens there, as far as that tells; with several machines it is an IP address."""
+    where = address.partition("://")[2]
+    return where.rpartition(":")[0] or where.partition("/")[0]
 
 
 class Roster:
