@@ -7,6 +7,7 @@ process sees that and kills it.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -69,6 +70,7 @@ class Family:
         sys.stdout.flush()
         sys.stderr.flush()
         pulse = Pulse()
+        gc.freeze()  # a child that looks through what was there before it has each page of it copied, and takes long
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             pid = os.fork()

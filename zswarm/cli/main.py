@@ -303,8 +303,8 @@ def broker(*, capacity_gib: float, name: str | None, level: str, **where: Any) -
     """Take part in runs as a broker: hold a stage's queue."""
     from brokers.service import serve_broker
 
-    node = _node("broker", name, level)
-    _end(_serve(partial(serve_broker, node=node, capacity_bytes=int(capacity_gib * 2**30)), **where))
+    serve = partial(serve_broker, node=_node("broker", name, level), capacity_bytes=int(capacity_gib * 2**30))
+    _end(_serve(lambda: serve, **where))
 
 
 @app.command()
@@ -319,11 +319,15 @@ def broker(*, capacity_gib: float, name: str | None, level: str, **where: Any) -
 @level_option
 def worker(*, device: str, threads: int, modules: tuple[str, ...], name: str | None, level: str, **where: Any) -> None:
     """Take part in runs as a worker: compute one stage."""
-    from stages.service import Computing, serve_worker
-
     node = _node("worker", name, level)
-    computing = Computing(device=device, threads=threads, allowed=allowed_models(modules))
-    _end(_serve(partial(serve_worker, node=node, computing=computing), **where))
+    allowed = allowed_models(modules)
+
+    def prepare() -> Callable[..., Exit]:
+        from stages.service import Computing, serve_worker
+
+        return partial(serve_worker, node=node, computing=Computing(device=device, threads=threads, allowed=allowed))
+
+    _end(_serve(prepare, **where))
 
 
 @app.command()
@@ -428,7 +432,7 @@ def _address(option: str, text: str, swarm_key: SwarmKey | None, *, listening: b
 
 
 def _serve(
-    serve: Callable[..., Exit],
+    prepare: Callable[[], Callable[..., Exit]],  # may import torch, for which nobody waits who has mistyped an option
     *,
     coordinator: str | None,
     seeds: tuple[str, ...],
@@ -445,12 +449,13 @@ def _serve(
     if coordinator is None:
         place, _ = place_of(name=None, host=host, seeds=seeds, key=swarm_key, beacon_port=BEACON_PORT)
         listen = _address("--host", any_port(place.host), swarm_key, listening=True)
-        serve = partial(serve, listen=listen, key=swarm_key)
+        serve = partial(prepare(), listen=listen, key=swarm_key)
         return _or_interrupted(lambda: serve_runs(place, serve, say=get_log().info, overseer=started_by()))
     address = _address("--coordinator", coordinator, swarm_key)
     option, host = ("--coordinator", host_towards(address)) if host is None else ("--host", host)
     listen = _address(option, any_port(host), swarm_key, listening=True)
-    return _or_interrupted(lambda: serve(coordinator=address, listen=listen, key=swarm_key, overseer=started_by()))
+    take_part = partial(prepare(), coordinator=address, listen=listen, key=swarm_key)
+    return _or_interrupted(lambda: take_part(overseer=started_by()))
 
 
 def _or_interrupted(serve: Callable[[], Exit]) -> Exit:
