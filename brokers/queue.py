@@ -19,7 +19,7 @@ that were taken are remembered until the step after theirs is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from brokers import pool
@@ -29,6 +29,7 @@ from brokers.leasing import Leasing
 from brokers.retention import Retention
 from brokers.voids import Voids
 from zswarm import limits
+from zswarm.bequests import Left
 from zswarm.custody import Custody
 from zswarm.ids import (
     TRAINER,
@@ -68,6 +69,7 @@ from zswarm.slots import maker
 
 make_ack, make_room, make_load, make_send = maker(Ack), maker(Room), maker(Load), maker(Send)
 make_credit = maker(Credit)
+NOTHING = Left(TRAINER, 0)
 
 
 class Queue:
@@ -108,7 +110,8 @@ class Queue:
         self._go_on(version)
         stage = self._me.stage
         workers = {m.member: m.node for m in members if m.role is Role.WORKER and m.stage == stage}
-        self.retention.bequeath(self._me.bequests, workers)
+        if self._me.bequests:
+            self._bequeath(workers)
         for session in sorted(set(self.workers) - set(workers)):
             self._let_go(self.workers.pop(session), now)
         for session in sorted(self.retention.owners() - set(workers)):
@@ -159,6 +162,29 @@ class Queue:
         for entry in self.entries.values():
             self.leasing.withdraw(entry)
         self.entries.clear()
+
+    def _bequeath(self, workers: Collection[Session]) -> None:
+        """Let what leavers had counted, and have left to others, be theirs; their word that it was done may not have come."""
+        bequests = self._me.bequests
+
+        def owner_of(counter: Session, entry: Entry) -> Session | None:
+            for _ in bequests:
+                if counter in workers:
+                    break
+                heir, left = bequests.get(counter, NOTHING)
+                if not left >> entry.microbatch & 1:
+                    return None
+                counter = heir
+            return counter if counter in workers else None
+
+        for leaver in [worker for session, worker in self.workers.items() if session not in workers]:
+            for record in list(leaver.leases.values()):
+                entry = record.entry
+                counts = record.kind is not JobKind.FORWARD and entry.accumulate and entry.version == self.version
+                if counts and not record.is_needless and owner_of(leaver.session, entry) is not None:
+                    # Nobody is told anything: nobody else has a job that is counted.
+                    self._done(record, kept=False)
+        self.retention.bequeath(owner_of)
 
     def _let_go(self, leaver: Worker, now: float) -> None:
         """Have done again what a worker had leased, and before that what it had counted.

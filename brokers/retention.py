@@ -7,7 +7,7 @@ job done again, from the stage's input and the gradient of its output. So both a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 
 from brokers.credit import Credits
 from brokers.entries import Entry, EntryState
@@ -34,13 +34,11 @@ class Retention:
         self._entries[entry.key] = entry
         self._credits.keep(entry.credit_bytes)
 
-    def bequeath(self, heirs: Mapping[Session, Session], present: Collection[Session]) -> None:
-        """Let what somebody had counted who is not present be his heir's, or that one's; `heirs` are by leaver."""
-        for entry in self._entries.values() if heirs else ():
-            for _ in heirs:
-                if entry.done_by is None or entry.done_by in present or entry.done_by not in heirs:
-                    break
-                entry.done_by = heirs[entry.done_by]
+    def bequeath(self, owner_of: Callable[[Session, Entry], Session | None]) -> None:
+        """Let each entry be theirs to whom it belongs by now; nobody's stays the leaver's."""
+        for entry in self._entries.values():
+            assert entry.done_by is not None
+            entry.done_by = owner_of(entry.done_by, entry) or entry.done_by
 
     def owners(self) -> set[Session]:
         """Return who has counted what is kept."""

@@ -170,7 +170,7 @@ class Compute:
             case Adopt():
                 yield self._adopt()
             case TakeShare():
-                self._stage.share.take()
+                self._stage.share.take(task.ledger)
                 yield ShareTaken()
             case _:
                 assert_never(task)
@@ -339,7 +339,7 @@ class Compute:
         stage = self._stage
         of = {"offset_bytes": task.offset_bytes, "total_bytes": task.total_bytes}
         if task.part is StatePart.SHARE:
-            stage.share.receive_untrusted(**of, frames=task.load.frames)
+            stage.share.receive_untrusted(task.ledger, kept=task.kept, **of, frames=task.load.frames)
         else:
             stage.state.receive_untrusted(task.part, task.layer, **of, frames=task.load.frames)
         return Imported(part=task.part)

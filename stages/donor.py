@@ -9,15 +9,20 @@ trainer gets no answer then, since it wants one version and no other.
 
 The copy that is kept for a checkpoint is of the step after the Commit that asked for it, and stays until another one is
 asked for.
+
+A SHARE is a copy of what has been counted when its first range is taken; all of its ranges say of what it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import Any
 
+from stages.participant import StepState
 from stages.tasks import Apply, Export, Exported, Task
-from zswarm import limits
+from zswarm import ledger, limits
 from zswarm.ids import TRAINER, Peer, StatePart, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
@@ -33,14 +38,26 @@ class Asked:
 
     peer: Peer
     pull: Pull
-    version: Version
+    version: Version | None
+    """None if there is no answer any more: what was counted is void."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the copy of the share consists of that was begun last."""
+
+    ledger: int
+    loss_sum: float
+    num_targets: int
 
 
 class Donor:
     """See the module."""
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: Membership, state: StepState) -> None:
         self._me = membership
+        self._state = state
+        self._given: Given | None = None
         self._asked: deque[Asked] = deque()
         self.kept_version: Version | None = None
         """Of the copy for a checkpoint; None for none, and while it is being replaced."""
@@ -58,6 +75,13 @@ class Donor:
         self._wanted.clear()
         self._retained.clear()
         self._gradients.clear()
+
+    def forget_share(self) -> None:
+        """What has been counted is void, or in a step."""
+        self._given = None
+        for place, asked in enumerate(self._asked):
+            if asked.pull.part is StatePart.SHARE:
+                self._asked[place] = replace(asked, version=None)
 
     def keep(self, apply: Apply, before: Version, now: float) -> Apply:
         """Return the task that ends a version, and keeps what has been asked for lately."""
@@ -102,8 +126,8 @@ class Donor:
         version = (message.branch, message.step)
         layer, part, offset_bytes = message.layer, message.part, message.offset_bytes
         if part is StatePart.SHARE:
-            export = Export(part=part, layer=layer, offset_bytes=offset_bytes)
-            return (export, version) if shares and version == present else None
+            is_there = shares and version == present and (offset_bytes == 0 or self._given is not None)
+            return (Export(part=part, layer=layer, offset_bytes=offset_bytes), version) if is_there else None
         if part is StatePart.GRADIENT:
             if version in self._gradients:
                 return Export(part=part, layer=layer, offset_bytes=offset_bytes, step=version[1]), version
@@ -120,7 +144,10 @@ class Donor:
     def exported(self, outcome: Exported) -> list[Send | Task]:
         """Send a range to whoever asked for it; after a layer's last one nobody is in the middle of it."""
         asked = self._asked.popleft()
+        if asked.version is None:
+            return []
         branch, step = asked.version
+        about: dict[str, Any] = self._about_share(outcome) if outcome.part is StatePart.SHARE else {}
         is_last = outcome.offset_bytes + outcome.load.parcel.size_bytes >= outcome.total_bytes
         if outcome.part is StatePart.OPTIMIZER and is_last:
             self._wanted.pop((outcome.layer, asked.version), None)
@@ -133,5 +160,15 @@ class Donor:
             offset_bytes=outcome.offset_bytes,
             total_bytes=outcome.total_bytes,
             parcel=outcome.load.parcel,
+            **about,
         )
         return [Send(peer=asked.peer, message=message, frames=outcome.load.frames)]
+
+    def _about_share(self, outcome: Exported) -> dict[str, Any]:
+        """Say what a share consists of: with its first range that is what has been counted by now, since outcomes come in order."""
+        state = self._state
+        if outcome.offset_bytes == 0 or self._given is None:
+            self._given = Given(state.ledger, state.loss_sum, state.num_targets)
+        given = self._given
+        loss_sum = given.loss_sum if math.isfinite(given.loss_sum) else None
+        return {"ledger": ledger.to_bytes(given.ledger), "loss_sum": loss_sum, "num_targets": given.num_targets}

@@ -1,90 +1,150 @@
-"""Taking over what a worker of the own stage has counted that leaves before the step is committed.
+"""Taking over what another worker of the own stage has counted, if that leaves, or is lost, before the step is committed.
 
-    NONE --Inherit--> FETCHING --the last range is here--> HOLDS --a view: the leaver is out, its share is ours--> ADDING
+    NONE --Inherit--> FETCHING --the last range is here--> HOLDS --a view: its owner is out, this copy is ours--> ADDING
       ^                  |                                   |                                                      |
       +------------------+-- a Void, another step, a Reset --+                                    ShareTaken: counted
 
-A microbatch belongs to one worker at any moment: to the leaver as long as it is in the view, from then on to whom that very
-view names. So the share is held aside until the view comes, which the coordinator has put into its log before it says it.
+A microbatch belongs to one worker at any moment: to the owner as long as it is in the view, from then on to whom that very
+view names. So the copy is held aside until the view comes, which the coordinator has put into its log before it says it.
+What the owner has counted since is in no copy, and done again: the view says what it leaves, and a copy of anything else is
+worth nothing. While a newer one is on its way the older one is held, and counted if the view leaves just that.
 A Void that names any of it makes it worthless: whether the attempt was counted in time would depend on which of the two
 came first. Who is asked for it again gets it again. What is being added counts as a job that runs: the Void is answered
 when it is in the ledger.
 
 A late Inherit must not bring back what was void after it was sent: it says which attempts were the newest then, and is
-refused, or its share forgotten, if a later one covers any of it.
+refused, or its copy forgotten, if a later one covers any of it.
 
 The ranges are asked for one after the other, from the beginning of the accumulator to its end (StatePart.SHARE), and go
-to the compute thread; what that has not taken yet is bounded, and the share is here when it has taken all.
+to the compute thread; what that has not taken yet is bounded, and the copy is here when it has taken all. Each range says
+what its copy consists of; one of another copy begins the file anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from stages.participant import StepState
 from stages.tasks import TakeShare, Task, import_of
 from zswarm import ledger, limits
-from zswarm.ids import TRAINER, Purpose, Session, StatePart
+from zswarm.ids import TRAINER, Attempt, Branch, Purpose, Session, StatePart, Step, Version
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Inherit, Key, Load, Pull, State
 from zswarm.patience import patience
 
 
-class Heir:
-    """See the module. Methods return the Sends and tasks that follow."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """What a copy of a share consists of."""
 
-    def __init__(self, membership: Membership, state: StepState) -> None:
+    owner: Session
+    version: Version
+    attempt: Attempt
+    """The newest that there was when it was asked for."""
+    ledger: int
+    loss_sum: float | None
+    num_targets: int
+
+    def keys(self) -> Iterator[Key]:
+        """Yield what is in it, each in the newest attempt that it may be of."""
+        for microbatch in ledger.members(self.ledger):
+            yield *self.version, Purpose.TRAIN, microbatch, self.attempt
+
+
+NOTHING = Copy(owner=TRAINER, version=(Branch(0), Step(0)), attempt=Attempt(0), ledger=0, loss_sum=0.0, num_targets=0)
+
+
+class Heir:
+    """See the module. Methods return the Sends and tasks that follow; `covers` says whether a key is void."""
+
+    def __init__(self, membership: Membership, state: StepState, covers: Callable[[Key], bool]) -> None:
         self._me = membership
         self._state = state
+        self._covers = covers
         self._order: Inherit | None = None
+        """What is being fetched, and from whom."""
+        self._coming = NOTHING
+        """What its first range has said of it."""
         self._layer = 0
         self._offset_bytes = self._total_bytes = 0
         self._num_importing = 0
-        """Ranges that the compute thread has not taken, also of shares that were given up."""
-        self._is_complete = False
+        """Ranges that the compute thread has not taken, also of copies that were given up."""
         self._num_asked = 0
         self._resend_at_s = float("inf")
-        self.is_adding = False
+        self.held = NOTHING
+        """The copy that is here, complete and not counted."""
+        self._older = NOTHING
+        """The one before: the coordinator may not have heard of the newer one. It goes when a third begins."""
+        self.added = NOTHING
+        """The one that is on its way into the accumulator."""
 
     @property
-    def holds(self) -> Session:
-        """Whose share is here, complete and not counted yet; the trainer's session for nobody's."""
-        order = self._order
-        return order.leaver if order is not None and self._is_complete and not self.is_adding else TRAINER
+    def is_adding(self) -> bool:
+        """Is a copy on its way into the accumulator?"""
+        return self.added is not NOTHING
 
-    def inherit(self, message: Inherit, *, layer: int, covers: Callable[[Key], bool], now: float) -> list[Send]:
-        """Begin to get a share, of this step, not void, and disjoint from what is counted; `layer` is the stage's first."""
-        bequest, state = ledger.from_bytes(message.ledger), self._state
-        known = self._order
-        is_of_another = (message.branch, message.step) != state.version or bequest & (state.ledger | state.accumulating)
-        if self.is_adding or is_of_another or any(map(covers, _keys(message))):
+    def inherit(self, message: Inherit, *, layer: int, now: float) -> list[Send]:
+        """Begin to get a copy of a share of this step, if none is here that has all that its owner is known to have counted.
+
+        `layer` is the stage's first.
+        """
+        asked = _copy(message, message.ledger)
+        known, held = self._order, self.held
+        if self.is_adding or asked.version != self._state.version or not self._may_be_ours(asked):
             return []
-        if known is not None and (known.leaver, known.ledger) == (message.leaver, message.ledger):
+        if known is not None and known.owner == message.owner:
+            # Nothing has come yet, so that it may be what is counted by now.
+            self._order = message if self._coming is NOTHING else known
             return []
-        self.forget()
+        if held.owner != message.owner:
+            self.held = self._older = NOTHING
+        elif not asked.ledger & ~held.ledger:
+            return []
+        self._give_up_order()
         self._order, self._layer = message, layer
         return [self._ask(now)]
+
+    def _may_be_ours(self, copy: Copy) -> bool:
+        """Is nothing of it void, and nothing counted here?"""
+        counted = self._state.ledger | self._state.accumulating
+        return not copy.ledger & counted and not any(map(self._covers, copy.keys()))
 
     def received(self, message: State, load: Load, now: float) -> list[Send | Task]:
         """Take a range and ask for the next one."""
         order = self._order
-        if order is None or self._is_complete or message.session != order.leaver:
+        if order is None or message.session != order.owner:
             return []
         if (message.branch, message.step, message.offset_bytes) != (order.branch, order.step, self._offset_bytes):
             return []
+        copy = _copy(order, message.ledger, loss_sum=message.loss_sum, num_targets=message.num_targets)
+        if self._offset_bytes == 0:
+            self._coming = copy
+        if not copy.ledger or not self._may_be_ours(copy):
+            self._give_up_order()
+            return []
+        if copy != self._coming:
+            self._offset_bytes = self._total_bytes = 0
+            return [self._ask(now)]
+        if self._offset_bytes == 0:
+            self._older = NOTHING
         self._offset_bytes += message.parcel.size_bytes
         self._total_bytes = message.total_bytes
         self._num_importing += 1
         self._num_asked, self._resend_at_s = 0, float("inf")
-        return [import_of(message, load), *self._ask_on(now)]
+        return [import_of(message, load, kept=self.held.ledger), *self._ask_on(now)]
 
     def imported(self, now: float) -> list[Send]:
         """The compute thread has taken a range."""
         self._num_importing -= 1
-        is_last = 0 < self._total_bytes == self._offset_bytes and not self._num_importing
-        self._is_complete |= self._order is not None and is_last
-        return self._ask_on(now) if self._order is not None and not self._num_asked else []
+        if self._order is None:
+            return []
+        if 0 < self._total_bytes == self._offset_bytes and not self._num_importing:
+            self._older, self.held = self.held, self._coming
+            self._give_up_order()
+            return []
+        return self._ask_on(now) if not self._num_asked else []
 
     def _ask_on(self, now: float) -> list[Send]:
         """Ask for the next range, if there is one and room for it."""
@@ -116,52 +176,53 @@ class Heir:
 
     def view_changed(self) -> list[Task]:
         """Count what is here, if it is ours now; give up what is another one's."""
-        order, me, state = self._order, self._me, self._state
-        if order is None or self.is_adding or order.leaver in me.peers():
+        present, copies, state = self._me.peers(), (self.held, self._older), self._state
+        if self._order is not None and self._order.owner not in present:
+            self._give_up_order()
+        if self.held is NOTHING or self.held.owner in present:
             return []
-        bequest = ledger.from_bytes(order.ledger)
-        is_ours = me.bequests.get(order.leaver) == me.session and self._is_complete
-        if not is_ours or bequest & (state.ledger | state.accumulating):
-            self.forget()
+        left = self._me.bequests.get(self.held.owner)
+        self.held = self._older = NOTHING
+        ours = next((copy for copy in copies if left == (self._me.session, copy.ledger)), NOTHING)
+        if ours is NOTHING or ours.ledger & (state.ledger | state.accumulating):
             return []
-        self.is_adding = True
-        state.accumulating |= bequest
-        return [TakeShare()]
+        self.added = ours
+        state.accumulating |= ours.ledger
+        return [TakeShare(ledger=ours.ledger)]
 
     def taken(self) -> None:
-        """It is in the accumulator."""
-        order, state = self._order, self._state
-        if order is None or not self.is_adding:
-            # Of a life that was given up.
-            return
-        bequest = ledger.from_bytes(order.ledger)
-        state.accumulating &= ~bequest
-        state.ledger |= bequest
-        state.loss_sum += float("nan") if order.loss_sum is None else order.loss_sum
-        state.num_targets += order.num_targets
-        self.forget()
+        """It is in the accumulator; or it was in that of a life that was given up."""
+        added, state = self.added, self._state
+        state.accumulating &= ~added.ledger
+        state.ledger |= added.ledger
+        state.loss_sum += float("nan") if added.loss_sum is None else added.loss_sum
+        state.num_targets += added.num_targets
+        self.added = NOTHING
 
-    @property
-    def adding(self) -> int:
-        """The bitmap of what is on its way into the accumulator."""
-        return ledger.from_bytes(self._order.ledger) if self._order is not None and self.is_adding else 0
-
-    def adding_keys(self) -> Iterator[Key]:
-        """Yield it, in the newest attempts that there were when it was inherited."""
-        return _keys(self._order) if self._order is not None and self.is_adding else iter(())
-
-    def void(self, covers: Callable[[Key], bool]) -> None:
-        """Give the share up if anything of it is void."""
-        if self._order is not None and not self.is_adding and any(map(covers, _keys(self._order))):
-            self.forget()
+    def void(self) -> None:
+        """Give up what is void in part."""
+        if any(map(self._covers, self.held.keys())):
+            self.held = self._older = NOTHING
+        if self._order is not None and any(map(self._covers, self._coming.keys())):
+            self._give_up_order()
 
     def forget(self) -> None:
         """Hold nothing: the step is over, or what is counted in it is void."""
-        self._order, self._is_complete, self.is_adding = None, False, False
+        self._give_up_order()
+        self.held = self._older = self.added = NOTHING
+
+    def _give_up_order(self) -> None:
+        self._order, self._coming = None, NOTHING
         self._offset_bytes = self._total_bytes = self._num_asked = 0
         self._resend_at_s = float("inf")
 
 
-def _keys(order: Inherit) -> Iterator[Key]:
-    for microbatch in ledger.members(ledger.from_bytes(order.ledger)):
-        yield order.branch, order.step, Purpose.TRAIN, microbatch, order.attempt
+def _copy(order: Inherit, packed: bytes, *, loss_sum: float | None = 0.0, num_targets: int = 0) -> Copy:
+    return Copy(
+        owner=order.owner,
+        version=(order.branch, order.step),
+        attempt=order.attempt,
+        ledger=ledger.from_bytes(packed),
+        loss_sum=loss_sum,
+        num_targets=num_targets,
+    )

@@ -46,7 +46,7 @@ class Parameters:
         """The version that fresh parameters are of; None if they are of no use."""
         self._loader: Loader | None = None
         self._importing = Importing()
-        self._donor = Donor(membership)
+        self._donor = Donor(membership, state)
 
     # -- fresh ones ----------------------------------------------------------------------------------
 
@@ -158,13 +158,18 @@ class Parameters:
     def moved(self, outcome: Applied, commit: Commit) -> None:
         """The parameters, and the state's version, are those after this commit."""
         self.digest = outcome.parameter_digest
+        self._donor.forget_share()
         if commit.snapshot:
             self._donor.kept_version = self._state.version
+
+    def forget_share(self) -> None:
+        """What has been counted is void, or in a step."""
+        self._donor.forget_share()
 
     def pull(self, message: Pull, peer: Peer, *, is_applying: bool, shares: bool, now: float) -> list[Send | Task]:
         """Give a range of what is held, if it is that; while a step is applied, of what it leads to.
 
-        `shares`: of what has been counted, too, since that is all there will be.
+        `shares`: of what has been counted, too.
         """
         branch, step = self._state.version
         present = (branch, Step(step + is_applying)) if self.is_ready else None

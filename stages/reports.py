@@ -89,10 +89,6 @@ class Reports:
         has_news = is_late or (self._me.view > 0 and self._news(outbox) != self._told)
         return [self.report(outbox, now)] if has_news else []
 
-    def is_drained(self, outbox: Outbox) -> bool:
-        """Does this worker leave, with nothing in hand any more, for good?"""
-        return self._leaving(outbox) is Leaving.IDLE
-
     def _leaving(self, outbox: Outbox) -> Leaving:
         if not self._departure.is_asked:
             return Leaving.NO
@@ -102,10 +98,10 @@ class Reports:
         state = self._state
         version, is_ready, voided = state.version, self._parameters.is_ready, self._work.voided
         trainer = (self._me.generation, self._me.session)
-        leaving, inherits = self._leaving(outbox), self._work.heir.holds
+        leaving, held = self._leaving(outbox), self._work.heir.held
         # Nobody is let go before the trainer knows that he knows of everybody.
         view = self._me.view if leaving is not Leaving.NO else 0
-        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses, leaving, view, inherits)
+        return (*trainer, version, state.ledger, is_ready, voided, self.num_losses, leaving, view, held)
 
     def report(self, outbox: Outbox, now: float) -> Send:
         """Tell everything that the coordinator decides from."""
@@ -136,7 +132,8 @@ class Reports:
             leaving=self._leaving(outbox),
             loss_sum=state.loss_sum if math.isfinite(state.loss_sum) else None,
             num_targets=state.num_targets,
-            inherits=work.heir.holds,
+            inherits=work.heir.held.owner,
+            inherited=ledger.to_bytes(work.heir.held.ledger),
         )
         return Send(peer=me.coordinator, message=message)
 

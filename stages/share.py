@@ -1,7 +1,7 @@
-"""What a worker that leaves has counted, given in ranges; and what another one has got of it, until it is added.
+"""What a worker has counted, given in ranges; and what another one has got of it, until it is added.
 
-the leaver   file: a copy of the accumulator, from the first range on that is asked for
-the heir     receive_untrusted, range by range --all of it--> take: added --or clear: forgotten
+the owner   file: a copy of the accumulator, from the first range on that is asked for
+the heir    receive_untrusted, range by range --all of it--> held --take: added --another begins, or clear: forgotten
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zswarm.errors import LocalProtocolError, RemoteProtocolError
 
 
 class Share:
-    """See the module."""
+    """See the module. Copies are known by their ledgers, bitmaps of microbatches."""
 
     def __init__(self, accumulator: Accumulator) -> None:
         self._accumulator = accumulator
@@ -25,9 +25,10 @@ class Share:
         self.clear()
 
     def clear(self) -> None:
-        """Forget both: what has been counted is void, or in a step."""
+        """Forget all: what has been counted is void, or in a step."""
         self._given: memoryview | None = None
-        self._incoming = Incoming(self._num_bytes)
+        self._ledger, self._incoming = 0, Incoming(self._num_bytes)
+        self._held: dict[int, bytearray] = {}
 
     def file(self, *, is_begun: bool) -> memoryview:
         """Return all that has been counted, the same bytes for every range of one file."""
@@ -35,8 +36,10 @@ class Share:
             self._given = self._accumulator.contribution().data.cast("B")
         return self._given
 
-    def receive_untrusted(self, *, offset_bytes: int, total_bytes: int, frames: Iterable[Any]) -> None:
-        """Take a range of what another worker has counted; one at offset 0 begins it anew.
+    def receive_untrusted(
+        self, ledger: int, *, kept: int, offset_bytes: int, total_bytes: int, frames: Iterable[Any]
+    ) -> None:
+        """Take a range of what another worker has counted; one at offset 0 begins it anew, and ends all but what is `kept`.
 
         Raises:
             RemoteProtocolError: it does not fit, or does not follow the one before.
@@ -45,18 +48,23 @@ class Share:
         if total_bytes != self._num_bytes:
             raise RemoteProtocolError(f"a share of {total_bytes} bytes, of a stage whose have {self._num_bytes}")
         if offset_bytes == 0:
-            self._incoming = Incoming(total_bytes)
+            self._ledger, self._incoming = ledger, Incoming(total_bytes)
+            self._held = {kept: self._held[kept]} if kept in self._held else {}
+        if ledger != self._ledger:
+            raise RemoteProtocolError("a share: a range of another copy than the one before")
         self._incoming.take_untrusted("a share", offset_bytes, total_bytes, frames)
+        if len(self._incoming.content) == total_bytes:
+            self._held[ledger] = self._incoming.content
+            self._incoming = Incoming(self._num_bytes)
 
-    def take(self) -> None:
-        """Add what has been received to what has been counted.
+    def take(self, ledger: int) -> None:
+        """Add what has been received of this ledger to what has been counted.
 
         Raises:
             LocalProtocolError: it is not complete.
 
         """
-        content = self._incoming.content
-        if len(content) != self._num_bytes:
-            raise LocalProtocolError(f"a share is to be added of which {len(content)} bytes are here")
-        self._accumulator.add(torch.frombuffer(content, dtype=self._accumulator.dtype))
-        self._incoming = Incoming(self._num_bytes)
+        if ledger not in self._held:
+            raise LocalProtocolError("a share is to be added that is not here")
+        self._accumulator.add(torch.frombuffer(self._held[ledger], dtype=self._accumulator.dtype))
+        self._held.clear()

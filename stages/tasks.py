@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zswarm import ledger
 from zswarm.ids import JobKind, JobStatus, Lease, Round, Stage, StatePart, Step
 from zswarm.messages import Key, Load, State
 
@@ -123,7 +124,8 @@ class Export:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
     """Take a range of a file that somebody has exported; those of one file come in order, and one at offset 0 begins the
-    file anew. A SHARE waits for TakeShare, or for whatever clears the accumulator. With both files of its state complete, the
+    file anew. A SHARE is of what is in `ledger`, and waits for TakeShare, or for whatever clears the accumulator; with another one's first
+    range all that wait are forgotten but for that of `kept`. With both files of its state complete, the
     layer becomes that; with a GRADIENT complete, it takes that step. Answer: Imported; or Failed, if a file is not what its layer
     needs: the layer is as it was then."""
 
@@ -132,9 +134,11 @@ class Import:
     offset_bytes: int
     total_bytes: int
     load: Load
+    ledger: int = 0
+    kept: int = 0
 
 
-def import_of(message: State, load: Load) -> Import:
+def import_of(message: State, load: Load, *, kept: int = 0) -> Import:
     """Return the task that takes what a State brings."""
     return Import(
         part=message.part,
@@ -142,6 +146,8 @@ def import_of(message: State, load: Load) -> Import:
         offset_bytes=message.offset_bytes,
         total_bytes=message.total_bytes,
         load=load,
+        ledger=ledger.from_bytes(message.ledger),
+        kept=kept,
     )
 
 
@@ -152,7 +158,9 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeShare:
-    """Add the SHARE that has been imported to what has been counted. Answer: ShareTaken."""
+    """Add the SHARE of `ledger` that has been imported to what has been counted. Answer: ShareTaken."""
+
+    ledger: int
 
 
 Task = Build | Run | Snapshot | Sum | Assemble | Discard | Reset | Apply | Export | Import | Adopt | TakeShare

@@ -50,12 +50,12 @@ class Work:
         self._me = membership
         self._state = state
         self._departure = departure
-        self.heir = Heir(membership, state)
         self.greetings = greetings
         self._outputs = outputs
         self.jobs = jobs
         self.device = Device()
         self._voids = Voids()
+        self.heir = Heir(membership, state, self._voids.covers)
 
     @property
     def voided(self) -> Attempt:
@@ -64,7 +64,7 @@ class Work:
 
     def pending(self) -> int:
         """Return the bitmap of the microbatches to train on of this step that have a job here, or are being taken over."""
-        return self.jobs.pending(self._state.version) | self.heir.adding
+        return self.jobs.pending(self._state.version) | self.heir.added.ledger
 
     # -- what brokers ask for ------------------------------------------------------------------------
 
@@ -106,10 +106,8 @@ class Work:
         return self.greetings.tell(job.session, result)
 
     def inherit(self, message: Inherit, *, layer: int, now: float) -> list[Send]:
-        """Get what another worker has counted that leaves, unless this one leaves, too."""
-        if self._departure.is_asked:
-            return []
-        return self.heir.inherit(message, layer=layer, covers=self._voids.covers, now=now)
+        """Get a copy of what another worker has counted, unless this one leaves."""
+        return [] if self._departure.is_asked else self.heir.inherit(message, layer=layer, now=now)
 
     def hand_back(self) -> list[Send]:
         """Leave every job that has not begun to others: this worker takes no more."""
@@ -139,13 +137,13 @@ class Work:
         """Carry out what can be at once; `settle` says when all of it is."""
         self._voids.note(message, self._state.version)
         self.jobs.drop(lambda job: self._voids.covers(job.key))
-        self.heir.void(self._voids.covers)
+        self.heir.void()
         version = (message.branch, message.step)
         outbox.drop_void(version, message.attempt, ledger.from_bytes(message.ledger))
 
     def settle(self) -> None:
         """See whether what is void has ended."""
-        self._voids.settle(chain(self.device.running_keys(), self.heir.adding_keys()))
+        self._voids.settle(chain(self.device.running_keys(), self.heir.added.keys()))
 
     def forget(self) -> list[Reset]:
         """Nothing is counted, nothing is held."""

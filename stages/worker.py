@@ -293,7 +293,8 @@ class WorkerMachine:
             case Commit() as message:
                 return self._commit(message)
             case Pull() as message:
-                of = {"is_applying": self.participant.is_applying, "shares": self._reports.is_drained(outbox)}
+                is_applying = self.participant.is_applying
+                of = {"is_applying": is_applying, "shares": self._is_able and not is_applying}
                 return [*self.parameters.pull(message, event.peer, **of, now=now)]
             case State() as message:
                 load = Load(parcel=message.parcel, frames=event.frames)
@@ -381,6 +382,7 @@ class WorkerMachine:
     def _forget(self) -> list[Reset]:
         """Nothing is counted, nothing is in work, but for a commit that is being applied: that is final."""
         self.participant.forget()
+        self.parameters.forget_share()
         return self.work.forget()
 
     def _drain(self) -> list[Command]:

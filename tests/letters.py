@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zswarm import ledger
+from zswarm.bequests import Left, packed
 from zswarm.ids import (
     TRAINER,
     Address,
@@ -36,7 +37,6 @@ from zswarm.messages import (
     Ack,
     Attach,
     Backward,
-    Bequest,
     BrokerHeartbeat,
     Chunk,
     ChunkAck,
@@ -190,20 +190,23 @@ def broker_at(session: int, stage: int) -> Member:
     )
 
 
-def view(number: int, *, heirs: dict[int, int] | None = None, **of: Any) -> View:
-    """`heirs` are by leaver."""
-    pairs = (heirs or {}).items()
-    bequests = tuple(Bequest(leaver=Session(leaver), heir=Session(heir)) for leaver, heir in pairs)
-    return View(**about(**of), view=number, size_bytes=0, bequests=bequests)
+def view(number: int, *, heirs: dict[int, tuple[int, int]] | None = None, **of: Any) -> View:
+    """`heirs` are by leaver, with a bitmap of what is left to them."""
+    bequests, left = packed(
+        {Session(leaver): Left(Session(heir), bits) for leaver, (heir, bits) in (heirs or {}).items()}
+    )
+    return View(**about(**of), view=number, size_bytes=0, bequests=bequests, left=left)
 
 
-def inherit(
-    leaver: int, counted: int, *, attempt: int = 0, loss_sum: float | None = 0.0, num_targets: int = 0, **of: Any
-) -> Inherit:
+def inherit(owner: int, counted: int, *, attempt: int = 0, **of: Any) -> Inherit:
     """`counted` is a bitmap; from the worker at the address that `worker_at` gives it."""
-    address = Address(f"sim://worker-{leaver}")
-    rest = {"attempt": Attempt(attempt), "loss_sum": loss_sum, "num_targets": num_targets}
-    return Inherit(**about(**of), leaver=Session(leaver), address=address, ledger=ledger.to_bytes(counted), **rest)
+    return Inherit(
+        **about(**of),
+        owner=Session(owner),
+        address=Address(f"sim://worker-{owner}"),
+        attempt=Attempt(attempt),
+        ledger=ledger.to_bytes(counted),
+    )
 
 
 def heartbeat(
@@ -215,9 +218,10 @@ def heartbeat(
     generation: int = 1,
     counted: int = 0,
     pending: int = 0,
+    inherits: tuple[int, int] = (TRAINER, 0),
     **fields: Any,
 ) -> WorkerHeartbeat:
-    """`counted` and `pending` are bitmaps; any other field is given by its name."""
+    """`counted` and `pending` are bitmaps, as is what it has a copy of; any other field is given by its name."""
     quiet: dict[str, Any] = {"stage": 0, "view": 99, "ready": True, "voided": 0, "prepared": 0, "accused": ()}
     quiet["passed"] = b""
     idle = {"busy_s": 0.0, "job_s": 0.0, "usual_s": 0.0, "parameter_digest": 0}
@@ -226,6 +230,8 @@ def heartbeat(
         report=report,
         ledger=ledger.to_bytes(counted),
         pending=ledger.to_bytes(pending),
+        inherits=Session(inherits[0]),
+        inherited=ledger.to_bytes(inherits[1]),
         **(quiet | idle | fields),
     )
 
@@ -478,10 +484,16 @@ def state(
     size_bytes: int,
     *,
     part: StatePart = StatePart.PARAMETERS,
+    counted: int = 0,
+    loss_sum: float | None = 0.0,
+    num_targets: int = 0,
     **of: Any,
 ) -> State:
     return State(
         **about(session, **of),
+        ledger=ledger.to_bytes(counted),
+        loss_sum=loss_sum,
+        num_targets=num_targets,
         part=part,
         layer=layer,
         offset_bytes=offset_bytes,

@@ -168,6 +168,8 @@ class PipelineSection(Section):
     recompute: Literal["auto", "always", "never"] = "auto"
     rebalancing: Rebalancing = "priced"
     """Who moves to another stage: workers whose move is worth its cost, the paper's Algorithm 2, or nobody."""
+    backup: Literal["auto", "never"] = "auto"
+    """Copies of what each worker has counted in a step, at another one of its stage: as often as they are worth it, or never."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """In what arithmetic layers compute; parameters, gradients and the optimizer are float32 in any case."""
     window: Annotated[int, Field(ge=1, le=limits.MAX_MICROBATCHES)] | None = None

@@ -11,7 +11,7 @@ MAX_PAYLOAD_BYTES = MAX_FRAME_BYTES * MAX_FRAMES
 MAX_UNFINISHED_BYTES = (MAX_FRAMES + 1) * (MAX_FRAME_BYTES + 1024)
 """What may have arrived on a connection of a message that is not whole: the largest one, with what ZeroMQ and
 encryption add to each frame."""
-MAX_HEADER_BYTES = 4096
+MAX_HEADER_BYTES = 8192
 """msgpack header of one message; the usual one has under 200."""
 MAX_TEXT_CHARS = 512
 """A sentence for people, or an address; with a few of them a header still fits."""
@@ -64,6 +64,8 @@ HEARTBEAT_S = 1.0
 """Default heartbeat interval; every deadline follows from it."""
 SILENCE_HEARTBEATS = 3.0
 """A process that is silent for so long is given up: two heartbeats may get lost."""
+DOUBT_HEARTBEATS = 0.5
+"""Whoever owes an answer for longer, or a heartbeat, gets nothing new as long as there is somebody else."""
 ANSWER_HEARTBEATS = 0.9
 """A broker answers a worker no more often: about once per interval."""
 DEAF_HEARTBEATS = 2.0
@@ -146,6 +148,8 @@ TURN_MESSAGES = 64
 """Messages that one turn of a poll loop takes from one socket before it looks at the others."""
 MAX_BEQUESTS = 64
 """Workers of one step that leave their shares to others: they are listed in a header. The next ones wait for the commit."""
+MAX_BEQUEST_BYTES = 4096
+"""Of the ledgers that belong to that list."""
 MAX_DONORS = 4
 """Workers that give their state to one joiner: with more none gets its uplink back sooner."""
 MAX_ASKED_OF_ONE = 3

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from zswarm import limits
+from zswarm.bequests import Left, unpacked
 from zswarm.ids import TRAINER, Address, Branch, Generation, NodeId, Peer, Role, RunId, Session, Stage, Step, Version
 from zswarm.machine import Send
 from zswarm.messages import Fence, Member, Message, Register, Reject, View, Welcome
@@ -56,8 +57,8 @@ class Membership:
         self.is_welcome = False
         self.view = 0
         self.members: tuple[Member, ...] = ()
-        self.bequests: dict[Session, Session] = {}
-        """Whose what a worker had counted is by now, that has left in the step of the view."""
+        self.bequests: dict[Session, Left] = {}
+        """By leaver, whose what of its count is by now, in the step of the view."""
         self.heard_at_s: float | None = None
         """When the trainer last said something."""
 
@@ -141,7 +142,7 @@ class Membership:
         if (message.generation, message.view) <= (self.generation, self.view):
             return False
         self.generation, self.view, self.members = message.generation, message.view, members
-        self.bequests = {bequest.leaver: bequest.heir for bequest in message.bequests}
+        self.bequests = unpacked(message)
         return True
 
     def brokers(self, stage: int) -> dict[Session, tuple[Address, ...]]:

@@ -89,6 +89,7 @@ class Outbox:
         self._me = (me, trainer)
         self._wiring = wiring
         self._resend_s = resend_s
+        self._doubt_s = limits.DOUBT_HEARTBEATS / limits.RESEND_HEARTBEATS * resend_s
         self._waiting: deque[tuple[Forward, tuple[Any, ...]]] = deque()
         self._sent: dict[EntryKey, Entry] = {}
         self._brokers: dict[Session, BrokerState] = {}
@@ -217,11 +218,13 @@ class Outbox:
     def flush(self, now: float) -> list[Send]:
         """Send what waits, oldest first, while some broker has credit for it."""
         sends: list[Send] = []
+        doubted = self.silent(now, self._doubt_s) if self._waiting and len(self._brokers) > 1 else []
         while self._waiting:
             message, frames = self._waiting[0]
             size_bytes = message.parcel.size_bytes
             everybody = [state for state in self._brokers.values() if state.broker not in self.closing]
             able = [state for state in everybody if state.credit_bytes >= state.cost_bytes(size_bytes)]
+            able = [state for state in able if state.broker not in doubted] or able
             broker = self._wiring.choose(able, everybody) if able else None
             if broker is None:
                 break

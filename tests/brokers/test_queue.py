@@ -22,6 +22,7 @@ from tests.letters import (
     welcome,
     worker_at,
 )
+from zswarm.bequests import Left
 from zswarm.ids import (
     TRAINER,
     Address,
@@ -74,9 +75,12 @@ class Broker:
             self.attach(session)
 
     def set_members(
-        self, workers: tuple[int, ...], producers: tuple[int, ...] = PRODUCERS, heirs: dict[int, int] | None = None
+        self,
+        workers: tuple[int, ...],
+        producers: tuple[int, ...] = PRODUCERS,
+        heirs: dict[int, tuple[int, int]] | None = None,
     ) -> list[Send]:
-        self.queue._me.bequests = heirs or {}
+        self.queue._me.bequests = {leaver: Left(*of) for leaver, of in (heirs or {}).items()}
         members = [broker_at(BROKER, self.stage), worker_at(99, self.stage + 1)]
         members += [worker_at(p, self.stage - 1) for p in producers] + [worker_at(w, self.stage) for w in workers]
         return self.queue.set_members(tuple(members), self.queue.version, self.now_s)

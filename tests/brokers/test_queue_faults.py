@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from brokers.entries import EntryState
@@ -32,6 +34,16 @@ def do(broker: Broker, worker: int, microbatch: int) -> None:
             broker.backward(microbatch)
     ((lease, _),) = broker.queue.workers[worker].leases.items()
     broker.result(worker, lease - FIRST + 1, slots=0)
+
+
+def lent(broker: Broker, worker: int, microbatch: int, **of: Any) -> None:
+    """Have a worker at the last job of a microbatch."""
+    broker.ready(worker, slots=1)
+    broker.forward(microbatch, producer=12, **of)
+    ((lease, _),) = broker.queue.workers[worker].leases.items()
+    broker.result(worker, lease - FIRST + 1, slots=1)
+    broker.backward(microbatch)
+    assert broker.entry(microbatch).state is EntryState.BACKWARD_LEASED
 
 
 # -- masks -------------------------------------------------------------------------------------------
@@ -656,31 +668,56 @@ def test_what_is_active_has_a_job_to_do(broker):
 
 def test_what_has_an_heir_is_not_done_again(broker):
     do(broker, 21, 0)
-    assert of_type(broker.set_members((22,), heirs={21: 22}), Job) == []
+    assert of_type(broker.set_members((22,), heirs={21: (22, 0b1)}), Job) == []
     assert broker.queue.retention.owners() == {22}
     broker.ready(23, slots=1)
-    broker.set_members((22, 23), heirs={21: 22})
+    broker.set_members((22, 23), heirs={21: (22, 0b1)})
     assert broker.entry(0) is None
 
 
 def test_what_the_heir_had_is_done_again_when_that_is_gone_as_well(broker):
     do(broker, 21, 0)
     do(broker, 22, 1)
-    broker.set_members((22,), heirs={21: 22})
-    broker.set_members((23,), heirs={21: 22})
+    broker.set_members((22,), heirs={21: (22, 0b1)})
+    broker.set_members((23,), heirs={21: (22, 0b1)})
     assert {broker.entry(0).state, broker.entry(1).state} == {EntryState.BACKWARD_QUEUED}
 
 
 def test_the_heir_of_an_heir_may_have_come_and_gone_between_two_views(broker):
     """21 left to 30, and that to 22; or to 31, who died before this broker ever heard of it."""
     do(broker, 21, 0)
-    broker.set_members((22,), heirs={21: 30, 30: 22})
+    broker.set_members((22,), heirs={21: (30, 0b1), 30: (22, 0b1)})
     assert broker.queue.retention.owners() == {22}
-    broker.set_members((23,), heirs={21: 30, 30: 22, 22: 31})
+    broker.set_members((23,), heirs={21: (30, 0b1), 30: (22, 0b1), 22: (31, 0b1)})
     assert broker.entry(0).state is EntryState.BACKWARD_QUEUED
 
 
 def test_heirs_in_a_circle_end(broker):
     do(broker, 21, 0)
-    broker.set_members((23,), heirs={21: 22, 22: 21})
+    broker.set_members((23,), heirs={21: (22, 0b1), 22: (21, 0b1)})
+    assert broker.entry(0).state is EntryState.BACKWARD_QUEUED
+
+
+def test_what_the_lost_worker_has_counted_since_the_copy_is_done_again(broker):
+    do(broker, 21, 0)
+    do(broker, 21, 1)
+    broker.set_members((22,), heirs={21: (22, 0b01)})
+    assert broker.queue.retention.owners() == {22}
+    assert broker.entry(0) is None
+    assert broker.entry(1).state is EntryState.BACKWARD_QUEUED
+
+
+def test_what_was_counted_and_not_told_is_the_heirs_as_well(broker):
+    """Its result was on its way when it died: done again it would be counted twice."""
+    lent(broker, 21, 0)
+    broker.set_members((22,), heirs={21: (22, 0b01)})
+    assert broker.queue.retention.owners() == {22}
+    assert broker.entry(0) is None
+    assert broker.queue.leasing.depth == 0
+
+
+def test_a_gradient_that_is_only_passed_on_is_not_done_because_it_was_counted_before(broker):
+    """An earlier attempt of it was counted; this one brings dx to a stage that lacks it."""
+    lent(broker, 21, 0, mask=b"\x01")
+    broker.set_members((22,), heirs={21: (22, 0b01)})
     assert broker.entry(0).state is EntryState.BACKWARD_QUEUED

@@ -323,6 +323,45 @@ def _handed_over(seed: int) -> Schedule:
     )
 
 
+def _lost_with_copies(seed: int) -> Schedule:
+    """Workers are lost in the middle of long steps, and others, or the trainer, while what there are copies of changes hands."""
+    random = Random(f"copies {seed}")
+    strikes = []
+    for turn in range(random.randint(2, 5)):
+        fault = random.choice((Fault.KILL_WORKER, Fault.KILL_WORKER, Fault.FREEZE, Fault.PARTITION, Fault.LEAVE_WORKER))
+        at_s = round(random.uniform(2.0, 13.0), 3)
+        hook = random.choice(("", "", "on State", "after Inherit")) if random.random() < 0.4 else ""
+        is_known = hook in HOOKS.get(fault, ())
+        strikes.append(_strike(fault, at_s, random.uniform(0.3, 4.0), seed + turn, hook if is_known else ""))
+        after = random.choice((None, Fault.KILL_TRAINER, Fault.KILL_WORKER, Fault.KILL_BROKER, Fault.RESET))
+        if after is not None:
+            after_s = round(at_s + random.uniform(0.0, 4.0), 3)
+            strikes.append(_strike(after, after_s, random.uniform(0.1, 2.0), seed - turn))
+    return replace(
+        CALM,
+        seed=seed,
+        faults=frozenset({strike.fault for strike in strikes}),
+        workers_per_stage=random.choice((2, 2, 3)),
+        brokers_per_stage=random.choice((1, 2)),
+        num_microbatches=random.choice((16, 24)),
+        checkpoint_every=1,
+        backup_every_s=random.choice((0.0, 0.0, 1.5)),
+        weather=Weather(
+            latency_high_s=random.choice((0.02, 0.1, 0.3)),
+            jitter=1.0,
+            loss=random.choice((0.0, 0.05)),
+            duplication=random.choice((0.0, 0.2)),
+            straggling=random.choice((0.0, 0.05, 0.15)),
+            straggle_s=random.choice((0.5, 1.0, 2.0)),
+            in_order=False,
+            fair_from_s=20.0,
+        ),
+        pace=Pace(forward_s=random.choice((0.1, 0.2)), jitter=1.0),
+        calm_from_s=20.0,
+        strikes=tuple(sorted(strikes, key=lambda strike: strike.at_s)),
+    )
+
+
 def _half_told_of_heirs(seed: int) -> Schedule:
     """The trainer dies while it tells who is whose heir, and knows of it only by its log."""
     random = Random(f"half told {seed}")
@@ -370,5 +409,7 @@ AIMED: dict[str, Callable[[int], Schedule]] = {
     "heir-counts-at-once": _handed_over,
     "heirs-unknown": _handed_over,
     "heirs-forgotten": _half_told_of_heirs,
+    "results-that-are-lost": _lost_with_copies,
+    "ranges-say-the-present": _lost_with_copies,
 }
 """Mutant -> schedules that come often to the moment that shows it."""

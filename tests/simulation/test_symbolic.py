@@ -383,12 +383,13 @@ def test_what_was_not_kept_cannot_be_given() -> None:
             made(2).start(Export(part=part, layer=2, offset_bytes=0, step=Step(0)))
 
 
-def shared(giver: SymbolicCompute, taker: SymbolicCompute, *offsets: int) -> None:
+def shared(giver: SymbolicCompute, taker: SymbolicCompute, *offsets: int, said: int = 0) -> None:
+    """Copy ranges of a share; `said` is the bitmap that they are said to be of."""
     for offset_bytes in offsets:
         (exported,) = done(giver, Export(part=StatePart.SHARE, layer=2, offset_bytes=offset_bytes))
         assert isinstance(exported, Exported)
         of = {"part": exported.part, "layer": 2, "total_bytes": exported.total_bytes, "load": exported.load}
-        assert done(taker, Import(offset_bytes=offset_bytes, **of)) == [Imported(part=StatePart.SHARE)]
+        assert done(taker, Import(offset_bytes=offset_bytes, ledger=said, **of)) == [Imported(part=StatePart.SHARE)]
 
 
 def test_a_share_is_added_once_all_of_it_is_here() -> None:
@@ -396,11 +397,11 @@ def test_a_share_is_added_once_all_of_it_is_here() -> None:
     fused(giver, 0)
     fused(taker, 1)
     before = list(taker.accumulator)
-    shared(giver, taker, 0, 16)
+    shared(giver, taker, 0, 16, said=0b1)
     with pytest.raises(Violation, match=r"I1: .*a share that is not here"):
-        taker.start(TakeShare())
-    shared(giver, taker, 0, 16, 32)
-    assert done(taker, TakeShare()) == [ShareTaken()]
+        taker.start(TakeShare(ledger=0b1))
+    shared(giver, taker, 0, 16, 32, said=0b1)
+    assert done(taker, TakeShare(ledger=0b1)) == [ShareTaken()]
     assert sorted(taker.accumulator) == sorted([*before, *giver.accumulator])
 
 
@@ -411,8 +412,11 @@ def test_a_share_with_a_gap_or_of_two_moments_is_none() -> None:
     taker = made(2)
     shared(giver, taker, 0)
     fused(giver, 0)
+    done(giver, Export(part=StatePart.SHARE, layer=2, offset_bytes=0))
     with pytest.raises(Violation, match=r"I1: .*a mixture"):
         shared(giver, taker, 16)
+    with pytest.raises(Violation, match=r"I1: .*is said to be of \[1\]"):
+        shared(giver, taker, 0, said=0b10)
 
 
 def test_a_copy_outlives_the_steps_and_resets_after_it() -> None:

@@ -196,12 +196,12 @@ def export(worker, layer, part=StatePart.PARAMETERS, **of):
             return buffer
 
 
-def send(worker, layer, part, content, *, range_bytes=1000):
+def send(worker, layer, part, content, *, range_bytes=1000, **of):
     """Give a worker a layer's file in ranges; return what it has to say but that it has taken them."""
     said = []
     for offset in range(0, len(content), range_bytes):
         load = parcelled(content[offset : offset + range_bytes], ())
-        task = Import(part=part, layer=layer, offset_bytes=offset, total_bytes=len(content), load=load)
+        task = Import(part=part, layer=layer, offset_bytes=offset, total_bytes=len(content), load=load, **of)
         said += worker.perform(task)
     return [outcome for outcome in said if not isinstance(outcome, Imported)]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
@@ -21,6 +22,8 @@ from stages.tasks import (
     Emitted,
     Export,
     Failed,
+    Import,
+    Imported,
     Ran,
     Reset,
     Run,
@@ -38,7 +41,7 @@ from zswarm.compression import decode_untrusted, encode
 from zswarm.ids import JobKind, JobStatus, Lease, Round, Stage, StatePart, Step
 from zswarm.messages import Load
 from zswarm.trainer.samples import pack
-from zswarm.wire import verify
+from zswarm.wire import parcelled, verify
 
 
 def train(config, source, workers=1, *, move_backwards=False):
@@ -631,6 +634,10 @@ def test_a_large_layer_is_exported_in_ranges(make_config, monkeypatch):
 # -- what is handed over -----------------------------------------------------------------------------
 
 
+SHARE = 0b0110
+"""What a copy is called; it need not be of that."""
+
+
 @pytest.mark.parametrize("accumulation", ["float32", "exact"])
 def test_what_one_worker_has_counted_is_counted_by_another_one(make_config, make_source, accumulation):
     """The steps are those of workers that all stay; with `exact` to the bit."""
@@ -644,8 +651,8 @@ def test_what_one_worker_has_counted_is_counted_by_another_one(make_config, make
             swarm.train(step, microbatch, source.samples(step, microbatch))
         for leaver, heir in swarm.stages:
             first = leaver._built.engine.first_layer
-            assert send(heir, first, StatePart.SHARE, export(leaver, first, StatePart.SHARE)) == []
-            assert list(heir.perform(TakeShare())) == [ShareTaken()]
+            assert send(heir, first, StatePart.SHARE, export(leaver, first, StatePart.SHARE), ledger=SHARE) == []
+            assert list(heir.perform(TakeShare(ledger=SHARE))) == [ShareTaken()]
             assert list(leaver.perform(Reset())) == [WasReset()]
         swarm.commit(step)
     found, expected = swarm.state(), stay.state()
@@ -657,11 +664,49 @@ def test_what_one_worker_has_counted_is_counted_by_another_one(make_config, make
 def test_a_share_that_does_not_fit_is_not_added(make_config):
     (worker,) = Swarm(make_config(pipeline={"stages": 1})).stages[0]
     whole = export(worker, 0, StatePart.SHARE)
-    (failed,) = send(worker, 0, StatePart.SHARE, whole[:-4], range_bytes=len(whole))
+    (failed,) = send(worker, 0, StatePart.SHARE, whole[:-4], range_bytes=len(whole), ledger=SHARE)
     assert isinstance(failed, Failed)
-    (failed,) = worker.perform(TakeShare())
+    (failed,) = worker.perform(TakeShare(ledger=SHARE))
     assert isinstance(failed, Failed)
-    assert send(worker, 0, StatePart.SHARE, whole) == []
+    assert send(worker, 0, StatePart.SHARE, whole, ledger=SHARE) == []
     assert list(worker.perform(Reset())) == [WasReset()]
-    (failed,) = worker.perform(TakeShare())
-    assert "0 bytes are here" in failed.text
+    (failed,) = worker.perform(TakeShare(ledger=SHARE))
+    assert "not here" in failed.text
+
+
+def test_the_copy_that_is_asked_for_is_added_though_a_newer_one_has_come(make_config, make_source):
+    """The view may say that the older one is ours while the thread has taken the newer one already."""
+    config = make_config(batch={"accumulation": "exact"}, pipeline={"stages": 1})
+    source = make_source(config)
+    swarm = Swarm(config, workers=2)
+    ((owner, heir),) = swarm.stages
+    swarm.train(0, 0, source.samples(0, 0))
+    first = export(owner, 0, StatePart.SHARE)
+    swarm.train(0, 2, source.samples(0, 2))
+    second = export(owner, 0, StatePart.SHARE)
+    assert first != second
+    assert (
+        send(heir, 0, StatePart.SHARE, first, ledger=0b01)
+        == send(heir, 0, StatePart.SHARE, second, ledger=0b11, kept=0b01)
+        == []
+    )
+    assert list(heir.perform(TakeShare(ledger=0b01))) == [ShareTaken()]
+    assert export(heir, 0, StatePart.SHARE) == first
+    (failed,) = heir.perform(TakeShare(ledger=0b11))
+    assert isinstance(failed, Failed), "what one has counted is counted once"
+
+
+def test_of_two_copies_the_one_that_is_to_be_kept_stays_when_a_third_begins(make_config):
+    """The second one's last range may have been taken when it is given up for the third: what is known of is the first."""
+    (worker,) = Swarm(make_config(pipeline={"stages": 1})).stages[0]
+    whole = export(worker, 0, StatePart.SHARE)
+    of = {"part": StatePart.SHARE, "layer": 0, "offset_bytes": 0, "total_bytes": len(whole), "kept": 0b01}
+    assert send(worker, 0, StatePart.SHARE, whole, ledger=0b01) == []
+    assert send(worker, 0, StatePart.SHARE, whole, ledger=0b11, kept=0b01) == []
+    begun = Import(**of, load=parcelled(whole[:8], ()), ledger=0b111)
+    assert list(worker.perform(begun)) == [Imported(part=StatePart.SHARE)]
+    (failed,) = worker.perform(replace(begun, offset_bytes=8, ledger=0b1111))
+    assert "another copy" in failed.text
+    (failed,) = worker.perform(TakeShare(ledger=0b11))
+    assert isinstance(failed, Failed), "there are never more than two"
+    assert list(worker.perform(TakeShare(ledger=0b01))) == [ShareTaken()]

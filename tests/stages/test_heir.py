@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from stages.tasks import Export, Exported, Import, Imported, Run, ShareTaken, TakeShare
-from tests.letters import drained, inherit, load, of_type, prepare, pull, state, view, void, worker_at
-from tests.stages.one_worker import FUSED, ME, MEMBERS, OTHER, OWN, B, Fixture
+from tests.letters import fence, inherit, load, of_type, prepare, pull, state, view, void, worker_at
+from tests.stages.one_worker import FUSED, ME, MEMBERS, B, Fixture
 from zswarm import ledger, limits
 from zswarm.ids import TRAINER, StatePart
 from zswarm.machine import Leave, Send
@@ -17,7 +17,7 @@ from zswarm.messages import Prepared, Pull, State, WorkerHeartbeat
 LEAVER = 22
 WITH_LEAVER = (*MEMBERS, worker_at(LEAVER, 1))
 SHARE = 0b0110
-SHARE_OF = {"part": StatePart.SHARE}
+SHARE_OF = {"part": StatePart.SHARE, "counted": SHARE, "loss_sum": 2.5, "num_targets": 8}
 FIRST_LAYER = 4
 
 
@@ -25,7 +25,7 @@ FIRST_LAYER = 4
 def worker() -> Fixture:
     """One of two workers of its stage, which is told to take over microbatches 1 and 2 of the other one."""
     worker = Fixture(members=WITH_LEAVER)
-    worker.order = inherit(LEAVER, SHARE, loss_sum=2.5, num_targets=8)
+    worker.order = inherit(LEAVER, SHARE)
     return worker
 
 
@@ -37,7 +37,7 @@ def fetch(worker: Fixture, size_bytes: int = 10) -> list[Any]:
 
 
 def becomes_heir(worker: Fixture) -> list[Any]:
-    return worker.get(view(2, heirs={LEAVER: ME}), frames=MEMBERS)
+    return worker.get(view(2, heirs={LEAVER: (ME, SHARE)}), frames=MEMBERS)
 
 
 def told(commands: list[Any]) -> WorkerHeartbeat:
@@ -61,7 +61,7 @@ def test_the_share_is_asked_for_range_by_range_and_held_aside(worker):
     assert of_type(worker.get(state(LEAVER, FIRST_LAYER, 0, 150, 100, **SHARE_OF), frames=("a",)), Pull) == []
     assert of_type(worker.do(Imported(part=StatePart.SHARE)), Pull) == []
     worker.get(state(LEAVER, FIRST_LAYER, 100, 150, 50, **SHARE_OF), frames=("b",))
-    assert worker.machine.work.heir.holds == TRAINER, "the compute thread has not taken it yet"
+    assert worker.machine.work.heir.held.owner == TRAINER, "the compute thread has not taken it yet"
     assert told(worker.do(Imported(part=StatePart.SHARE))).inherits == LEAVER
     assert counted(worker) == 0
 
@@ -88,9 +88,9 @@ def test_ranges_of_a_share_that_was_given_up_do_not_complete_the_next_one(worker
     worker.get(inherit(LEAVER, SHARE, attempt=1))
     worker.get(state(LEAVER, FIRST_LAYER, 0, 100, 100, **SHARE_OF), frames=("b",))
     worker.do(Imported(part=StatePart.SHARE))
-    assert worker.machine.work.heir.holds == TRAINER
+    assert worker.machine.work.heir.held.owner == TRAINER
     worker.do(Imported(part=StatePart.SHARE))
-    assert worker.machine.work.heir.holds == LEAVER
+    assert worker.machine.work.heir.held.owner == LEAVER
 
 
 def test_a_device_that_hangs_has_no_longer_because_of_a_share(worker):
@@ -125,16 +125,16 @@ def test_no_round_begins_while_it_is_being_added(worker):
 
 def test_what_is_another_ones_is_given_up(worker):
     fetch(worker)
-    commands = worker.get(view(2, heirs={LEAVER: 23}), frames=(*MEMBERS, worker_at(23, 1)))
+    commands = worker.get(view(2, heirs={LEAVER: (23, SHARE)}), frames=(*MEMBERS, worker_at(23, 1)))
     assert not any(isinstance(command, TakeShare) for command in commands)
-    assert worker.machine.work.heir.holds == TRAINER
+    assert worker.machine.work.heir.held.owner == TRAINER
 
 
 def test_who_dies_leaves_nothing(worker):
     """Its microbatches are done again by whoever gets them."""
     fetch(worker)
     assert not any(isinstance(c, TakeShare) for c in worker.get(view(2), frames=MEMBERS))
-    assert worker.machine.work.heir.holds == TRAINER
+    assert worker.machine.work.heir.held.owner == TRAINER
 
 
 def test_half_a_share_is_none(worker):
@@ -148,7 +148,7 @@ def test_a_void_makes_it_worthless_before_the_view_comes(worker, voided, holds):
     """Whether it was counted in time would depend on which of the two came first."""
     fetch(worker)
     assert told(worker.get(void(1, voided))).voided == 1
-    assert worker.machine.work.heir.holds == holds
+    assert worker.machine.work.heir.held.owner == holds
     assert any(isinstance(c, TakeShare) for c in becomes_heir(worker)) == (holds == LEAVER)
 
 
@@ -198,7 +198,7 @@ def test_a_commit_ends_it(worker):
     """The leaver took part in the round: what it had counted is in the result."""
     fetch(worker)
     worker.step()
-    assert worker.machine.work.heir.holds == TRAINER
+    assert worker.machine.work.heir.held.owner == TRAINER
 
 
 def test_a_range_that_does_not_come_is_asked_for_again(worker):
@@ -210,16 +210,124 @@ def test_a_range_that_does_not_come_is_asked_for_again(worker):
 # -- the other end -----------------------------------------------------------------------------------
 
 
-def test_who_leaves_gives_what_it_has_counted_once_nothing_is_in_hand(worker):
-    asked = pull(FIRST_LAYER, session=LEAVER, **SHARE_OF)
+def exported(offset_bytes: int = 0) -> Exported:
+    return Exported(
+        part=StatePart.SHARE, layer=FIRST_LAYER, offset_bytes=offset_bytes, total_bytes=20, load=load("s", 10)
+    )
+
+
+def ask(worker: Fixture, offset_bytes: int = 0) -> list[Any]:
+    asked = pull(FIRST_LAYER, session=LEAVER, part=StatePart.SHARE, offset_bytes=offset_bytes)
+    return of_type_of(worker.get(asked, peer="sim://heir"), Export)
+
+
+def test_it_gives_what_it_has_counted_and_says_what_that_is(worker):
     worker.work(1, B, 1)
-    assert of_type_of(worker.get(asked, peer="sim://heir"), Export) == [], "it stays"
-    worker.do(Leave())
-    assert of_type_of(worker.get(asked, peer="sim://heir"), Export) == [], "a broker may have a job for it"
-    for broker in (OWN, OTHER):
-        worker.get(drained(broker, worker=ME))
-    (export,) = of_type_of(worker.get(asked, peer="sim://heir"), Export)
+    (export,) = ask(worker)
     assert (export.part, export.offset_bytes, export.step) == (StatePart.SHARE, 0, None)
-    said = Exported(part=StatePart.SHARE, layer=FIRST_LAYER, offset_bytes=0, total_bytes=10, load=load("s", 10))
-    (message,) = of_type(worker.do(said), State)
-    assert (message.part, message.step, message.total_bytes) == (StatePart.SHARE, 0, 10)
+    (message,) = of_type(worker.do(exported()), State)
+    assert (message.part, message.step, message.total_bytes) == (StatePart.SHARE, 0, 20)
+    assert ledger.from_bytes(message.ledger) == 0b0010
+
+
+def test_all_ranges_of_a_copy_say_the_same(worker):
+    """What is counted meanwhile is in the next copy."""
+    worker.work(1, B, 1)
+    ask(worker)
+    worker.do(exported())
+    worker.work(2, B, 2)
+    ask(worker, 10)
+    (rest,) = of_type(worker.do(exported(10)), State)
+    assert ledger.from_bytes(rest.ledger) == 0b0010
+    ask(worker)
+    (anew,) = of_type(worker.do(exported()), State)
+    assert ledger.from_bytes(anew.ledger) == 0b0110 == counted(worker)
+
+
+def test_what_is_counted_while_the_copy_is_being_made_is_not_in_it(worker):
+    """Outcomes come in the order of their tasks: the job behind the copy ends after it."""
+    worker.work(1, B, 1)
+    (run,) = of_type_of(worker.get_job(2, B, 2), Run)
+    ask(worker)
+    worker.ran(run)
+    (message,) = of_type(worker.do(exported()), State)
+    assert ledger.from_bytes(message.ledger) == 0b0110
+
+
+def test_a_range_of_no_copy_is_not_given(worker):
+    worker.work(1, B, 1)
+    assert ask(worker, 10) == []
+
+
+def test_what_is_void_meanwhile_is_not_given(worker):
+    """The copy that was asked for is of a life that has ended."""
+    worker.work(1, B, 1)
+    ask(worker)
+    worker.get(fence(ME))
+    assert of_type(worker.do(exported()), State) == []
+
+
+def test_a_range_of_another_copy_begins_anew(worker):
+    worker.get(worker.order)
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 150, 100, **SHARE_OF), frames=("a",))
+    more = SHARE_OF | {"counted": SHARE | 0b1000}
+    commands = worker.get(state(LEAVER, FIRST_LAYER, 100, 150, 50, **more), frames=("b",))
+    assert of_type_of(commands, Import) == []
+    assert [pull_.offset_bytes for pull_ in of_type(commands, Pull)] == [0]
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 150, 100, **more), frames=("a",))
+    worker.get(state(LEAVER, FIRST_LAYER, 100, 150, 50, **more), frames=("b",))
+    for _ in range(3):
+        worker.do(Imported(part=StatePart.SHARE))
+    assert worker.machine.work.heir.held.ledger == SHARE | 0b1000
+
+
+def test_the_older_copy_is_held_while_a_newer_one_comes(worker):
+    fetch(worker)
+    newer = SHARE | 0b1000
+    assert of_type(worker.get(inherit(LEAVER, newer)), Pull)
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 150, 100, **(SHARE_OF | {"counted": newer})), frames=("a",))
+    assert worker.machine.work.heir.held.ledger == SHARE
+    (take,) = of_type_of(becomes_heir(worker), TakeShare)
+    assert take.ledger == SHARE
+
+
+def test_a_view_that_leaves_something_else_leaves_nothing(worker):
+    """The coordinator knew of another copy than this: what would be counted is not what the view says."""
+    fetch(worker)
+    commands = worker.get(view(2, heirs={LEAVER: (ME, SHARE | 0b1000)}), frames=MEMBERS)
+    assert of_type_of(commands, TakeShare) == []
+
+
+def test_what_is_here_is_not_fetched_again(worker):
+    fetch(worker)
+    assert of_type(worker.get(inherit(LEAVER, 0b0010)), Pull) == []
+
+
+def test_a_newer_copy_that_is_given_up_at_its_last_range_does_not_take_the_older_one_with_it(worker):
+    """Found by the simulator: a Void and another order came before the thread had said that it had all."""
+    fetch(worker)
+    newer = SHARE_OF | {"counted": SHARE | 0b1000}
+    worker.get(inherit(LEAVER, SHARE | 0b1000))
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 10, 10, **newer), frames=("s",))
+    worker.get(void(1, 0b1000))
+    worker.get(inherit(LEAVER, SHARE | 0b1000, attempt=1))
+    worker.do(Imported(part=StatePart.SHARE))
+    (task,) = of_type_of(worker.get(state(LEAVER, FIRST_LAYER, 0, 20, 10, **newer), frames=("s",)), Import)
+    assert (task.kept, worker.machine.work.heir.held.ledger) == (SHARE, SHARE)
+
+
+def test_the_older_copy_is_counted_if_the_view_leaves_that(worker):
+    """The coordinator had not heard of the newer one when it took the owner out."""
+    fetch(worker)
+    worker.get(inherit(LEAVER, SHARE | 0b1000))
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 10, 10, **(SHARE_OF | {"counted": SHARE | 0b1000})), frames=("s",))
+    worker.do(Imported(part=StatePart.SHARE))
+    assert worker.machine.work.heir.held.ledger == SHARE | 0b1000
+    (take,) = of_type_of(becomes_heir(worker), TakeShare)
+    assert take.ledger == SHARE
+
+
+def test_a_copy_that_comes_is_not_begun_anew_by_an_order_of_the_same_share(worker):
+    worker.get(worker.order)
+    worker.get(state(LEAVER, FIRST_LAYER, 0, 150, 100, **SHARE_OF), frames=("a",))
+    assert of_type(worker.get(inherit(LEAVER, SHARE | 0b1000, attempt=3)), Pull) == []

@@ -43,7 +43,7 @@ from stages.tasks import (
 from stages.worker import WorkerMachine
 from tests.letters import ack, broker_heartbeat, credit, drained, heartbeat_ack, job, load
 from zswarm import ledger
-from zswarm.ids import Address, Direction, JobKind, JobStatus, NodeId, Role, StatePart
+from zswarm.ids import Address, Direction, JobKind, JobStatus, NodeId, Role, Session, StatePart
 from zswarm.machine import Send
 from zswarm.membership import Membership
 from zswarm.messages import Attach, Fence, Forward, Key, Ready, Result, View, Void, Welcome
@@ -74,7 +74,7 @@ class Computer:
         self.retained: dict[int, list[tuple[int, ...]]] = {}
         self.gradients: dict[int, tuple[int, ...]] = {}
         self.imported: dict[StatePart, list[tuple[int, ...]]] = {}
-        self.share: list[int] | None = None
+        self.shares: dict[int, list[int]] = {}
         self.has_ended = False
 
     @property
@@ -112,8 +112,8 @@ class Computer:
                 self.take(task)
                 return Imported(part=task.part)
             case TakeShare():
-                assert self.share is not None, "a share is taken that is not here"
-                self.accumulator, self.share = self.accumulator + self.share, None
+                assert task.ledger in self.shares, "a share is taken that is not here"
+                self.accumulator = self.accumulator + self.shares.pop(task.ledger)
                 return ShareTaken()
             case Adopt():
                 self.reset()
@@ -135,7 +135,9 @@ class Computer:
         """Files are of one range."""
         (content,) = task.load.frames
         if task.part is StatePart.SHARE:
-            self.share = list(content)
+            assert sorted(content) == list(ledger.members(task.ledger)), "a share is not what is said of it"
+            kept = {ledger_: share for ledger_, share in self.shares.items() if ledger_ == task.kept}
+            self.shares = kept | {task.ledger: list(content)}
             return
         if task.part is StatePart.GRADIENT:
             step, update = content
@@ -178,7 +180,7 @@ class Computer:
             self.copy = list(self.parameters)
 
     def reset(self) -> None:
-        self.accumulator, self.results, self.share = [], {}, None
+        self.accumulator, self.results, self.shares = [], {}, {}
 
 
 @dataclass(slots=True)
@@ -264,12 +266,16 @@ class Broker:
 
     def see(self) -> list[Send]:
         live = {member.member for member in self.membership.members}
-        for right in self.rights.values():
-            while right.is_done and right.lent_to not in live and right.lent_to in self.membership.bequests:
-                right.lent_to = self.membership.bequests[right.lent_to]
+        for place, right in self.rights.items():
+            while right.lent_to not in live and self.has_left(right.lent_to, place):
+                right.lent_to, right.is_done = self.membership.bequests[right.lent_to].heir, True
             if right.lent_to is not None and right.lent_to not in live:
                 right.lent_to, right.is_done = None, False
         return [self.report()]
+
+    def has_left(self, worker: Session | None, place: tuple[int, int, int]) -> bool:
+        bequest = self.membership.bequests.get(worker)
+        return bequest is not None and bequest.ledger >> place[2] & 1 == 1
 
     def void(self, message: Void) -> list[Send]:
         for microbatch in ledger.members(ledger.from_bytes(message.ledger)):

@@ -10,8 +10,9 @@ import pytest
 from tests.letters import attach, credit, inherit, of_type, stop
 from tests.trainer.swarm import FULL, Trainer, records, to, written
 from zswarm import limits
+from zswarm.bequests import unpacked
 from zswarm.ids import Leaving, Role, Session, Stage
-from zswarm.messages import Attach, Bequest, Commit, Fence, Inherit, Prepare, Register, Restore, View, Void, Welcome
+from zswarm.messages import Attach, Commit, Fence, Inherit, Prepare, Register, Restore, View, Void, Welcome
 
 IDLE, DRAINING = Leaving.IDLE, Leaving.DRAINING
 
@@ -270,21 +271,21 @@ def test_a_copy_that_is_being_fetched_keeps_whoever_has_it():
 def hand_over(trainer: Trainer, counted: int = 0b0011, **of: Any) -> list[Any]:
     """Let worker 5 leave with what it has counted, and worker 1 say that this is there; returns what follows."""
     trainer.report(5, counted, leaving=IDLE, **of)
-    return trainer.report(1, 0b0100, inherits=5)
+    return trainer.report(1, 0b0100, inherits=(5, counted))
 
 
 def test_what_it_has_counted_is_another_ones_as_soon_as_that_has_it(trainer):
-    commands = trainer.report(5, 0b0011, leaving=IDLE, loss_sum=3.5, num_targets=16)
+    commands = trainer.report(5, 0b0011, leaving=IDLE)
     assert to(commands, Inherit) == ["sim://1"]
     (order,) = of_type(commands, Inherit)
-    assert order == replace(inherit(5, 0b0011, loss_sum=3.5, num_targets=16), address=order.address)
+    assert order == replace(inherit(5, 0b0011), address=order.address)
     assert order.address == trainer.machine.roster.records[5].addresses[0]
     assert left(commands) == []
-    commands = trainer.report(1, 0b0100, inherits=5)
+    commands = trainer.report(1, 0b0100, inherits=(5, 0b0011))
     assert left(commands) == [(5, "drained", 0)]
     (leave,) = [record for record in written(commands) if record["event"] == "leave"]
     assert leave["heir"] == 1
-    assert {view.bequests for view in of_type(commands, View)} == {(Bequest(leaver=5, heir=1),)}
+    assert [*map(unpacked, of_type(commands, View))] == 4 * [{5: (1, 0b0011)}]
     assert "replay" not in records(trainer.live(1.5)), "the heir need not have said so yet"
     (prepare,) = of_type(trainer.report(1, FULL), Prepare)
     assert (prepare.participants, prepare.ledger) == ((1,), b"\x0f")
@@ -293,13 +294,14 @@ def test_what_it_has_counted_is_another_ones_as_soon_as_that_has_it(trainer):
 def test_the_order_is_repeated_until_the_share_is_there(trainer):
     trainer.report(5, 0b0011, leaving=IDLE)
     assert of_type(trainer.live(2.0), Inherit)
-    trainer.machine.roster.records[1].inherits = Session(5)
+    record = trainer.machine.roster.records[1]
+    record.inherits, record.inherited = Session(5), 0b0011
     assert of_type(trainer.machine.departures.orders(0, trainer.now_s + 9.0), Inherit) == []
 
 
 def test_whose_share_it_is_is_told_until_the_step_is_over(trainer):
     hand_over(trainer)
-    assert trainer.machine.roster.bequests == {5: 1}
+    assert trainer.machine.roster.bequests == {5: (1, 0b0011)}
     commit(trainer, {1: FULL, 2: FULL})
     assert trainer.machine.roster.bequests == {}
 
@@ -307,9 +309,10 @@ def test_whose_share_it_is_is_told_until_the_step_is_over(trainer):
 def test_a_trainer_that_starts_again_knows_whose_share_it_is(trainer):
     hand_over(trainer)
     after = trainer.again()
-    assert after.machine.roster.bequests == {5: 1}
-    (view,) = {view.bequests for view in of_type(after.report(1, FULL, view=0), View)}
-    assert view == (Bequest(leaver=5, heir=1),)
+    assert after.machine.roster.bequests == {5: (1, 0b0011)}
+    views = of_type(after.report(1, FULL, view=0), View)
+    assert views
+    assert all(unpacked(view) == {5: (1, 0b0011)} for view in views)
 
 
 def test_nothing_is_handed_over_that_a_round_waits_for(trainer):
@@ -323,7 +326,7 @@ def test_nothing_changes_hands_while_something_is_voided(trainer):
     trainer.report(5, 0b0011, leaving=IDLE)
     trainer.machine.supply.replays.demand(0b0100)
     assert of_type(trainer.live(0.5), Void)
-    assert left(trainer.report(1, 0b0100, inherits=5)) == []
+    assert left(trainer.report(1, 0b0100, inherits=(5, 0b0011))) == []
     for session in (1, 2, 3, 4, 5):
         trainer.says[session]["voided"] = 1
     assert left(trainer.live(1.0)) == [(5, "drained", 0)]
@@ -340,7 +343,9 @@ def test_who_does_not_know_yet_what_it_has_inherited_is_nobody_elses_heir(traine
     trainer.report(6)
     trainer.report(1, 0b0100)
     trainer.report(5, 0b0011, leaving=IDLE)
-    assert [record["heir"] for record in written(trainer.report(6, inherits=5)) if record["event"] == "leave"] == [6]
+    assert [
+        record["heir"] for record in written(trainer.report(6, inherits=(5, 0b0011))) if record["event"] == "leave"
+    ] == [6]
     view = trainer.machine.roster.view
     trainer.report(6, view=view - 1)
     assert to(trainer.report(1, 0b0100, leaving=IDLE), Inherit) == []
@@ -372,7 +377,7 @@ def two_leave_to_one(trainer):
 def test_one_leaver_after_the_other_hands_over_as_soon_as_the_heir_has_counted(trainer):
     """It took no notice of the next order while it counted, which came again a heartbeat later: each leaver took a second."""
     two_leave_to_one(trainer)
-    assert left(trainer.report(6, inherits=5)) == [(5, "drained", 0)]
+    assert left(trainer.report(6, inherits=(5, 0b0011))) == [(5, "drained", 0)]
     assert to(trainer.report(1, 0b0100, leaving=IDLE), Inherit) == []
     assert to(trainer.report(6), Inherit) == [], "it counts what it has inherited"
     assert to(trainer.report(6, 0b0011), Inherit) == ["sim://6"]
@@ -381,7 +386,7 @@ def test_one_leaver_after_the_other_hands_over_as_soon_as_the_heir_has_counted(t
 def test_an_heir_that_does_not_count_what_it_has_inherited_is_not_waited_for_without_end(trainer):
     """A Void may have made it worthless."""
     two_leave_to_one(trainer)
-    trainer.report(6, inherits=5)
+    trainer.report(6, inherits=(5, 0b0011))
     trainer.report(1, 0b0100, leaving=IDLE)
     trainer.report(6)
     assert "sim://6" in to(trainer.live(1.5), Inherit)

@@ -88,6 +88,7 @@ class Swarm:
             workers_per_stage=self.per_stage,
             checkpoint_every=2,
             window=2 * MICROBATCHES,
+            backup_every_s=0.0,
             **of,
         )
         return Coordinator(run, random=lambda: 0.5)

@@ -99,9 +99,9 @@ def test_who_has_left_is_gone_and_his_session_is_never_issued_again():
 
 
 def test_whose_share_is_whose_is_known_until_the_step_is_over():
-    begun = [*BEGUN, join(9), {**leave(9), "heir": 1}]
-    assert recover(begun).bequests == {9: 1}
-    assert recover([*begun, start(2)]).bequests == {9: 1}
+    begun = [*BEGUN, join(9), {**leave(9), "heir": 1, "left": [0, 2]}]
+    assert recover(begun).bequests == {9: (1, 0b101)}
+    assert recover([*begun, start(2)]).bequests == {9: (1, 0b101)}
     assert recover([*begun, commit(0)]).bequests == {}
     assert recover([*begun, start(2, basis="other")]).bequests == {}
     assert recover([*begun, {"event": "rollback", "branch": 1, "step": 0, "reason": ""}]).bequests == {}

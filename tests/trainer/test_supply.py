@@ -20,8 +20,8 @@ FULL = 0b1111
 class Fixture:
     """A run of two steps of four microbatches with one stage; all but the first two of step 1 are let in."""
 
-    def __init__(self) -> None:
-        run = settings(layers_per_stage=(1,), steps=2, window=6)
+    def __init__(self, **of: int) -> None:
+        run = settings(layers_per_stage=(1,), steps=2, **({"window": 6} | of))
         self.roster = Roster(num_stages=1, first_session=1)
         self.roster.register(register("w"), Address("sim://w"), 0.0)
         self.roster.register(register("b", role=Role.BROKER), Address("sim://b"), 0.0)
@@ -104,3 +104,26 @@ def test_after_going_back_nothing_is_held_back(trainer):
     trainer.supply.roll_back(1, 0)
     assert trainer.waiting() == set()
     assert replays(trainer.supply.replay()) == []
+
+
+def test_what_is_with_somebody_who_is_silent_keeps_no_others_out():
+    """Half the window was with a machine that was frozen, until it was given up."""
+    trainer = Fixture(window=0, num_microbatches=8)
+    assert len(trainer.waiting()) == 2
+    trainer.report(1.0)
+    trainer.roster.records[BROKER].pending = 0b01
+    for record in trainer.roster.records.values():
+        record.heard_at_s = 1.0
+    trainer.draw(trainer.supply.admit(2.0))
+    assert len(trainer.waiting()) == 2, "a heartbeat may be late"
+    trainer.roster.records[WORKER].heard_at_s = 2.0
+    trainer.draw(trainer.supply.admit(2.6))
+    assert len(trainer.waiting()) == 3
+
+
+def test_a_window_that_is_set_is_kept():
+    trainer = Fixture(window=2, num_microbatches=8)
+    trainer.report(1.0)
+    trainer.roster.records[BROKER].pending = 0b11
+    trainer.draw(trainer.supply.admit(9.0))
+    assert len(trainer.waiting()) == 2

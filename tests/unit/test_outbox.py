@@ -436,3 +436,23 @@ def test_a_policy_that_waits_holds_everything_back():
     box.grant(A, 5)
     assert box.put(0) == []
     assert sent(box.grant(B, 1)) == [(address(B), 0)]
+
+
+def test_who_owes_an_answer_gets_nothing_new_while_somebody_else_would_take_it(box):
+    """What goes to a broker that is frozen fills the pipeline until it is given up."""
+    box.grant(A, 9)
+    box.grant(B, 9)
+    assert sent(box.put(0)) == [(address(A), 0)]
+    box.now_s = 0.4
+    assert sent(box.put(1)) == [(address(A), 1)], "it may be on its way"
+    box.now_s = 0.6
+    assert sent(box.put(2)) == [(address(B), 2)]
+    box.acknowledge(A, 0, FORTH)
+    assert sent(box.put(3)) == [(address(A), 3)]
+
+
+def test_where_nobody_answers_the_policy_chooses(box):
+    box.grant(A, 9)
+    box.put(0)
+    box.now_s = 9.0
+    assert sent(box.put(1)) == [(address(A), 1)]

@@ -108,6 +108,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "loss_sum": None,
         "num_targets": 512,
         "inherits": 2**64 - 1,
+        "inherited": b"\x10",
     },
     "BrokerHeartbeat": {
         "active": b"\x80",
@@ -118,14 +119,17 @@ _OWN: dict[str, dict[str, Any]] = {
         "leaving": Leaving.DRAINING,
     },
     "HeartbeatAck": {"view": 9},
-    "View": {"view": 8, "size_bytes": 24, "bequests": (Bequest(leaver=Session(17), heir=Session(2**64 - 1)),)},
+    "View": {
+        "view": 8,
+        "size_bytes": 24,
+        "bequests": (Bequest(leaver=Session(17), heir=Session(2**64 - 1)),),
+        "left": b"\x06",
+    },
     "Inherit": {
-        "leaver": 2**64 - 1,
+        "owner": 2**64 - 1,
         "address": "tcp://127.0.0.1:4713",
         "attempt": 2**33,
         "ledger": b"\x01\x80",
-        "loss_sum": None,
-        "num_targets": 512,
     },
     "Fence": {"fenced": 2**64 - 1, "is_spare": True},
     "Restore": {

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.letters import restore
 from tests.wire.mutation import sealed
 from tests.wire.samples import PARCEL, SAMPLES, payload_for
 from tests.wire.strategies import longest, structures
 from zswarm import limits
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
-from zswarm.ids import Address, JobKind, Role
+from zswarm.ids import Address, JobKind, Session
 from zswarm.kinds import KINDS, payload_parcels
 from zswarm.messages import (
     Commit,
@@ -27,7 +28,7 @@ from zswarm.messages import (
     Message,
     Parcel,
     Ready,
-    Register,
+    Source,
     State,
     TensorSpec,
     View,
@@ -342,17 +343,10 @@ def test_a_text_that_cannot_be_packed_leaves_nothing_behind() -> None:
 
 def test_a_header_that_is_too_long_is_a_local_error() -> None:
     """Text is bounded in characters, a header in bytes."""
-    wide = Register(
-        run=SAMPLES["Register"].run,
-        generation=SAMPLES["Register"].generation,
-        session=SAMPLES["Register"].session,
-        node=SAMPLES["Register"].node,  # type: ignore[attr-defined]
-        boot_nonce=0,
-        role=Role.WORKER,
-        addresses=(Address("𝄞" * limits.MAX_TEXT_CHARS),) * 2,
-    )
+    wide = Source(donor=Session(7), address=Address("𝄞" * limits.MAX_TEXT_CHARS))
+    message = dataclasses.replace(restore(7, address=wide.address), others=(wide,) * (limits.MAX_DONORS - 1))
     with pytest.raises(LocalProtocolError, match="header"):
-        encode(wide)
+        encode(message)
 
 
 @pytest.mark.parametrize("cls", KINDS.values(), ids=lambda cls: cls.__name__)

@@ -107,7 +107,9 @@ class WorkerHeartbeat(StepMessage):
     num_targets: Annotated[int, U64] = 0
     """Likewise."""
     inherits: SessionField = TRAINER
-    """Whose share of this step is here, complete and not counted yet; 0 for nobody's."""
+    """Of whose share of this step a copy is here, complete and not counted; 0 for nobody's."""
+    inherited: Ledger = b""
+    """What that consists of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bequest:
-    """A worker has left, and what it had counted in the step in work is another one's from now on."""
+    """A worker has left, and of what it had counted in the step in work some is another one's from now on."""
 
     leaver: SessionField
     heir: SessionField
@@ -169,6 +171,8 @@ class View(StepMessage):
     size_bytes: Bytes
     bequests: Annotated[tuple[Bequest, ...], Length(limits.MAX_BEQUESTS)] = ()
     """All of that step: an heir may have left, too."""
+    left: Annotated[bytes, Length(limits.MAX_BEQUEST_BYTES)] = b""
+    """What is left with each of them: ledgers of one length, one after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,18 +210,15 @@ class Restore(StepMessage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inherit(StepMessage):
-    """Coordinator -> worker, repeated until its heartbeat says that it is here: get the share of a worker of your stage that
-    leaves. It counts only when a view says that the leaver is out and whose it is."""
+    """Coordinator -> worker, repeated until its heartbeat says that it is here: get a copy of the share of another worker of your
+    stage, if none is here that has all of this. It counts only when a view says that the owner is out and whose it is."""
 
-    leaver: SessionField
+    owner: SessionField
     address: Annotated[Address, TEXT]
     attempt: Annotated[Attempt, U64]
     """The newest that there was when this was sent: what a later one makes void is not to be inherited."""
     ledger: Ledger
-    """What the leaver has counted."""
-    loss_sum: Annotated[float, FINITE] | None
-    """Over that; None where it is not finite."""
-    num_targets: Annotated[int, U64]
+    """What the owner has counted, as far as its reports say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from zswarm import limits
 from zswarm.ids import ReducePhase, Round, StatePart
-from zswarm.messages.base import U32, U64, Bytes, Parcel, Range, StepMessage
+from zswarm.messages.base import FINITE, U32, U64, Bytes, Ledger, Parcel, Range, StepMessage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +56,9 @@ class State(StepMessage):
     offset_bytes: Bytes
     total_bytes: Bytes
     parcel: Parcel
+    ledger: Ledger = b""
+    """Of a SHARE: what has been counted in it, the same in all ranges of one copy."""
+    loss_sum: Annotated[float, FINITE] | None = 0.0
+    """Over that; None where it is not finite, 0 but for the last stage."""
+    num_targets: Annotated[int, U64] = 0
+    """Likewise."""

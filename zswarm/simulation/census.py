@@ -33,6 +33,7 @@ from zswarm.messages import (
     View,
     Void,
 )
+from zswarm.trainer.departures import DRAINED
 
 _REASONS = {
     "silent": "given up: silent",
@@ -88,7 +89,8 @@ class Census:
             reason = record.get("reason", "")
             names = (name for beginning, name in _REASONS.items() if reason.startswith(beginning))
             self.counters[next(names, "given up: other")] += 1
-            self.counters["shares handed over"] += "heir" in record
+            if "heir" in record:
+                self.counters["shares handed over" if reason == DRAINED else "shares left in a copy"] += 1
 
 
 def _of_microbatch(message: Any) -> tuple[object, ...]:

@@ -58,6 +58,7 @@ SOMETIMES = (
     "restores from a worker",
     "steps given to who came late",
     "shares handed over",
+    "shares left in a copy",
     "plans with moves",
     "restores from the checkpoint",
     "restores by making parameters anew",

@@ -88,10 +88,10 @@ class LeaveChecks:
             machine = node.machine
             if node.is_up and isinstance(machine, WorkerMachine) and machine.membership.session == heir:
                 assert node.thread is not None
-                share = node.thread.compute.share
-                is_whole = share is not None and list(share) == counted
-                is_void = machine.work.heir.holds != session
-                require(is_whole or is_void, "L1", f"{leaver.name} leaves {counted} to {node.name}, which has {share}")
+                shares = node.thread.compute.shares
+                is_whole = counted in map(list, shares.values())
+                is_void = machine.work.heir.held.owner != session
+                require(is_whole or is_void, "L1", f"{leaver.name} leaves {counted} to {node.name}, which has {shares}")
 
     def _check_leases(self, drained: WorkerMachine) -> None:
         """L1: check that no broker that the worker knows of has something on its way to it."""

@@ -163,7 +163,21 @@ def _heirs_unknown() -> Patches:
     return {(Retention, "bequeath"): nothing}
 
 
+def _results_that_are_lost() -> Patches:
+    original: Method = Queue._bequeath
+
+    def bequeath(self: Queue, workers: Any) -> None:
+        kept = {session: self.workers.pop(session) for session in [*self.workers] if session not in workers}
+        original(self, workers)
+        self.workers.update(kept)
+
+    return {(Queue, "_bequeath"): bequeath}
+
+
 MUTANTS: dict[str, Mutant] = {
+    "results-that-are-lost": Mutant(
+        "what a copy has is done again if the word that it was done has not come (R4, R10)", _results_that_are_lost
+    ),
     "heirs-unknown": Mutant("what a leaver has handed over is done again all the same (R4)", _heirs_unknown),
     "job-once": Mutant("a job is sent once", _job_once),
     "broker-forgets": Mutant("a broker does not know what it has finished", _forgets),

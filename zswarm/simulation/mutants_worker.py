@@ -12,15 +12,16 @@ from brokers.backlog import Backlog
 from brokers.entries import Entry, Worker
 from stages.departure import Departure
 from stages.donor import Donor
-from stages.heir import Heir
+from stages.heir import NOTHING, Heir
 from stages.jobs import HeldJob, Jobs
 from stages.loader import Loader
 from stages.participant import StepState
 from stages.reduction import Inbox
-from stages.tasks import Adopt, Export
+from stages.tasks import Adopt, Export, Exported
 from stages.voids import Voids
 from stages.work import Work
 from stages.worker import WorkerMachine
+from zswarm.bequests import Left
 from zswarm.custody import Custody
 from zswarm.ids import Branch, Leaving, StatePart, Step
 from zswarm.membership import Membership
@@ -232,13 +233,24 @@ def _heir_counts_at_once() -> Patches:
 
     def imported(self: Heir, now: float) -> Any:
         follows = original(self, now)
-        if self._is_complete and self._order is not None and not self.is_adding:
-            self._me.bequests[self._order.leaver] = self._me.session
-            self._me.members = tuple(m for m in self._me.members if m.member != self._order.leaver)
+        if (held := self.held) is not NOTHING:
+            left = Left(self._me.session, held.ledger)
+            self._me.bequests[held.owner] = left
+            self._me.members = tuple(m for m in self._me.members if m.member != held.owner)
             follows = [*follows, *self.view_changed()]
         return follows
 
     return {(Heir, "imported"): imported}
+
+
+def _ranges_say_the_present() -> Patches:
+    original: Method = Donor._about_share
+
+    def about_share(self: Donor, outcome: Exported) -> Any:
+        self._given = None
+        return original(self, outcome)
+
+    return {(Donor, "_about_share"): about_share}
 
 
 def _rounds_rest() -> Patches:
@@ -254,6 +266,8 @@ def _reports_a_moment() -> Patches:
     return {(Custody, "passed"): lambda *_: 0}
 
 
+# That an heir counts just what the view says, and that nothing is left while something is voided, no schedule shows by itself:
+# each guards what the other, and a Void at the heir, guard too. tests/stages/test_heir.py and tests/trainer/test_bequests.py hold them.
 MUTANTS: dict[str, Mutant] = {
     "outputs-once": Mutant("a worker's output is sent once", _outputs_once),
     "worker-counts-twice": Mutant("a worker knows neither finished jobs nor its ledger (R1)", _counts_twice),
@@ -278,6 +292,7 @@ MUTANTS: dict[str, Mutant] = {
     "pulls-once": Mutant("a Pull is sent once", _pulls_once),
     "leaver-takes-jobs": Mutant("who leaves goes on taking jobs, and is let go between two", _leaver_takes_jobs),
     "idle-too-early": Mutant("who leaves is let go while a job is on its way to it", _idle_too_early),
+    "ranges-say-the-present": Mutant("ranges of a copy say what is counted by now (R5)", _ranges_say_the_present),
     "heir-counts-at-once": Mutant(
         "what a leaver has counted is counted while it is still there (R1)", _heir_counts_at_once
     ),

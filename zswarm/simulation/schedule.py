@@ -70,6 +70,7 @@ class Schedule:
     strikes: tuple[Strike, ...] = ()
     rebalancing: Rebalancing = "priced"
     rebalance_every_s: float = PERIOD_S
+    backup_every_s: float | None = None
     calm_from_s: float = 0.0
     """From this time on no strike begins, and the effects of all of them are over."""
 
@@ -98,6 +99,7 @@ class Schedule:
             state_bytes=(UNIT_BYTES,) * self.num_stages,
             rebalancing=self.rebalancing,
             rebalance_every_s=self.rebalance_every_s,
+            backup_every_s=self.backup_every_s,
             configuration=json.dumps(self.split).encode(),
             basis="",
             workers_per_stage=self.workers_per_stage,
@@ -157,7 +159,8 @@ def make_schedule(seed: int) -> Schedule:
     schedule = _with_machine_leaving(schedule, Random(f"machine {seed}"))
     schedule = _with_corruption(schedule, Random(f"corruption {seed}"))
     schedule = _with_slow_log(schedule, Random(f"log {seed}"))
-    return _with_plans(schedule, Random(f"plans {seed}"))
+    schedule = _with_plans(schedule, Random(f"plans {seed}"))
+    return _with_backups(schedule, Random(f"backups {seed}"))
 
 
 def _with_corruption(schedule: Schedule, random: Random) -> Schedule:
@@ -179,6 +182,11 @@ def _with_plans(schedule: Schedule, random: Random) -> Schedule:
     """Draw who plans and how often; runs are short, so that plans of every minute would be rare."""
     planner: Rebalancing = random.choice(("priced", "published"))
     return replace(schedule, rebalancing=planner, rebalance_every_s=random.choice((1.0, 3.0, PERIOD_S)))
+
+
+def _with_backups(schedule: Schedule, random: Random) -> Schedule:
+    """Draw how often what has been counted is copied; steps are short, so that what pays would be rare."""
+    return replace(schedule, backup_every_s=random.choice((0.0, 0.0, 1.5, None)))
 
 
 def _with_purpose(schedule: Schedule, random: Random) -> Schedule:

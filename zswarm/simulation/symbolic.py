@@ -17,6 +17,7 @@ from typing import assert_never
 
 from stages import tasks
 from zswarm.ids import JobKind, JobStatus, Purpose, Stage, StatePart, Step
+from zswarm.ledger import members
 from zswarm.messages import Key, Load, Parcel
 from zswarm.simulation.poison import Poisons
 from zswarm.simulation.rounds import Rounds
@@ -89,8 +90,10 @@ class SymbolicCompute:
         self._gradients: dict[Step, tuple[int, int]] = {}
         """From which version to which a step has led."""
         self._imports = Imports()
-        self.share: tuple[Contribution, ...] | None = None
-        """What another worker has counted, once all of it is here."""
+        self.shares: dict[int, tuple[Contribution, ...]] = {}
+        """What another worker has counted, once all of it is here, by what is said of it."""
+        self._given: tuple[Contribution, ...] = ()
+        """The copy of what has been counted that was begun last."""
         self._share_bytes = 0
         self._share_seen: tuple[Contribution, ...] = ()
 
@@ -156,9 +159,8 @@ class SymbolicCompute:
                     self._imports.put(task, self.version)
                 return [tasks.Imported(part=task.part)]
             case tasks.TakeShare():
-                require(self.share is not None, "I1", f"{self._name} counts a share that is not here")
-                self.accumulator.update(self.share)
-                self.share = None
+                require(task.ledger in self.shares, "I1", f"{self._name} counts a share that is not here")
+                self.accumulator.update(self.shares.pop(task.ledger))
                 return [tasks.ShareTaken()]
             case tasks.Adopt():
                 return [self._adopt()]
@@ -273,7 +275,7 @@ class SymbolicCompute:
         self.unfinished.clear()
         self.kept.clear()
         self.rounds.clear()
-        self.share = None
+        self.shares.clear()
 
     def _build(self, task: tasks.Build, took_s: float) -> tasks.Built:
         split = json.loads(task.configuration)
@@ -319,17 +321,24 @@ class SymbolicCompute:
     def _inherit(self, task: tasks.Import) -> None:
         """Take a range of another worker's share; that says of each range what all of it is."""
         if task.offset_bytes == 0:
-            self._share_bytes, self.share = 0, None
+            self._share_bytes = 0
+            self.shares = {ledger: share for ledger, share in self.shares.items() if ledger == task.kept}
         require(task.offset_bytes == self._share_bytes, "I1", f"{self._name}: a share has a gap at {task.offset_bytes}")
         self._share_bytes += task.load.parcel.size_bytes
         ((contributions, _),) = task.load.frames
         before, self._share_seen = self._share_seen, contributions
         require(task.offset_bytes == 0 or before == contributions, "I1", f"{self._name}: a share is a mixture")
-        self.share = contributions if self._share_bytes == task.total_bytes else None
+        said = sorted(members(task.ledger))
+        text = f"{self._name}: a share of {contributions} is said to be of {said}"
+        require(sorted(each.microbatch for each in contributions) == said, "I1", text)
+        if self._share_bytes == task.total_bytes:
+            self.shares[task.ledger] = contributions
 
     def _export(self, task: tasks.Export) -> tasks.Exported:
         if task.part is StatePart.SHARE:
-            share = (tuple(sorted(self.accumulator.elements())), task.offset_bytes)
+            if task.offset_bytes == 0:
+                self._given = tuple(sorted(self.accumulator.elements()))
+            share = (self._given, task.offset_bytes)
             size_bytes = min(STATE_RANGE_BYTES, STATE_BYTES - task.offset_bytes)
             return tasks.Exported(
                 part=task.part,

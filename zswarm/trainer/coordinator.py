@@ -369,7 +369,7 @@ class Coordinator:
     def _resolve_conflict(self, worker: Record, now: float) -> list[Command]:
         """Two live workers have counted the same microbatch. The rules make that impossible; this is the second wall."""
         self.supply.replays.demand(worker.ledger)
-        return self._give_up(worker.session, "it has counted what another worker has counted", now)
+        return self._give_up(worker.session, "it has counted what another worker has counted", now, may_leave=False)
 
     # -- coming and going ----------------------------------------------------------------------------
 
@@ -388,7 +388,7 @@ class Coordinator:
     def _let_go(self, now: float) -> list[Command]:
         """Let those leave who lose nothing by it; see to it that no stage is left by all."""
         commands: list[Command] = [*self.departures.orders(self.supply.replays.newest, now)]
-        for session in self.departures.due(is_voiding=self.supply.replays.wave is not None):
+        for session in self.departures.due(is_voiding=self.supply.replays.is_voiding):
             commands += self._give_up(session, DRAINED, now, is_loss=False)
         if self.phase is Phase.TRAINING:
             for relocation in self.departures.successors(now):
@@ -411,10 +411,18 @@ class Coordinator:
         return [move, *self._give_up(relocation.record.session, reason, now, to=relocation.stage, is_loss=is_loss)]
 
     def _give_up(
-        self, session: Session, reason: str | None, now: float, *, to: Stage | None = None, is_loss: bool = True
+        self,
+        session: Session,
+        reason: str | None,
+        now: float,
+        *,
+        to: Stage | None = None,
+        is_loss: bool = True,
+        may_leave: bool = True,
     ) -> list[Command]:
-        """Take a process out of the swarm: whatever it has counted and not prepared is void. No reason: it goes itself."""
-        record, said = self.departures.take_out(session, reason, now, is_loss=is_loss)
+        """Take a process out of the swarm: whatever it has counted, not prepared and not left is void. No reason: it goes itself."""
+        how = {"is_loss": is_loss, "may_leave": may_leave and not self.supply.replays.is_voiding}
+        record, said = self.departures.take_out(session, reason, now, **how)
         if record.role is Role.WORKER:
             self.rebalancer.left(record, now, to=to)
         self._alert(now)
@@ -479,7 +487,7 @@ class Coordinator:
         if self._num_beats % 2:
             return [*self.reception.pings()]
         repeated = [*self.committer.repeat(), *self.supply.beat(now), *self.archive.beat()]
-        return [*repeated, *self.reception.pings()]
+        return [*repeated, *self.departures.copies(self.supply.replays.newest, now), *self.reception.pings()]
 
     def _excuse_own_silence(self, now: float) -> None:
         """We ourselves were not running: nobody else is to blame for what we did not hear."""

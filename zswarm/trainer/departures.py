@@ -69,7 +69,7 @@ class Departures:
         self._archive = archive
         self._header = header
         self._company = Company(heartbeat_s=heartbeat_s)
-        self._bequests = Bequests(roster, committer, header, heartbeat_s=heartbeat_s)
+        self._bequests = Bequests(settings, roster, committer, header)
         self._patience_s = limits.EMPTY_STAGE_HEARTBEATS * heartbeat_s
         self._heartbeat_s = heartbeat_s
         self._asked: set[Session] = set()
@@ -82,6 +82,7 @@ class Departures:
 
     def note(self, record: Record, now: float) -> None:
         """Take in a report."""
+        self._bequests.note(record, now)
         if record.leaving is not Leaving.NO:
             self._company.note(record.host, now, is_news=record.session not in self._asked)
             self._asked.add(record.session)
@@ -111,6 +112,10 @@ class Departures:
         """Have what they have counted handed over to others; `attempt` is the newest."""
         return self._bequests.orders(self._here(), attempt, now, avoid=self._company.hosts(now))
 
+    def copies(self, attempt: Attempt, now: float) -> list[Send]:
+        """Have copies made of what those have counted who stay: anybody may be lost."""
+        return self._bequests.copies(attempt, now, avoid=self._company.hosts(now))
+
     def _here(self) -> list[Session]:
         self._asked.intersection_update(self._roster.records)
         return sorted(self._asked)
@@ -137,16 +142,19 @@ class Departures:
         return any(map(committer.has_state, others))
 
     def take_out(
-        self, session: Session, reason: str | None, now: float, *, is_loss: bool
+        self, session: Session, reason: str | None, now: float, *, is_loss: bool, may_leave: bool
     ) -> tuple[Record, list[Send | Append]]:
         """Take a process out of the swarm; returns its last record, and what the log and the others are told of that.
 
-        No reason: it goes by itself.
+        No reason: it goes by itself. With `may_leave` what there is a copy of is left to whoever holds that.
         """
         record = self._roster.records[session]
         heir = self._bequests.heir_of(record) if reason == DRAINED else None
         self._roster.remove(session, now, is_loss=is_loss)
         aborts = self._committer.given_up(record)
+        if is_loss and record.role is Role.WORKER:
+            self._bequests.lost()
+            heir = self._bequests.heir_of_lost(record, now) if may_leave else None
         if reason in (None, DRAINED):
             self._sent = {place: sent for place, sent in self._sent.items() if sent.node != record.node}
             if not self._roster.of(record.role, record.stage):
@@ -154,8 +162,9 @@ class Departures:
         num_lost = 0
         if heir is not None:
             self._bequests.take_out(record, heir, now)
-        elif record.version == self._committer.version:
-            num_lost = (record.ledger & ~self._committer.covered(record.stage)).bit_count()
+        if record.version == self._committer.version:
+            left = heir.inherited if heir is not None else 0
+            num_lost = (record.ledger & ~(left | self._committer.covered(record.stage))).bit_count()
         reason = reason or _farewell(record, num_lost)
         leave = leave_record(record, reason, num_lost=num_lost, now=now, heir=heir)
         return record, [Append(record=leave, durable=True), *aborts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zswarm import ledger
 from zswarm.ids import Role
 from zswarm.trainer.roster import Record
 from zswarm.trainer.settings import CoordinatorSettings
@@ -30,7 +31,7 @@ def leave_record(
 ) -> dict[str, Any]:
     """Return the line that says who is out, why, and how many microbatches are to be done again for that.
 
-    With an heir it is none: what the worker had counted is the heir's from here on.
+    What of the worker's count is in the heir's copy is the heir's from here on.
     From the last report it is known how many a broker had in its queue, and how long a worker's jobs of all kinds took on
     average: `redone_s` is so many average jobs, in seconds of one worker's work. That is a lower estimate: what is done again
     is, but in the last stage, a backward that computes its forward anew, and takes up to twice the average job. Nor is it by
@@ -50,5 +51,5 @@ def leave_record(
         "lost": num_lost,
         "silent_s": round(now - record.heard_at_s, 3),
         **cost,
-        **({"heir": heir.session} if heir is not None else {}),
+        **({"heir": heir.session, "left": list(ledger.members(heir.inherited))} if heir is not None else {}),
     }

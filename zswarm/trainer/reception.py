@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from zswarm import limits
+from zswarm.bequests import packed
 from zswarm.ids import TRAINER, Peer, RejectCode, Role
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import (
-    Bequest,
     BrokerHeartbeat,
     HeartbeatAck,
     Message,
@@ -110,13 +110,15 @@ class Reception:
 
     def view(self, record: Record) -> Send:
         """Tell somebody who is in the swarm."""
+        bequests, left = packed(self._roster.bequests)
         message = make_view(
             **self._header,
             branch=self._committer.branch,
             step=self._committer.step,
             view=self._roster.view,
             size_bytes=0,
-            bequests=tuple(Bequest(leaver=leaver, heir=heir) for leaver, heir in self._roster.bequests.items()),
+            bequests=bequests,
+            left=left,
         )
         return make_send(peer=record.peer, message=message, frames=self._roster.members())
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from zswarm import events
+from zswarm import events, limits
+from zswarm.bequests import Left
 from zswarm.ids import Address, Branch, Generation, NodeId, Role, Round, RunId, Session, Stage, Step, Version
 
 
@@ -57,8 +58,8 @@ class Recovered:
     """None before the first commit and right after a rollback."""
     moves: dict[NodeId, tuple[Role, Stage]] = field(default_factory=dict)
     """Processes that were moved and have not joined since, and where they shall be."""
-    bequests: dict[Session, Session] = field(default_factory=dict)
-    """Whose what a worker had counted is, that has left in the step in work."""
+    bequests: dict[Session, Left] = field(default_factory=dict)
+    """By leaver, whose what of its count is, in the step in work."""
     held_out: dict[Step, float] = field(default_factory=dict)
     """Held-out losses that are known, by step."""
     checkpoint: Version | None = None
@@ -126,6 +127,7 @@ class _Join(events.Event):
 class _Leave(events.Event):
     session: events.U64
     heir: events.U64 | None = None
+    left: list[Annotated[int, Field(ge=0, lt=limits.MAX_MICROBATCHES)]] = Field(default_factory=list)
 
 
 class _Move(events.Event):
@@ -185,7 +187,7 @@ class _Reader:
         """All that were ever issued."""
         self._members: dict[int, RecoveredMember] = {}
         self._moves: dict[NodeId, tuple[Role, Stage]] = {}
-        self._bequests: dict[Session, Session] = {}
+        self._bequests: dict[Session, Left] = {}
         self._branch, self._step = Branch(0), Step(0)
         self._commit: RecoveredCommit | None = None
         self._losses: list[float] = []
@@ -290,7 +292,8 @@ class _Reader:
             raise ValueError(f"session {leave.session} leaves and has not joined")
         self._members.pop(leave.session, None)
         if leave.heir is not None:
-            self._bequests[Session(leave.session)] = Session(leave.heir)
+            left = sum(1 << number for number in set(leave.left))
+            self._bequests[Session(leave.session)] = Left(Session(leave.heir), left)
 
     def _move(self, move: _Move) -> None:
         member = self._members.get(move.session)

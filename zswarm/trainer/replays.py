@@ -85,6 +85,11 @@ class Replays:
         """The newest attempt that anything was voided for."""
         return Attempt(first_attempt(self._header["generation"]) + self._num_waves)
 
+    @property
+    def is_voiding(self) -> bool:
+        """Is anything of the step in work being voided?"""
+        return self.wave is not None and self.wave.step == self._version[1]
+
     def begin(self, version: Version, *, is_suspect: bool = False) -> None:
         """Another step is in work; with `is_suspect` what is in nobody's report by now is lost."""
         self._is_suspect, self._admitted_again = is_suspect, 0

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zswarm import ledger, limits
+from zswarm.bequests import Left
 from zswarm.ids import (
     TRAINER,
     Address,
@@ -76,6 +77,8 @@ class Record:
     loss_sum: float | None = 0.0
     num_targets: int = 0
     inherits: Session = TRAINER
+    inherited: int = 0
+    """Bitmap of what the copy consists of that a worker holds of another one's share."""
 
     @property
     def place(self) -> str:
@@ -118,6 +121,7 @@ class Record:
         self.prepared, self.parameter_digest = message.prepared, message.parameter_digest
         self.busy_s, self.job_s, self.usual_s = message.busy_s, message.job_s, message.usual_s
         self.loss_sum, self.num_targets, self.inherits = message.loss_sum, message.num_targets, message.inherits
+        self.inherited = ledger.from_bytes(message.inherited)
         return True
 
 
@@ -141,8 +145,8 @@ class Roster:
         self._places: dict[tuple[Role, Stage], tuple[Record, ...]] = {}
         self.records: dict[Session, Record] = {}
         self.view = 1
-        self.bequests: dict[Session, Session] = {}
-        """Whose what a worker had counted is by now, that has left in the step in work."""
+        self.bequests: dict[Session, Left] = {}
+        """By leaver, whose what of its count is by now, in the step in work."""
         self.bequeathed_at_s: dict[Microbatch, float] = {}
         """Since when a microbatch is an heir's, who need not have said so yet."""
         self.lost_view = 0
@@ -247,9 +251,9 @@ class Roster:
         return self.records[session].reported_view >= self.view
 
     def bequeath(self, leaver: Record, heir: Record, now: float) -> None:
-        """What somebody had counted who has left is another one's, for the rest of the step."""
-        self.bequests[leaver.session] = heir.session
-        self.bequeathed_at_s.update(dict.fromkeys(ledger.members(leaver.ledger), now))
+        """What somebody had counted who has left, and the heir has a copy of, is the heir's for the rest of the step."""
+        self.bequests[leaver.session] = Left(heir.session, heir.inherited)
+        self.bequeathed_at_s.update(dict.fromkeys(ledger.members(heir.inherited), now))
 
     def forget_bequests(self) -> None:
         """Another step is in work."""

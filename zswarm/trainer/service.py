@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from random import Random
 from time import monotonic, sleep
 from typing import Any
@@ -110,6 +111,7 @@ def coordinator_settings(
         stage_costs=plan.stage_costs,
         state_bytes=plan.state_bytes,
         rebalancing=config.pipeline.rebalancing,
+        backup_every_s=None if config.pipeline.backup == "auto" else inf,
         configuration=commission,
         basis=basis,
         workers_per_stage=options.workers_per_stage,

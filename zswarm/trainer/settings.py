@@ -52,6 +52,8 @@ class CoordinatorSettings:
     """Parameters and optimizer state of each stage."""
     rebalancing: Rebalancing = "priced"
     rebalance_every_s: float = PERIOD_S
+    backup_every_s: float | None = None
+    """For how long what a worker has counted may be in no copy; None for as long as a copy costs more."""
     checkpoint_every: int = 0
     """Steps between two checkpoints; 0 for one at the end only."""
     recovered: Recovered | None = None

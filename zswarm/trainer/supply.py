@@ -49,6 +49,8 @@ class Supply:
             covered=committer.covered,
         )
         self.replays.begin(committer.version)
+        self._counted_at_s, self._num_stuck = float("-inf"), 0
+        """When it was counted what is with somebody who is silent, and how much that was."""
         self._is_crowded = False
         """Something of this step waited for room at the last heartbeat."""
         self._told_done: set[Session] = set()
@@ -92,10 +94,21 @@ class Supply:
         """Let in what there is room for; nothing of the next step where this one lacks room."""
         has_room = not (self._is_crowded or self._held_back)
         admission, step = self.admission, self._committer.step
-        return [*admission.admit(step=step, window=self._window(), now=now, is_ahead=has_room)]
+        return [*admission.admit(step=step, window=self._window(now), now=now, is_ahead=has_room)]
 
-    def _window(self) -> int:
-        return self._settings.window or limits.PREFETCH * max(1, self._roster.num_live_workers)
+    def _window(self, now: float) -> int:
+        """Return how many microbatches may be in the pipeline; those with somebody who is silent keep no others out."""
+        if self._settings.window:
+            return self._settings.window
+        heartbeat_s = self._settings.heartbeat_s
+        if now >= self._counted_at_s + 0.5 * limits.DOUBT_HEARTBEATS * heartbeat_s:
+            self._counted_at_s, stuck = now, 0
+            for record in self._roster.records.values():
+                if now > record.heard_at_s + (1.0 + limits.DOUBT_HEARTBEATS) * heartbeat_s:
+                    stuck |= record.pending if record.version == self._committer.version else 0
+            self._num_stuck = stuck.bit_count()
+        window = limits.PREFETCH * max(1, self._roster.num_live_workers)
+        return window + min(window, self._num_stuck)
 
     def look(self, now: float) -> list[Command]:
         """Void what nobody has any more."""
