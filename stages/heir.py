@@ -203,7 +203,7 @@ class Heir:
         """Give up what is void in part."""
         if any(map(self._covers, self.held.keys())):
             self.held = self._older = NOTHING
-        if self._order is not None and any(map(self._covers, self._coming.keys())):
+        if any(map(self._covers, self._coming.keys())):
             self._give_up_order()
 
     def forget(self) -> None:

@@ -169,11 +169,13 @@ class Parameters:
     def pull(self, message: Pull, peer: Peer, *, is_applying: bool, shares: bool, now: float) -> list[Send | Task]:
         """Give a range of what is held, if it is that; while a step is applied, of what it leads to.
 
-        `shares`: of what has been counted, too.
+        `shares`: of what has been counted, too, which a step that is applied ends.
         """
         branch, step = self._state.version
         present = (branch, Step(step + is_applying)) if self.is_ready else None
-        return self._donor.pull(message, peer, layers=self.layers, present=present, shares=shares, now=now)
+        return self._donor.pull(
+            message, peer, layers=self.layers, present=present, shares=shares and not is_applying, now=now
+        )
 
     def exported(self, outcome: Exported) -> list[Send | Task]:
         """Send a range to whoever asked for it."""

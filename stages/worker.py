@@ -293,8 +293,7 @@ class WorkerMachine:
             case Commit() as message:
                 return self._commit(message)
             case Pull() as message:
-                is_applying = self.participant.is_applying
-                of = {"is_applying": is_applying, "shares": self._is_able and not is_applying}
+                of = {"is_applying": self.participant.is_applying, "shares": self._is_able}
                 return [*self.parameters.pull(message, event.peer, **of, now=now)]
             case State() as message:
                 load = Load(parcel=message.parcel, frames=event.frames)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from zswarm import limits
 from zswarm.ids import Session
+from zswarm.ledger import from_bytes
 from zswarm.messages import Bequest, View
 
 
@@ -33,8 +34,8 @@ def unpacked(view: View) -> dict[Session, Left]:
     length = len(view.left) // max(1, len(view.bequests))
     ledgers = (view.left[index * length : (index + 1) * length] for index in range(len(view.bequests)))
     return {
-        pair.leaver: Left(pair.heir, int.from_bytes(ledger, "little"))
-        for pair, ledger in zip(view.bequests, ledgers, strict=True)
+        pair.leaver: Left(pair.heir, from_bytes(packed_ledger))
+        for pair, packed_ledger in zip(view.bequests, ledgers, strict=True)
     }
 
 

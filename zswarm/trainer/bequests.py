@@ -65,7 +65,7 @@ class Bequests:
 
         `attempt` is the newest that a Void has made room for; on the machines to `avoid` somebody leaves.
         """
-        self._handovers = {owner: of for owner, of in self._handovers.items() if self._is_good(owner, of)}
+        self._drop_bad()
         sends: list[Send] = []
         for session in leavers:
             leaver = self._roster.records[session]
@@ -95,7 +95,7 @@ class Bequests:
         if self._step[0] != version:
             self._step = (version, now)
             self._copied_at_s.clear()
-        self._handovers = {owner: of for owner, of in self._handovers.items() if self._is_good(owner, of)}
+        self._drop_bad()
         sends: list[Send] = []
         for worker in self._roster.workers():
             if worker.leaving is Leaving.NO and self._has_share(worker) and self._is_due(worker, now):
@@ -168,6 +168,9 @@ class Bequests:
         """Has a worker counted something that no round has begun with?"""
         is_counting = owner.role is Role.WORKER and owner.holds(self._committer.version)
         return is_counting and owner.ledger != 0 and not self._committer.is_open(owner.stage)
+
+    def _drop_bad(self) -> None:
+        self._handovers = {owner: of for owner, of in self._handovers.items() if self._is_good(owner, of)}
 
     def _is_good(self, session: Session, handover: Handover) -> bool:
         """Are both still there, and is the share no less than it was?"""

@@ -34,7 +34,6 @@ from zswarm.messages import (
     Failure,
     Fence,
     Load,
-    Message,
     Move,
     Nack,
     Prepared,
@@ -467,8 +466,7 @@ class Coordinator:
         return [Append(record=record, durable=True), *self._stop_everybody()]
 
     def _stop_everybody(self) -> list[Send]:
-        stop: Message = Stop(**self._header)
-        return [Send(peer=r.peer, message=stop) for r in self.roster.records.values() if not r.has_left]
+        return [Send(peer=r.peer, message=Stop(**self._header)) for r in self.roster.records.values() if not r.has_left]
 
     def _leave_if_alone(self, now: float) -> list[Command]:
         alone = all(record.has_left for record in self.roster.records.values())
