@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from tests.planning.views import changed, rates_of, sizes_of, view_of
 from zswarm.ids import Session
-from zswarm.planning.placement import place
+from zswarm.planning.placement import place, place_again
 from zswarm.planning.rates import optimal_throughput
 from zswarm.planning.view import WorkerView
 
+OWN, SHORT = 0, 1
 SPEEDS = st.sampled_from([0.25, 0.5, 1.0])
 STAGES = st.lists(st.lists(SPEEDS, max_size=6), min_size=1, max_size=5)
 
@@ -55,3 +56,27 @@ def test_newcomers_alone_fill_equal_stages_to_the_optimum(num_stages, num_worker
         view = joined(view, place(view))
     assert sum(sizes_of(view)) == num_workers
     assert min(rates_of(view)) == optimal_throughput([1.0] * num_workers, costs)
+
+
+# -- who comes back ----------------------------------------------------------------------------------
+
+
+def test_who_comes_back_goes_where_somebody_is_short_if_its_own_stage_can_do_without_it():
+    """It went back to where two others were by then, while two stages had one worker each."""
+    assert place_again(view_of([1.0, 1.0], [1.0], [1.0, 1.0]), OWN, speed=None) == SHORT
+    assert place_again(view_of([1.0], [1.0], [1.0, 1.0]), OWN, speed=None) == OWN
+    assert place_again(view_of([1.0, 1.0], [1.0], costs=[2.0, 1.0]), OWN, speed=None) == OWN
+
+
+def test_a_little_less_speed_is_not_worth_a_download():
+    view = view_of([1.5], [1.0])
+    assert place_again(view, OWN, speed=1.1) == OWN
+    assert place_again(view, OWN, speed=0.9) == SHORT
+
+
+@given(STAGES, SPEEDS, st.data())
+def test_to_go_elsewhere_never_makes_the_swarm_slower(stages, speed, data):
+    view = view_of(*stages)
+    own = data.draw(st.integers(0, len(stages) - 1))
+    gone = min(rates_of(joined(view, place_again(view, own, speed=speed), 1.0 / (2.0 * speed))))
+    assert gone >= min(rates_of(joined(view, own, 1.0 / (2.0 * speed))))

@@ -210,7 +210,7 @@ def test_after_an_own_stall_nobody_is_needed_elsewhere_at_once(trainer):
     trainer.report(6)
     trainer.do(Unreachable(peer=Address("sim://4")))
     del trainer.says[4]
-    trainer.live(1.5)
+    trainer.live(1.0)
     trainer.now_s += 100.0
     assert "leave" not in records(trainer.live(limits.NO_BROKER_HEARTBEATS - 1.5))
     assert "leave" in records(trainer.live(3.0))

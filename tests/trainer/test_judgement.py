@@ -312,6 +312,17 @@ def test_a_stage_without_any_broker_gets_one_sooner(swarm):
     assert swarm.verdicts(out_s + 2 * NO_BROKER_S - TINY_S) == {}, "one at a time"
 
 
+@pytest.mark.parametrize(("silent_s", "lent"), [(NO_BROKER_S, [6]), (NO_BROKER_S - TINY_S, [])])
+def test_nobody_waits_once_more_for_a_broker_that_was_silent(swarm, silent_s, lent):
+    """Of five seconds in which all stood still two were for one that had not spoken for three."""
+    swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), 0.0)[0].report = 1
+    swarm.verdicts(0.0)
+    swarm.hear_all(silent_s)
+    swarm.roster.records[5].heard_at_s = 0.0
+    swarm.roster.remove(5, silent_s)
+    assert list(swarm.verdicts(silent_s)) == lent
+
+
 def test_a_stage_does_not_lend_the_only_broker_that_is_heard(swarm):
     """The other one was dead, and not given up yet."""
     swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), 0.0)[0].report = 1
@@ -327,7 +338,7 @@ def test_a_stage_does_not_lend_the_only_broker_that_is_heard(swarm):
 
 def test_who_has_gone_where_it_is_needed_has_time_to_speak(swarm):
     swarm.roster.register(register("b2", role=Role.BROKER, stage=0), Address("sim://b2"), 0.0)[0].report = 1
-    swarm.roster.register(register("b3", role=Role.BROKER, stage=0), Address("sim://b3"), 0.0)[0].report = 1
+    swarm.roster.register(register("b3", role=Role.BROKER), Address("sim://b3"), 0.0, place=0)[0].report = 1
     swarm.roster.records[5].report = 0
     swarm.verdicts(0.0)
     swarm.roster.remove(5, 1.0)

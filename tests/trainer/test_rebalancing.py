@@ -81,6 +81,45 @@ def test_a_newcomer_goes_to_the_slowest_stage_not_to_the_one_with_the_fewest():
     assert welcome.stage == 1
 
 
+def come_back(trainer: Trainer, node: str, session: int) -> int:
+    """Let a worker be lost that then asks again, with the state of stage 0; returns where it goes."""
+    trainer.dies(session)
+    (welcome,) = of_type(trainer.join(node, nonce=2, stage=0), Welcome)
+    return welcome.stage
+
+
+CROWDED = {"a": (0, 0.1), "b": (1, 0.2), "c": (0, 0.1), "d": (0, 0.1)}
+
+
+def test_who_comes_back_goes_to_the_slowest_stage_if_its_own_can_do_without_it():
+    assert come_back(trained(job_s=CROWDED), "c", 3) == 1
+    assert come_back(trained(job_s={"a": (0, 0.1), "b": (1, 0.1), "c": (0, 0.2)}), "c", 3) == 0
+    assert come_back(trained(job_s=CROWDED, rebalancing="none"), "c", 3) == 0
+
+
+@pytest.mark.parametrize(("silent_s", "expected"), [(1.5, 1), (2.0, 0)])
+def test_a_state_is_not_left_that_nobody_has_who_is_heard(silent_s, expected):
+    """The other two may be dead and not given up yet; nobody else would have it then."""
+    trainer = trained(job_s=CROWDED)
+    trainer.dies(3)
+    for session in (1, 4):
+        del trainer.says[session]
+    trainer.live(silent_s)
+    (welcome,) = of_type(trainer.join("c", nonce=2, stage=0), Welcome)
+    assert welcome.stage == expected
+
+
+@pytest.mark.parametrize(("apart_s", "expected"), [(0.0, 0), (9.0, 1)])
+def test_who_was_lost_at_the_same_time_is_expected_back_at_the_same_time(apart_s, expected):
+    """When a switch came back each worker went where the others were not yet, and all had to get another state."""
+    even = {"a": (0, 0.1), "b": (1, 0.2), "c": (0, 0.1), "d": (1, 0.2), "e": (0, 0.1), "f": (1, 0.2)}
+    trainer = trained(job_s=even)
+    for session in (4, 6):
+        del trainer.says[session]
+    trainer.live(apart_s)
+    assert come_back(trainer, "c", 3) == expected
+
+
 def test_a_stage_that_is_full_gets_nobody(monkeypatch):
     trainer = trained(job_s={"a": (0, 0.1), "b": (1, 9.0), "c": (1, 9.0)})
     monkeypatch.setattr(limits, "MAX_PARTICIPANTS", 2)

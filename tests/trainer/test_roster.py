@@ -16,8 +16,8 @@ def roster():
     return Roster(num_stages=3, first_session=10)
 
 
-def join(roster, node, nonce=1, role=Role.WORKER, now=0.0, stage=None):
-    return roster.register(register(node, nonce=nonce, role=role, stage=stage), AT, now)
+def join(roster, node, *, nonce=1, role=Role.WORKER, now=0.0, stage=None, place=None):
+    return roster.register(register(node, nonce=nonce, role=role, stage=stage), AT, now, place=place)
 
 
 # -- lives -------------------------------------------------------------------------------------------
@@ -122,6 +122,25 @@ def test_a_process_that_comes_back_keeps_its_place(roster):
     assert join(roster, "d", stage=2)[0].stage == 2, "every stage has somebody"
 
 
+def test_a_worker_that_comes_back_goes_where_it_belongs_but_first_where_nobody_is(monkeypatch, roster):
+    for node in ("a", "b", "c"):
+        join(roster, node)
+    assert join(roster, "d", stage=2, place=1)[0].stage == 1
+    roster.remove(10, 0.0)
+    assert join(roster, "e", stage=2, place=1)[0].stage == 0
+    monkeypatch.setattr(limits, "MAX_PARTICIPANTS", 2)
+    assert join(roster, "f", stage=2, place=1)[0].stage == 2, "there is no room"
+
+
+def test_a_broker_that_comes_back_goes_where_the_fewest_are(roster):
+    """It has nothing of its stage; the only broker of another one was lost soon after, and everybody waited."""
+    for node in ("a", "b", "c", "d"):
+        join(roster, node, role=Role.BROKER)
+    assert join(roster, "e", role=Role.BROKER, stage=0)[0].stage == 1
+    assert join(roster, "f", role=Role.BROKER, stage=2)[0].stage == 2, "as few as anywhere"
+    assert join(roster, "g", role=Role.BROKER, stage=2)[0].stage == 2
+
+
 @pytest.mark.parametrize("role", list(Role))
 def test_a_process_that_comes_back_to_a_place_that_is_taken_goes_where_nobody_is(roster, role):
     """A new one had got its place meanwhile, whose own stage then had nobody for ever: nobody ever moves."""
@@ -132,6 +151,14 @@ def test_a_process_that_comes_back_to_a_place_that_is_taken_goes_where_nobody_is
     assert join(roster, "b", nonce=2, role=role)[0].stage == 0, "it has started again and knows of no stage"
     assert join(roster, "a", nonce=2, role=role, stage=0)[0].stage == 1
     assert join(roster, "d", role=role, stage=0)[0].stage == 0, "now every stage has somebody"
+
+
+def test_it_is_known_when_the_last_of_a_place_was_heard(roster):
+    first, second = (join(roster, node, place=0)[0] for node in ("a", "b"))
+    roster.remove(first.session, 9.0)
+    second.heard_at_s = 4.0
+    roster.remove(second.session, 9.0)
+    assert roster.last_heard_s[Role.WORKER, 0] == 4.0
 
 
 def test_a_stage_has_a_largest_size():

@@ -297,8 +297,7 @@ class Coordinator:
             commands += [*rejects, *self._give_up(before.session, feud or "it has started again", now)]
             if feud:
                 return commands
-        is_newcomer = message.role is Role.WORKER and message.stage is None and self.roster.known(message) is None
-        place = self.rebalancer.place(now) if is_newcomer else None
+        place = self.rebalancer.place(message, now) if self.roster.known(message) is None else None
         record, is_new = self.roster.register(message, event.peer, now, place=place)
         if is_new:
             if record.role is Role.WORKER:

@@ -4,8 +4,9 @@
     gone         its connection was lost, and it has not spoken over another one for GONE_HEARTBEATS
     stuck        busy with one task for far longer than such a one usually takes; minutes where nobody knows
     cut off      what others wait for: both ends of such a pair live, and one of them goes; or it does not hear the trainer
-    needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, or all its brokers have been out for
-                 NO_BROKER_HEARTBEATS, and its own has several: whoever begins a new life goes to the stage with the fewest
+    needed       another stage has had nobody of its role for EMPTY_STAGE_HEARTBEATS, or all its brokers are out and none
+                 has been heard for NO_BROKER_HEARTBEATS, and its own has several: whoever begins a new life goes to the
+                 stage with the fewest
 
 A judgement costs time if it is wrong, and never correctness: whoever was given up in error begins a new
 life. Those that owe nobody anything need not be judged any other way.
@@ -50,7 +51,7 @@ class Judge:
         self._deaf_since_s: dict[Session, float] = {}
         """Who says now that he does not hear the trainer, and since when."""
         self._lacking_since_s: dict[tuple[Role, Stage, bool], float] = {}
-        """Since when a stage has had nobody of a role who has spoken, or (True) no broker at all."""
+        """Since when a stage has had nobody of a role who has spoken, or (True) has not heard of any broker."""
 
     def next_deadline_s(self) -> float:
         """Return when a lost connection becomes a verdict; everything else is looked at with every heartbeat."""
@@ -167,7 +168,8 @@ class Judge:
             if pool:
                 self._lacking_since_s.pop((role, stage, False), None)
                 continue
-            since_s = self._lacking_since_s.setdefault((role, stage, is_out), now)
+            heard_at_s = self._roster.last_heard_s.get((role, stage), now) if is_out else now
+            since_s = self._lacking_since_s.setdefault((role, stage, is_out), heard_at_s)
             most_heartbeats = limits.NO_BROKER_HEARTBEATS if is_out else limits.EMPTY_STAGE_HEARTBEATS
             if now - since_s >= most_heartbeats * self._heartbeat_s and len(richest) > 1:
                 self._lacking_since_s |= {(role, stage, True): now, (role, stage, False): now}

@@ -1,6 +1,7 @@
 """Which worker shall be where: the coordinator's knowledge as a planner's view, and what a planner makes of it.
 
     newcomer, once the run trains    the slowest stage (`zswarm/planning/placement.py`)
+    who comes back with a state      its own stage, or the slowest if its own can do without it
     a step is committed              every so often the planner says who moves (`moves.py`), for the first time after a period
 
 Speeds come from reports; what a node has shown in a stage before is remembered until it has done a job where it is
@@ -10,13 +11,14 @@ which they are ready. Who is away for a moment only, fenced or moved, neither le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from zswarm import limits
 from zswarm.ids import Leaving, NodeId, Role, Session, Stage, Step
+from zswarm.messages import Register
 from zswarm.planning.churn import Churn
-from zswarm.planning.placement import place
+from zswarm.planning.placement import place, place_again
 from zswarm.planning.planners import planner_named
 from zswarm.planning.view import Reason, StageView, SwarmView, WorkerView
 from zswarm.trainer.commit import Committer
@@ -24,6 +26,7 @@ from zswarm.trainer.moves import Moves
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import Append, CoordinatorSettings
 
+T = TypeVar("T")
 NEWEST_SHARE = 0.3
 """Weight of the newest download in what is known of the bandwidth."""
 
@@ -39,15 +42,17 @@ class Known:
 UNKNOWN = Known()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Away:
     """A worker between the end of one life and the beginning of the next."""
 
     session: Session
-    until_s: float
-    """When it is not expected any more."""
+    left_at_s: float
+    origin: Stage
     stage: Stage | None
     """Where it is expected; None if nobody has moved it."""
+    is_gone: bool = False
+    """It is not expected any more."""
 
 
 class Rebalancer:
@@ -82,7 +87,8 @@ class Rebalancer:
         if self._churn is None:
             return
         self._loading_since_s[record.session] = None
-        if self._away.pop(record.node, None) is None:
+        away = self._away.pop(record.node, None)
+        if away is None or away.is_gone:
             self._churn.join(now)
 
     def reported(self, record: Record, now: float) -> None:
@@ -103,22 +109,45 @@ class Rebalancer:
         """A worker is out, perhaps on its way to another stage."""
         self._loading_since_s.pop(record.session, None)
         if record.job_s > 0.0:
-            self._known.pop(record.node, None)
-            self._known[record.node] = Known(record.job_s, record.stage)
-            if len(self._known) > limits.MAX_ENDED_NODES:
-                del self._known[next(iter(self._known))]
+            _remember(self._known, record.node, Known(record.job_s, record.stage))
         if self._churn is not None:
-            until_s = now + limits.TRAVEL_HEARTBEATS * self._settings.heartbeat_s
-            self._away[record.node] = Away(record.session, until_s, to)
+            self._count_departures(self._churn, now)
+            _remember(self._away, record.node, Away(record.session, now, record.stage, to))
 
     # -- what follows --------------------------------------------------------------------------------
 
-    def place(self, now: float) -> Stage | None:
-        """Return where a newcomer belongs; None as long as the run gathers, where each stage gets as many as the others."""
-        if self._churn is None:
+    def place(self, message: Register, now: float) -> Stage | None:
+        """Return where a worker belongs that begins a life; None as long as the run gathers, where each stage gets as many as
+        the others."""
+        if self._churn is None or message.role is not Role.WORKER:
             return None
         self._count_departures(self._churn, now)
-        return place(self._view(self._churn, now))
+        view, own = self._view(self._churn, now), message.stage
+        if own is None or own >= self._settings.num_stages:
+            return place(view)
+        if self._settings.rebalancing == "none" or not self._has_holder(own, now):
+            return own
+        known = self._known.get(message.node, UNKNOWN)
+        speed = None if known.stage is None else view.speed(known.stage, known.job_s)
+        view = replace(view, workers=(*view.workers, *self._company(message.node)))
+        return place_again(view, own, speed=speed)
+
+    def _has_holder(self, stage: Stage, now: float) -> bool:
+        """Is somebody there who has the stage's state, and was heard just now?"""
+        since_s = now - limits.QUIET_HEARTBEATS * self._settings.heartbeat_s
+        staying = self._roster.staying(Role.WORKER, stage)
+        return any(record.heard_at_s >= since_s and self._committer.has_state(record) for record in staying)
+
+    def _company(self, node: NodeId) -> list[WorkerView]:
+        """Return those who were lost with a worker, where they were: what had cut them off is over for them, too."""
+        if (own := self._away.get(node)) is None:
+            return []
+        within_s = limits.TOGETHER_HEARTBEATS * self._settings.heartbeat_s
+        return [
+            self._expected(other, one, one.origin)
+            for other, one in self._away.items()
+            if other != node and one.stage is None and abs(one.left_at_s - own.left_at_s) <= within_s
+        ]
 
     def committed(self, now: float) -> list[Append]:
         """Order the moves of a plan, if one is due; returns the line of the log that says so."""
@@ -139,15 +168,21 @@ class Rebalancer:
 
     def _count_departures(self, churn: Churn, now: float) -> None:
         """Whoever has not come back is gone."""
-        for node in [node for node, one in self._away.items() if one.until_s < now]:
-            del self._away[node]
-            churn.leave(now)
+        since_s = now - limits.TRAVEL_HEARTBEATS * self._settings.heartbeat_s
+        for one in self._away.values():
+            if one.left_at_s < since_s and not one.is_gone:
+                one.is_gone = True
+                churn.leave(now)
 
     def _view(self, churn: Churn, now: float) -> SwarmView:
         settings, roster, ordered = self._settings, self._roster, self._moves.ordered
         staying = (record for record in roster.workers() if record.leaving is Leaving.NO)
         workers = [self._worker(record, ordered.get(record.session, record.stage)) for record in staying]
-        workers += [self._expected(node, one, one.stage) for node, one in self._away.items() if one.stage is not None]
+        workers += [
+            self._expected(node, one, one.stage)
+            for node, one in self._away.items()
+            if one.stage is not None and not one.is_gone
+        ]
         last = settings.num_stages - 1
         return SwarmView(
             workers=tuple(sorted(workers, key=lambda worker: worker.session)),
@@ -187,6 +222,14 @@ class Rebalancer:
     def _expected(self, node: NodeId, one: Away, target: Stage) -> WorkerView:
         known = self._known.get(node, UNKNOWN)
         return WorkerView(session=one.session, stage=target, is_ready=False, job_s=known.job_s, measured_in=known.stage)
+
+
+def _remember(what: dict[NodeId, T], node: NodeId, value: T) -> None:
+    """Put a node last; of too many the first is forgotten."""
+    what.pop(node, None)
+    what[node] = value
+    if len(what) > limits.MAX_ENDED_NODES:
+        del what[next(iter(what))]
 
 
 def _plan_record(step: Step, problems: list[str], num_moves: int) -> dict[str, Any]:

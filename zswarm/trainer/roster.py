@@ -152,6 +152,8 @@ class Roster:
         self.lost_view = 0
         """The view with which the last process left."""
         self.lost_at_s = float("-inf")
+        self.last_heard_s: dict[tuple[Role, Stage], float] = {}
+        """When whoever went last of a role and stage was last heard."""
         self._members: tuple[int, tuple[Member, ...]] = (1, ())
         self._departed_bytes = 0
         self.num_workers = 0
@@ -239,6 +241,7 @@ class Roster:
         del self._by_node[record.node]
         others = tuple(other for other in self.of(record.role, record.stage) if other is not record)
         self._places[record.role, record.stage] = others
+        self.last_heard_s[record.role, record.stage] = record.heard_at_s
         self._note_end(record)
         self._departed_bytes += record.sent_bytes
         self.view += 1
@@ -283,17 +286,20 @@ class Roster:
         return sum(place == (Role.WORKER, stage) for place in self._wanted.values())
 
     def _stage_for(self, message: Register, place: Stage | None) -> Stage:
-        """Where it was moved to, if it was and there is room. Else a new process goes where it belongs; one that comes
-        back, where it was, unless others are there and nobody elsewhere."""
+        """Where it was moved to, or where it belongs, if there is room. Else a new process, or a broker that comes back, goes
+        where the fewest are; a worker that comes back, where it was. But a stage that nobody is in comes first, unless nobody
+        is where it was, either."""
         role, wanted = self._wanted.pop(message.node, (None, Stage(0)))
         if role is message.role and len(self.of(role, wanted)) < limits.MAX_PARTICIPANTS:
             return wanted
-        emptiest = self._emptiest_stage(message.role)
-        if message.stage is None or message.stage >= self._num_stages:
-            has_room = place is not None and len(self.of(message.role, place)) < limits.MAX_PARTICIPANTS
+        emptiest, own = self._emptiest_stage(message.role), message.stage
+        has_room = place is not None and len(self.of(message.role, place)) < limits.MAX_PARTICIPANTS
+        if own is None or own >= self._num_stages:
             return place if place is not None and has_room else emptiest
-        is_needed = self.staying(message.role, emptiest) or not self.staying(message.role, message.stage)
-        return message.stage if is_needed else emptiest
+        num_own, least = len(self.staying(message.role, own)), len(self.staying(message.role, emptiest))
+        if num_own > least and (message.role is Role.BROKER or not least):
+            return emptiest
+        return place if place is not None and has_room else own
 
     def _emptiest_stage(self, role: Role) -> Stage:
         counts = [len(self.staying(role, Stage(stage))) for stage in range(self._num_stages)]
@@ -346,6 +352,8 @@ class Roster:
     def excuse(self, stall_s: float) -> None:
         """The trainer itself was not running: nobody else is to blame for what it did not hear meanwhile."""
         self.lost_at_s += stall_s
+        for place in self.last_heard_s:
+            self.last_heard_s[place] += stall_s
         for record in self.records.values():
             record.heard_at_s += stall_s
             if record.gone_at_s is not None:
