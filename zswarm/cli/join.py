@@ -20,6 +20,7 @@ from stages.allowed import Allowed
 from zswarm import limits
 from zswarm.beacon.service import Place, serve_beacon
 from zswarm.cli.family import Ended, Family, wake_on_signals
+from zswarm.cli.large_imports import large_imports
 from zswarm.cli.pausing import is_paused
 from zswarm.cli.serving import serve_runs
 from zswarm.cli.supervisor import EXCUSED, Restarts, say, say_hung
@@ -68,7 +69,8 @@ def run_join(options: JoinOptions) -> int:
             name = f"{place.machine}-broker-{index}"
             caretaker.add(name, partial(_member, place, name, family, partial(_broker, options, name)))
         if options.devices:
-            import stages.service  # noqa: F401 - imports torch: for all workers at once, before they are forked
+            with large_imports():
+                import stages.service  # noqa: F401 - imports torch: for all workers at once, before they are forked
         for index, device in enumerate(options.devices):
             name = f"{place.machine}-worker-{index}"
             body = partial(_member, place, name, family, partial(_worker, options, name, device))

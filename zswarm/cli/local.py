@@ -20,6 +20,7 @@ from time import monotonic
 from brokers.service import serve_broker
 from zswarm import limits
 from zswarm.cli.family import Family, free_port
+from zswarm.cli.large_imports import large_imports
 from zswarm.cli.resuming import advice
 from zswarm.cli.supervisor import TRAINER, WORKERS, Body, Supervisor
 from zswarm.config import RunConfig
@@ -94,9 +95,10 @@ def _prepare_with_torch(
 
     Returns what the trainer and the workers do, by their names, and the run folder.
     """
-    from stages.allowed import EVERYTHING
-    from stages.service import Computing, serve_worker
-    from zswarm.cli.planning import prepare_run
+    with large_imports():
+        from stages.allowed import EVERYTHING
+        from stages.service import Computing, serve_worker
+        from zswarm.cli.planning import prepare_run
     from zswarm.trainer.progress import Progress
     from zswarm.trainer.run_folder import RunFolder, open_run_folder
     from zswarm.trainer.service import TrainerOptions, serve_trainer

@@ -30,6 +30,7 @@ from zswarm.cli.bench import bench
 from zswarm.cli.chaos import chaos
 from zswarm.cli.devices import described, device_option, devices_option, found_devices
 from zswarm.cli.key import key, key_option
+from zswarm.cli.large_imports import large_imports
 from zswarm.cli.models import allow_option, allow_own_models, allowed_models
 from zswarm.cli.places import (
     BEACON_PORT,
@@ -322,6 +323,7 @@ def worker(*, device: str, threads: int, modules: tuple[str, ...], name: str | N
     node = _node("worker", name, level)
     allowed = allowed_models(modules)
 
+    @large_imports()
     def prepare() -> Callable[..., Exit]:
         from stages.service import Computing, serve_worker
 
