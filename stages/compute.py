@@ -242,7 +242,7 @@ class Compute:
             passes=Passes(engine, kept, accumulator=accumulator, codec=config.wire.codec),
             optimizer=optimizer,
             state=StageState(engine, optimizer),
-            share=Share(accumulator),
+            share=Share(accumulator, config.wire.all_reduce),
             all_reduce=config.wire.all_reduce,
             sums=host_memory(accumulator.num_values, accumulator.dtype, self._device),
         )

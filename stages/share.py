@@ -2,6 +2,8 @@
 
 the owner   file: a copy of the accumulator, from the first range on that is asked for
 the heir    receive_untrusted, range by range --all of it--> held --take: added --another begins, or clear: forgotten
+
+With the codec bf16 it is rounded to that, as each share of an all-reduce is then.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import torch
 
 from stages.accumulation import Accumulator
 from stages.state import Incoming
+from zswarm.config import AllReduceCodec
 from zswarm.errors import LocalProtocolError, RemoteProtocolError
 
 
 class Share:
     """See the module. Copies are known by their ledgers, bitmaps of microbatches."""
 
-    def __init__(self, accumulator: Accumulator) -> None:
+    def __init__(self, accumulator: Accumulator, codec: AllReduceCodec) -> None:
         self._accumulator = accumulator
-        self._num_bytes = accumulator.num_values * accumulator.dtype.itemsize
+        self._dtype = torch.bfloat16 if codec == "bf16" else accumulator.dtype
+        self._num_bytes = accumulator.num_values * self._dtype.itemsize
         self.clear()
 
     def clear(self) -> None:
@@ -33,7 +37,8 @@ class Share:
     def file(self, *, is_begun: bool) -> memoryview:
         """Return all that has been counted, the same bytes for every range of one file."""
         if self._given is None or not is_begun:
-            self._given = self._accumulator.contribution().data.cast("B")
+            values = torch.from_numpy(self._accumulator.contribution()).to(self._dtype)
+            self._given = values.view(torch.uint8).numpy().data
         return self._given
 
     def receive_untrusted(
@@ -66,5 +71,6 @@ class Share:
         """
         if ledger not in self._held:
             raise LocalProtocolError("a share is to be added that is not here")
-        self._accumulator.add(torch.frombuffer(self._held[ledger], dtype=self._accumulator.dtype))
+        values = torch.frombuffer(self._held[ledger], dtype=self._dtype)
+        self._accumulator.add(values.to(self._accumulator.dtype))
         self._held.clear()

@@ -638,11 +638,15 @@ SHARE = 0b0110
 """What a copy is called; it need not be of that."""
 
 
-@pytest.mark.parametrize("accumulation", ["float32", "exact"])
-def test_what_one_worker_has_counted_is_counted_by_another_one(make_config, make_source, accumulation):
-    """The steps are those of workers that all stay; with `exact` to the bit."""
-    sections = {"batch": {"accumulation": accumulation}, "pipeline": {"stages": 2}}
-    config = make_config(**sections)
+@pytest.mark.parametrize(
+    ("accumulation", "all_reduce", "width_bytes", "within"),
+    [("float32", "none", 4, 1e-6), ("float32", "bf16", 2, 1e-2), ("exact", "none", 8, 0.0)],
+)
+def test_what_one_worker_has_counted_is_counted_by_another_one(
+    make_config, make_source, accumulation, all_reduce, width_bytes, within
+):
+    """The steps are those of workers that all stay, as near as the share is sent; with `exact` to the bit."""
+    config = make_config(batch={"accumulation": accumulation}, pipeline={"stages": 2}, wire={"all_reduce": all_reduce})
     source = make_source(config)
     stay, _ = train(config, source, workers=2)
     swarm = Swarm(config, workers=2)
@@ -650,15 +654,19 @@ def test_what_one_worker_has_counted_is_counted_by_another_one(make_config, make
         for microbatch in range(config.num_microbatches):
             swarm.train(step, microbatch, source.samples(step, microbatch))
         for leaver, heir in swarm.stages:
-            first = leaver._built.engine.first_layer
-            assert send(heir, first, StatePart.SHARE, export(leaver, first, StatePart.SHARE), ledger=SHARE) == []
+            first, share = (
+                leaver._built.engine.first_layer,
+                export(leaver, leaver._built.engine.first_layer, StatePart.SHARE),
+            )
+            assert len(share) == leaver._built.accumulator.num_values * width_bytes
+            assert send(heir, first, StatePart.SHARE, share, ledger=SHARE) == []
             assert list(heir.perform(TakeShare(ledger=SHARE))) == [ShareTaken()]
             assert list(leaver.perform(Reset())) == [WasReset()]
         swarm.commit(step)
     found, expected = swarm.state(), stay.state()
     if accumulation == "exact":
         assert swarm.digests == stay.digests
-    assert difference(found, expected) < 1e-6
+    assert difference(found, expected) <= within
 
 
 def test_a_share_that_does_not_fit_is_not_added(make_config):
