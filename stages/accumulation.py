@@ -52,7 +52,7 @@ class Accumulator(Protocol):
         """Return a copy of what has been counted, on the host, flat."""
 
     def add(self, contribution: Tensor) -> None:
-        """Count what another worker has counted: its contribution, on the host."""
+        """Count what another worker has counted: its contribution, on the host, of a dtype with no more digits."""
 
     def reduced(self, sums: Tensor) -> Tensor:
         """Return the float32 gradient that the sum of all contributions stands for; both are on the host."""

@@ -71,6 +71,5 @@ class Share:
         """
         if ledger not in self._held:
             raise LocalProtocolError("a share is to be added that is not here")
-        values = torch.frombuffer(self._held[ledger], dtype=self._dtype)
-        self._accumulator.add(values.to(self._accumulator.dtype))
+        self._accumulator.add(torch.frombuffer(self._held[ledger], dtype=self._dtype))
         self._held.clear()

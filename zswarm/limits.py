@@ -121,8 +121,10 @@ MOST_DOUBLINGS = 4
 """How often that wait doubles: after a loss that lasted, a repetition comes within 16 times the first wait."""
 FIRST_BANDWIDTH_BYTES_PER_S = 12.5e6
 """At which a worker is taken to get a stage's state before anybody has: half of 200 Mb/s, beside the run's own traffic."""
-TOGETHER_HEARTBEATS = 2.0
-"""Workers that were lost within so long were cut off by the same thing, and come back together."""
+TOGETHER_HEARTBEATS = 4.0
+"""Workers that were given up within so long were cut off by the same thing, and come back together, ..."""
+ABSENT_HEARTBEATS = 60.0
+"""... if they do within so long."""
 TRAVEL_HEARTBEATS = 10.0
 """How long a worker that was moved counts in its new stage before it has registered there."""
 MAX_SPEED_RATIO = 100.0

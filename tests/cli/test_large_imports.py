@@ -7,6 +7,12 @@ import pytest
 from zswarm.cli.large_imports import large_imports
 
 
+@pytest.fixture(autouse=True)
+def thawed():
+    yield
+    gc.unfreeze()
+
+
 def test_nothing_is_looked_through_within_nor_what_came_of_it_later():
     before = gc.get_freeze_count()
     with large_imports():
@@ -21,6 +27,8 @@ def test_a_failed_import_changes_nothing():
     def load():
         raise ImportError
 
+    before = gc.get_freeze_count()
     with pytest.raises(ImportError):
         load()
     assert gc.isenabled()
+    assert gc.get_freeze_count() == before

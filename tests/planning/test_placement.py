@@ -63,20 +63,31 @@ def test_newcomers_alone_fill_equal_stages_to_the_optimum(num_stages, num_worker
 
 def test_who_comes_back_goes_where_somebody_is_short_if_its_own_stage_can_do_without_it():
     """It went back to where two others were by then, while two stages had one worker each."""
-    assert place_again(view_of([1.0, 1.0], [1.0], [1.0, 1.0]), OWN, speed=None) == SHORT
-    assert place_again(view_of([1.0], [1.0], [1.0, 1.0]), OWN, speed=None) == OWN
-    assert place_again(view_of([1.0, 1.0], [1.0], costs=[2.0, 1.0]), OWN, speed=None) == OWN
+    assert place_again(view_of([1.0, 1.0], [1.0], [1.0, 1.0]), OWN) == SHORT
+    assert place_again(view_of([1.0], [1.0], [1.0, 1.0]), OWN) == OWN
+    assert place_again(view_of([1.0, 1.0], [1.0], costs=[2.0, 1.0]), OWN) == OWN
 
 
-def test_a_little_less_speed_is_not_worth_a_download():
-    view = view_of([1.5], [1.0])
-    assert place_again(view, OWN, speed=1.1) == OWN
-    assert place_again(view, OWN, speed=0.9) == SHORT
+def test_who_loads_counts_where_somebody_is_short_and_not_where_it_would_be_missed():
+    """Those who load may get the state from the only one who has it."""
+    view = view_of([0.1, 1.0, 1.0], [1.0])
+    for session in (2, 3):
+        view = changed(view, session, is_ready=False)
+    assert place_again(view, OWN) == OWN
+    assert place_again(changed(view_of([1.0, 1.0], [1.0, 1.0]), 4, is_ready=False), OWN) == OWN
+    assert place_again(changed(view_of([1.0], [1.0, 1.0]), 1, is_ready=False), OWN) == OWN
+
+
+def test_what_may_be_a_wrong_measurement_is_not_worth_a_download():
+    assert place_again(view_of([1.0, 1.0], [1.45]), OWN) == OWN
+    assert place_again(view_of([1.0, 1.0], [1.35]), OWN) == SHORT
+    assert place_again(view_of([1.0] * 20, [0.95] * 20), OWN) == OWN
+    assert place_again(view_of([1.0] * 20, [0.85] * 20), OWN) == SHORT
 
 
 @given(STAGES, SPEEDS, st.data())
 def test_to_go_elsewhere_never_makes_the_swarm_slower(stages, speed, data):
     view = view_of(*stages)
     own = data.draw(st.integers(0, len(stages) - 1))
-    gone = min(rates_of(joined(view, place_again(view, own, speed=speed), 1.0 / (2.0 * speed))))
+    gone = min(rates_of(joined(view, place_again(view, own), 1.0 / (2.0 * speed))))
     assert gone >= min(rates_of(joined(view, own, 1.0 / (2.0 * speed))))

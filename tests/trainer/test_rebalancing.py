@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.letters import of_type
+from tests.letters import header, of_type
 from tests.trainer.swarm import FULL, Trainer, records, written
 from tests.trainer.test_departures import commit, left
 from tests.trainer.test_moves import moves
 from zswarm import limits
 from zswarm.ids import Leaving, NodeId, Role, Session, Stage
-from zswarm.messages import Welcome
+from zswarm.messages import Stop, Welcome
 from zswarm.planning.view import Move, SwarmView, WorkerView
 
 STATE_BYTES = 1000
@@ -89,35 +89,80 @@ def come_back(trainer: Trainer, node: str, session: int) -> int:
 
 
 CROWDED = {"a": (0, 0.1), "b": (1, 0.2), "c": (0, 0.1), "d": (0, 0.1)}
+"""Stage 0 has three workers, of which two would do, and stage 1 one."""
 
 
 def test_who_comes_back_goes_to_the_slowest_stage_if_its_own_can_do_without_it():
     assert come_back(trained(job_s=CROWDED), "c", 3) == 1
-    assert come_back(trained(job_s={"a": (0, 0.1), "b": (1, 0.1), "c": (0, 0.2)}), "c", 3) == 0
+    assert come_back(trained(job_s=CROWDED | {"e": (1, 0.2)}), "c", 3) == 0
     assert come_back(trained(job_s=CROWDED, rebalancing="none"), "c", 3) == 0
 
 
-@pytest.mark.parametrize(("silent_s", "expected"), [(1.5, 1), (2.0, 0)])
-def test_a_state_is_not_left_that_nobody_has_who_is_heard(silent_s, expected):
-    """The other two may be dead and not given up yet; nobody else would have it then."""
+@pytest.mark.parametrize(
+    "says",
+    [
+        pytest.param({"ready": False}, id="loads"),
+        pytest.param({"busy_s": 3.0, "usual_s": 0.1}, id="hangs"),
+        pytest.param({"leaving": Leaving.DRAINING}, id="leaves"),
+    ],
+)
+def test_a_state_that_only_one_other_is_sure_to_keep_is_not_left(says):
+    """With the next loss nobody had it, and the swarm went back to its checkpoint."""
     trainer = trained(job_s=CROWDED)
     trainer.dies(3)
-    for session in (1, 4):
-        del trainer.says[session]
+    trainer.report(4, **(trainer.says[4] | says))
+    (welcome,) = of_type(trainer.join("c", nonce=2, stage=0), Welcome)
+    assert welcome.stage == 0
+
+
+@pytest.mark.parametrize(("silent_s", "expected"), [(1.5, 1), (2.0, 0)])
+def test_nor_is_one_whose_holders_are_not_heard(silent_s, expected):
+    trainer = trained(job_s=CROWDED)
+    trainer.dies(3)
+    del trainer.says[4]
     trainer.live(silent_s)
     (welcome,) = of_type(trainer.join("c", nonce=2, stage=0), Welcome)
     assert welcome.stage == expected
 
 
-@pytest.mark.parametrize(("apart_s", "expected"), [(0.0, 0), (9.0, 1)])
-def test_who_was_lost_at_the_same_time_is_expected_back_at_the_same_time(apart_s, expected):
+def test_nor_is_one_that_another_one_is_about_to_leave():
+    trainer = trained(job_s=CROWDED)
+    trainer.dies(3)
+    trainer.machine.moves.order(Session(4), Stage(1))
+    (welcome,) = of_type(trainer.join("c", nonce=2, stage=0), Welcome)
+    assert welcome.stage == 0
+
+
+EVEN_THREE = {"a": (0, 0.1), "b": (1, 0.2), "c": (0, 0.1), "d": (1, 0.2), "e": (0, 0.1), "f": (1, 0.2)}
+
+
+@pytest.mark.parametrize(("apart_s", "away_s", "expected"), [(0.0, 0.0, 0), (9.0, 0.0, 1), (0.0, 61.0, 1)])
+def test_who_was_lost_at_the_same_time_is_expected_back_at_the_same_time(apart_s, away_s, expected):
     """When a switch came back each worker went where the others were not yet, and all had to get another state."""
-    even = {"a": (0, 0.1), "b": (1, 0.2), "c": (0, 0.1), "d": (1, 0.2), "e": (0, 0.1), "f": (1, 0.2)}
-    trainer = trained(job_s=even)
+    trainer = trained(job_s=EVEN_THREE)
     for session in (4, 6):
         del trainer.says[session]
     trainer.live(apart_s)
-    assert come_back(trainer, "c", 3) == expected
+    trainer.dies(3)
+    trainer.live(away_s)
+    assert of_type(trainer.join("c", nonce=2, stage=0), Welcome)[0].stage == expected
+
+
+def test_who_was_asked_to_go_is_not_expected_back():
+    trainer = trained(job_s=EVEN_THREE)
+    for session in (4, 6):
+        del trainer.says[session]
+        trainer.get(Stop(**header(session)))
+    trainer.dies(3)
+    assert of_type(trainer.join("c", nonce=2, stage=0), Welcome)[0].stage == 1
+
+
+def test_those_of_its_own_stage_who_stay_away_are_no_reason_to_go():
+    trainer = trained(job_s=EVEN_THREE | {"g": (0, 0.1), "h": (0, 0.1)})
+    for session in (5, 7):
+        del trainer.says[session]
+    trainer.dies(3)
+    assert of_type(trainer.join("c", nonce=2, stage=0), Welcome)[0].stage == 0
 
 
 def test_a_stage_that_is_full_gets_nobody(monkeypatch):

@@ -153,12 +153,14 @@ def test_a_process_that_comes_back_to_a_place_that_is_taken_goes_where_nobody_is
     assert join(roster, "d", role=role, stage=0)[0].stage == 0, "now every stage has somebody"
 
 
-def test_it_is_known_when_the_last_of_a_place_was_heard(roster):
-    first, second = (join(roster, node, place=0)[0] for node in ("a", "b"))
+def test_it_is_known_when_a_stages_brokers_were_last_heard(roster):
+    first, second = (join(roster, node, role=Role.BROKER, place=0)[0] for node in ("a", "b"))
+    first.heard_at_s, second.heard_at_s = 4.0, 2.0
     roster.remove(first.session, 9.0)
-    second.heard_at_s = 4.0
     roster.remove(second.session, 9.0)
-    assert roster.last_heard_s[Role.WORKER, 0] == 4.0
+    assert roster.broker_heard_at_s == {0: 4.0}
+    roster.excuse(100.0)
+    assert roster.broker_heard_at_s == {0: 104.0}
 
 
 def test_a_stage_has_a_largest_size():

@@ -7,15 +7,14 @@ state, but meanwhile others may have taken its place, and another stage may be s
 
 from __future__ import annotations
 
-from statistics import median
-
 from zswarm.ids import Stage
 from zswarm.planning.rates import Rates, speeds_of
 from zswarm.planning.view import SwarmView
 
 WORTH_A_DOWNLOAD = 0.5
-"""By so much of what a worker does its own stage has to be faster than the slowest, or it goes back there: less may be due to
-how speeds are measured."""
+"""By so much of a worker's share, on average, its own stage has to be faster than the slowest, or it goes back there, ..."""
+UNSURE = 0.1
+"""... and by so much of the slowest's rate: so far two stages may seem to be apart that are not, as speeds are measured."""
 
 
 def place(view: SwarmView) -> Stage:
@@ -29,12 +28,14 @@ def place(view: SwarmView) -> Stage:
     return Stage(min(range(len(view.stages)), key=lambda s: (rates.coming[s], rates.num_coming[s], s)))
 
 
-def place_again(view: SwarmView, own: Stage, *, speed: float | None) -> Stage:
+def place_again(view: SwarmView, own: Stage) -> Stage:
     """Return the stage of a worker that comes back, which is not in the view, with a state of stage `own` that others have, too.
 
-    It is the slowest one if its own is faster by WORTH_A_DOWNLOAD. `speed`, in costs per second, is None if nobody knows it.
+    It is the slowest one if its own is faster without it, by those who are ready there.
     """
-    speeds = speeds_of(view)
-    rates, slowest = Rates.of(view, speeds), place(view)
-    rate = (median(speeds.values() or [1.0]) if speed is None else speed) / view.stages[own].cost
-    return slowest if rates.coming[own] - rates.coming[slowest] > WORTH_A_DOWNLOAD * rate else own
+    rates, slowest = Rates.of(view, speeds_of(view)), place(view)
+    if not rates.num_ready[own]:
+        return own
+    share = rates.ready[own] / rates.num_ready[own]
+    margin = WORTH_A_DOWNLOAD * share + UNSURE * rates.coming[slowest]
+    return slowest if rates.ready[own] > rates.coming[slowest] + margin else own

@@ -26,7 +26,8 @@ def speeds_of(view: SwarmView) -> dict[Session, float]:
 
 
 def _measured(view: SwarmView, worker: WorkerView) -> float:
-    return view.speed(worker.stage if worker.measured_in is None else worker.measured_in, worker.job_s)
+    stage = view.stages[worker.stage if worker.measured_in is None else worker.measured_in]
+    return stage.cost / (worker.job_s * stage.jobs_per_microbatch)
 
 
 @dataclass(slots=True, kw_only=True)

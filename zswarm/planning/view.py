@@ -65,10 +65,6 @@ class SwarmView:
     join_every_s: float = inf
     """Expected time between two newcomers; infinite if nobody joins."""
 
-    def speed(self, stage: Stage, job_s: float) -> float:
-        """Return the speed of one whose jobs in a stage take so long, in costs per second."""
-        return self.stages[stage].cost / (job_s * self.stages[stage].jobs_per_microbatch)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:

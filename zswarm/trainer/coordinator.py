@@ -23,7 +23,7 @@ in the log before anybody is told: sessions, commits, rollbacks, and that a gene
 from __future__ import annotations
 
 from zswarm.errors import INTERRUPTED, RunFailed
-from zswarm.ids import TRAINER, Role, Session, Stage, Step
+from zswarm.ids import TRAINER, Leaving, Role, Session, Stage, Step
 from zswarm.machine import Exit, Received, Send, Tick
 from zswarm.membership import Header
 from zswarm.messages import (
@@ -422,7 +422,8 @@ class Coordinator:
         how = {"is_loss": is_loss, "may_leave": may_leave and not self.supply.replays.is_voiding}
         record, said = self.departures.take_out(session, reason, now, **how)
         if record.role is Role.WORKER:
-            self.rebalancer.left(record, now, to=to)
+            is_unwanted = is_loss and reason is not None and record.leaving is Leaving.NO
+            self.rebalancer.left(record, now, to=to, is_loss=is_unwanted)
         self._alert(now)
         fences = [self.departures.fence(record, now)] if not record.is_silent else []
         return [*said, *fences, *self._view_changed(now)]

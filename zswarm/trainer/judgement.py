@@ -168,7 +168,7 @@ class Judge:
             if pool:
                 self._lacking_since_s.pop((role, stage, False), None)
                 continue
-            heard_at_s = self._roster.last_heard_s.get((role, stage), now) if is_out else now
+            heard_at_s = self._roster.broker_heard_at_s.get(stage, now) if is_out else now
             since_s = self._lacking_since_s.setdefault((role, stage, is_out), heard_at_s)
             most_heartbeats = limits.NO_BROKER_HEARTBEATS if is_out else limits.EMPTY_STAGE_HEARTBEATS
             if now - since_s >= most_heartbeats * self._heartbeat_s and len(richest) > 1:

@@ -11,8 +11,9 @@ which they are ready. Who is away for a moment only, fenced or moved, neither le
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from zswarm import limits
 from zswarm.ids import Leaving, NodeId, Role, Session, Stage, Step
@@ -26,7 +27,6 @@ from zswarm.trainer.moves import Moves
 from zswarm.trainer.roster import Record, Roster
 from zswarm.trainer.settings import Append, CoordinatorSettings
 
-T = TypeVar("T")
 NEWEST_SHARE = 0.3
 """Weight of the newest download in what is known of the bandwidth."""
 
@@ -42,17 +42,23 @@ class Known:
 UNKNOWN = Known()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Away:
     """A worker between the end of one life and the beginning of the next."""
 
     session: Session
-    left_at_s: float
-    origin: Stage
+    until_s: float
+    """When it is not expected any more."""
     stage: Stage | None
     """Where it is expected; None if nobody has moved it."""
-    is_gone: bool = False
-    """It is not expected any more."""
+
+
+class Lost(NamedTuple):
+    """A worker that was given up, of which nobody has asked that it go."""
+
+    at_s: float
+    session: Session
+    stage: Stage
 
 
 class Rebalancer:
@@ -67,6 +73,8 @@ class Rebalancer:
         self._churn: Churn | None = None
         self._known: dict[NodeId, Known] = {}
         self._away: dict[NodeId, Away] = {}
+        self._lost: dict[NodeId, Lost] = {}
+        """Those of late that have not come back."""
         self._loading_since_s: dict[Session, float | None] = {}
         """Of newcomers; None for those who have not reported yet."""
         self._bandwidth_bytes_per_s = limits.FIRST_BANDWIDTH_BYTES_PER_S
@@ -86,9 +94,9 @@ class Rebalancer:
         """A worker has registered."""
         if self._churn is None:
             return
+        self._lost.pop(record.node, None)
         self._loading_since_s[record.session] = None
-        away = self._away.pop(record.node, None)
-        if away is None or away.is_gone:
+        if self._away.pop(record.node, None) is None:
             self._churn.join(now)
 
     def reported(self, record: Record, now: float) -> None:
@@ -105,14 +113,19 @@ class Rebalancer:
             found = self._settings.state_bytes[record.stage] / (now - since_s)
             self._bandwidth_bytes_per_s += NEWEST_SHARE * (found - self._bandwidth_bytes_per_s)
 
-    def left(self, record: Record, now: float, *, to: Stage | None = None) -> None:
-        """A worker is out, perhaps on its way to another stage."""
+    def left(self, record: Record, now: float, *, to: Stage | None = None, is_loss: bool) -> None:
+        """A worker is out, perhaps on its way to another stage; `is_loss`: though nobody wanted that."""
         self._loading_since_s.pop(record.session, None)
         if record.job_s > 0.0:
-            _remember(self._known, record.node, Known(record.job_s, record.stage))
+            self._known.pop(record.node, None)
+            self._known[record.node] = Known(record.job_s, record.stage)
+            if len(self._known) > limits.MAX_ENDED_NODES:
+                del self._known[next(iter(self._known))]
         if self._churn is not None:
-            self._count_departures(self._churn, now)
-            _remember(self._away, record.node, Away(record.session, now, record.stage, to))
+            until_s = now + limits.TRAVEL_HEARTBEATS * self._settings.heartbeat_s
+            self._away[record.node] = Away(record.session, until_s, to)
+            if is_loss and to is None:
+                self._lost[record.node] = Lost(now, record.session, record.stage)
 
     # -- what follows --------------------------------------------------------------------------------
 
@@ -122,31 +135,30 @@ class Rebalancer:
         if self._churn is None or message.role is not Role.WORKER:
             return None
         self._count_departures(self._churn, now)
-        view, own = self._view(self._churn, now), message.stage
+        own = message.stage
         if own is None or own >= self._settings.num_stages:
-            return place(view)
-        if self._settings.rebalancing == "none" or not self._has_holder(own, now):
+            return place(self._view(self._churn, now))
+        if self._settings.rebalancing == "none" or not self._is_safe(own, now):
             return own
-        known = self._known.get(message.node, UNKNOWN)
-        speed = None if known.stage is None else view.speed(known.stage, known.job_s)
-        view = replace(view, workers=(*view.workers, *self._company(message.node)))
-        return place_again(view, own, speed=speed)
+        return place_again(self._view(self._churn, now, company=self._company(message.node, own)), own)
 
-    def _has_holder(self, stage: Stage, now: float) -> bool:
-        """Is somebody there who has the stage's state, and was heard just now?"""
-        since_s = now - limits.QUIET_HEARTBEATS * self._settings.heartbeat_s
-        staying = self._roster.staying(Role.WORKER, stage)
-        return any(record.heard_at_s >= since_s and self._committer.has_state(record) for record in staying)
+    def _is_safe(self, stage: Stage, now: float) -> bool:
+        """Do others hold a stage's state, so many who are well that it outlives one of them?"""
+        heartbeat_s = self._settings.heartbeat_s
+        since_s = now - limits.QUIET_HEARTBEATS * heartbeat_s
+        staying = [r for r in self._roster.staying(Role.WORKER, stage) if r.session not in self._moves.ordered]
+        holders = [r for r in staying if self._committer.has_state(r)]
+        return sum(r.heard_at_s >= since_s and not r.may_hang(heartbeat_s) for r in holders) >= limits.SAFE_COPIES
 
-    def _company(self, node: NodeId) -> list[WorkerView]:
-        """Return those who were lost with a worker, where they were: what had cut them off is over for them, too."""
-        if (own := self._away.get(node)) is None:
+    def _company(self, node: NodeId, own: Stage) -> list[WorkerView]:
+        """Return those of other stages that were lost with a worker: what had cut it off is over for them, too."""
+        if (lost := self._lost.get(node)) is None:
             return []
         within_s = limits.TOGETHER_HEARTBEATS * self._settings.heartbeat_s
         return [
-            self._expected(other, one, one.origin)
-            for other, one in self._away.items()
-            if other != node and one.stage is None and abs(one.left_at_s - own.left_at_s) <= within_s
+            self._expected(other, one.session, one.stage)
+            for other, one in self._lost.items()
+            if one.stage != own and abs(one.at_s - lost.at_s) <= within_s
         ]
 
     def committed(self, now: float) -> list[Append]:
@@ -168,24 +180,22 @@ class Rebalancer:
 
     def _count_departures(self, churn: Churn, now: float) -> None:
         """Whoever has not come back is gone."""
-        since_s = now - limits.TRAVEL_HEARTBEATS * self._settings.heartbeat_s
-        for one in self._away.values():
-            if one.left_at_s < since_s and not one.is_gone:
-                one.is_gone = True
-                churn.leave(now)
+        for node in [node for node, one in self._away.items() if one.until_s < now]:
+            del self._away[node]
+            churn.leave(now)
+        since_s = now - limits.ABSENT_HEARTBEATS * self._settings.heartbeat_s
+        self._lost = {node: one for node, one in self._lost.items() if one.at_s >= since_s}
 
-    def _view(self, churn: Churn, now: float) -> SwarmView:
+    def _view(self, churn: Churn, now: float, *, company: Sequence[WorkerView] = ()) -> SwarmView:
         settings, roster, ordered = self._settings, self._roster, self._moves.ordered
         staying = (record for record in roster.workers() if record.leaving is Leaving.NO)
         workers = [self._worker(record, ordered.get(record.session, record.stage)) for record in staying]
         workers += [
-            self._expected(node, one, one.stage)
-            for node, one in self._away.items()
-            if one.stage is not None and not one.is_gone
+            self._expected(node, one.session, one.stage) for node, one in self._away.items() if one.stage is not None
         ]
         last = settings.num_stages - 1
         return SwarmView(
-            workers=tuple(sorted(workers, key=lambda worker: worker.session)),
+            workers=tuple(sorted([*workers, *company], key=lambda worker: worker.session)),
             stages=tuple(
                 StageView(
                     cost=settings.stage_costs[stage],
@@ -219,17 +229,9 @@ class Rebalancer:
             num_pending=record.pending.bit_count(),
         )
 
-    def _expected(self, node: NodeId, one: Away, target: Stage) -> WorkerView:
+    def _expected(self, node: NodeId, session: Session, target: Stage) -> WorkerView:
         known = self._known.get(node, UNKNOWN)
-        return WorkerView(session=one.session, stage=target, is_ready=False, job_s=known.job_s, measured_in=known.stage)
-
-
-def _remember(what: dict[NodeId, T], node: NodeId, value: T) -> None:
-    """Put a node last; of too many the first is forgotten."""
-    what.pop(node, None)
-    what[node] = value
-    if len(what) > limits.MAX_ENDED_NODES:
-        del what[next(iter(what))]
+        return WorkerView(session=session, stage=target, is_ready=False, job_s=known.job_s, measured_in=known.stage)
 
 
 def _plan_record(step: Step, problems: list[str], num_moves: int) -> dict[str, Any]:

@@ -152,8 +152,8 @@ class Roster:
         self.lost_view = 0
         """The view with which the last process left."""
         self.lost_at_s = float("-inf")
-        self.last_heard_s: dict[tuple[Role, Stage], float] = {}
-        """When whoever went last of a role and stage was last heard."""
+        self.broker_heard_at_s: dict[Stage, float] = {}
+        """When a stage's brokers were last heard that are out."""
         self._members: tuple[int, tuple[Member, ...]] = (1, ())
         self._departed_bytes = 0
         self.num_workers = 0
@@ -241,7 +241,9 @@ class Roster:
         del self._by_node[record.node]
         others = tuple(other for other in self.of(record.role, record.stage) if other is not record)
         self._places[record.role, record.stage] = others
-        self.last_heard_s[record.role, record.stage] = record.heard_at_s
+        if record.role is Role.BROKER:
+            before_s = self.broker_heard_at_s.get(record.stage, record.heard_at_s)
+            self.broker_heard_at_s[record.stage] = max(before_s, record.heard_at_s)
         self._note_end(record)
         self._departed_bytes += record.sent_bytes
         self.view += 1
@@ -352,8 +354,8 @@ class Roster:
     def excuse(self, stall_s: float) -> None:
         """The trainer itself was not running: nobody else is to blame for what it did not hear meanwhile."""
         self.lost_at_s += stall_s
-        for place in self.last_heard_s:
-            self.last_heard_s[place] += stall_s
+        for stage in self.broker_heard_at_s:
+            self.broker_heard_at_s[stage] += stall_s
         for record in self.records.values():
             record.heard_at_s += stall_s
             if record.gone_at_s is not None:
