@@ -128,10 +128,16 @@ STAGE = [(0, join(1, "worker-0")), (0, join(2, "worker-1")), (0, join(3, "broker
         ([commit(0, 1, 2), leave(1), join(8, "worker-0")], (), {"worker-1", "worker-2"}),
         ([commit(0, 1, 2), leave(1), join(8, "worker-0"), commit(1, 2, 8)], (), {"worker-2"}),
         ([commit(0, 1, 2)], ("worker-0", "worker-1"), {"worker-2"}),
+        (
+            [commit(0, 1, 2), leave(1), leave(2), join(8, "worker-1"), join(9, "worker-0")],
+            (),
+            {"worker-1", "worker-2"},
+        ),
     ],
 )
 def test_the_last_who_surely_holds_the_parameters_of_a_stage_is_known(records, down, alone):
-    """Of two workers one has just come back: only the other one, which has contributed, surely holds them."""
+    """Of two workers one has just come back: only the other one, which has contributed, surely holds them. Of two
+    who both have, the first: in long steps the second one was still getting them, and the swarm went back to its checkpoint."""
     assert history(*STAGE, *((1, record) for record in records)).last_of_their_stage(down) == alone
 
 

@@ -64,8 +64,9 @@ class History:
     def last_of_their_stage(self, down: Collection[str]) -> set[str]:
         """Return the workers whose loss would leave nobody who holds the parameters of their stage.
 
-        Who holds them is not in the log; who has contributed to a commit and is still in does for sure. `down` are
-        the processes that are known to be dead or frozen and that the log may still call in.
+        Who holds them is not in the log; who has contributed to a commit and is still in does for sure, and of those who
+        have not, once there is a commit, who is in for the longest may be the only one. `down` are the processes that are
+        known to be dead or frozen and that the log may still call in.
         """
         alone = set()
         for stage in {stage for _, role, stage in self._members.values() if role == "worker"}:
@@ -74,8 +75,9 @@ class History:
                 for session, (name, role, at) in sorted(self._members.items())
                 if role == "worker" and at == stage and name not in down
             }
-            # As long as nobody has contributed, all hold what the run began with.
-            holders = [name for name, has_contributed in up.items() if has_contributed] or list(up)
+            # As long as nothing is committed, all hold what the run began with.
+            others = list(up)[:1] if self._contributors else list(up)
+            holders = [name for name, has_contributed in up.items() if has_contributed] or others
             if len(holders) == 1:
                 alone.add(holders[0])
         return alone
