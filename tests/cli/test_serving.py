@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Collection
 from time import monotonic, sleep
 
 import pytest
 
 from zswarm import limits
-from zswarm.cli.serving import Abandoned, Between, take_part
+from zswarm.cli.serving import Abandoned, Between, or_interrupted, take_part
+from zswarm.errors import INTERRUPTED
 from zswarm.ids import Address
 from zswarm.machine import Exit, Health
 from zswarm.messages import Offer
@@ -92,3 +95,18 @@ def test_who_serves_an_abandoned_run_is_out():
 def test_a_run_that_ends_by_itself_is_over():
     over = Exit(code=0, text="the run is over")
     assert take_part(MINE, lambda **_: over, Between(NOBODY, lambda: [OTHER])) is over
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, 0)])
+def test_an_end_that_ctrl_c_has_asked_for_is_told_from_others(number, code):
+    """An idle `zswarm broker` ended with a NameError instead."""
+
+    def serve():
+        os.kill(os.getpid(), number)
+        return Exit(code=0, text="asked to leave")
+
+    assert or_interrupted(serve) == Exit(code=code, text="asked to leave")
+
+
+def test_a_failure_is_no_end_that_was_asked_for():
+    assert or_interrupted(lambda: Exit(code=1, text="broken")) == Exit(code=1, text="broken")

@@ -250,7 +250,10 @@ def _spared(run: Run, down: Sequence[str]) -> set[str]:
 def _figures(run: Run, fleet: Fleet, span: Span, *, alone_rate: float, calm_rate: float) -> list[Figure]:
     """Hold what was done in the time of churn, in whole steps, against what was possible in it."""
     commits = run.commits()
-    begin = max(commit.at_s for commit in commits if commit.at_s <= span.begin_s)
+    before = [commit.at_s for commit in commits if commit.at_s <= span.begin_s]
+    if not before:
+        raise RunFailed("the swarm went back to a step from before the faults: there is no rate of that time")
+    begin = max(before)
     end = min(commit.at_s for commit in commits if commit.at_s >= span.end_s)
     rate = samples_per_s([commit for commit in commits if begin <= commit.at_s <= end], GLOBAL_BATCH)
     liveness = fleet.liveness()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from tests.letters import broker_heartbeat, heartbeat, load, of_type, prepared, register, state
 from tests.trainer.settings import settings
@@ -32,6 +32,16 @@ class Trainer:
         self.says: dict[int, dict[str, Any]] = {}
         """What each process has reported last, which it goes on to say."""
         self.num_reports = 0
+
+    @classmethod
+    def of_three(cls, **changes: Any) -> Self:
+        """Return a run of two workers of stage 0 (sessions 1 and 5, nodes w0 and w2), one of stage 1 (2, w1), and a broker of each
+        (3 and 4)."""
+        trainer = cls(**changes)
+        trainer.gather()
+        trainer.join("w2")
+        trainer.report(5)
+        return trainer
 
     def do(self, event: Any) -> list[Any]:
         """Hand over an event; samples are drawn at once."""

@@ -16,10 +16,7 @@ from zswarm.messages import Inherit, View
 @pytest.fixture
 def copied() -> Trainer:
     """Two workers at stage 0, sessions 1 and 5; the second holds a copy of what the first had counted a while ago."""
-    trainer = Trainer(backup_every_s=2.0)
-    trainer.gather()
-    trainer.join("w2")
-    trainer.report(5)
+    trainer = Trainer.of_three(backup_every_s=2.0)
     trainer.report(1, 0b0011)
     assert to(trainer.live(1.0), Inherit) == []
     assert "sim://5" in to(trainer.live(2.0), Inherit)
@@ -185,9 +182,6 @@ def test_copies_are_made_once_workers_get_lost():
 
 
 def test_without_losses_nothing_is_copied():
-    trainer = Trainer()
-    trainer.gather()
-    trainer.join("w2")
-    trainer.report(5)
+    trainer = Trainer.of_three()
     trainer.report(1, 0b0011)
     assert of_type(trainer.live(500.0), Inherit) == []

@@ -19,11 +19,7 @@ SILENCE_S = limits.SILENCE_HEARTBEATS
 @pytest.fixture
 def trainer():
     """A run of two workers of stage 0 (sessions 1 and 5), one of stage 1 (2), and two brokers (3 and 4)."""
-    trainer = Trainer()
-    trainer.gather()
-    trainer.join("w2")
-    trainer.report(5)
-    return trainer
+    return Trainer.of_three()
 
 
 def answers(trainer, wave) -> list:

@@ -20,11 +20,7 @@ IDLE, DRAINING = Leaving.IDLE, Leaving.DRAINING
 @pytest.fixture
 def trainer() -> Trainer:
     """Two workers of stage 0 (sessions 1 and 5), one of stage 1 (2), a broker of each stage (3 and 4)."""
-    trainer = Trainer()
-    trainer.gather()
-    trainer.join("w2")
-    trainer.report(5)
-    return trainer
+    return Trainer.of_three()
 
 
 def left(commands: list[Any]) -> list[tuple[int, str, int]]:
@@ -241,10 +237,7 @@ def test_who_leaves_gets_no_state_and_others_give_it_first(trainer):
 
 
 def test_the_copy_for_a_checkpoint_is_asked_of_one_who_stays():
-    trainer = Trainer(checkpoint_every=1, steps=4)
-    trainer.gather()
-    trainer.join("w2")
-    trainer.report(5)
+    trainer = Trainer.of_three(checkpoint_every=1, steps=4)
     trainer.report(1, 0b0011, leaving=DRAINING)
     commands = commit(trainer, {1: 0b0011, 5: 0b1100, 2: FULL})
     told = {c.peer: c.message.snapshot for c in commands if getattr(c, "message", None) in of_type(commands, Commit)}
@@ -252,10 +245,7 @@ def test_the_copy_for_a_checkpoint_is_asked_of_one_who_stays():
 
 
 def test_a_copy_that_is_being_fetched_keeps_whoever_has_it():
-    trainer = Trainer(checkpoint_every=1, steps=4)
-    trainer.gather()
-    trainer.join("w2")
-    trainer.report(5)
+    trainer = Trainer.of_three(checkpoint_every=1, steps=4)
     commit(trainer, {1: 0b0011, 5: 0b1100, 2: FULL})
     for session in (1, 5, 2):
         trainer.report(session, step=1)

@@ -18,11 +18,7 @@ from zswarm.trainer.moves import Moves
 @pytest.fixture
 def trainer() -> Trainer:
     """Two workers of stage 0 (sessions 1 and 5, nodes w0 and w2), one of stage 1 (2, w1), a broker of each (3, 4)."""
-    trainer = Trainer(steps=5)
-    trainer.gather()
-    trainer.join("w2")
-    trainer.report(5)
-    return trainer
+    return Trainer.of_three(steps=5)
 
 
 def ordered(trainer: Trainer, node: str, stage: int, **of: Any) -> tuple[bool, str]:
@@ -196,10 +192,7 @@ def test_an_order_for_another_run_is_of_no_account(trainer):
 
 def test_whoever_keeps_a_copy_for_a_checkpoint_goes_after_it(trainer):
     """Another keeps it if there is one; a copy that is being fetched already is waited for."""
-    trainer = Trainer(checkpoint_every=1, steps=5)
-    trainer.gather()
-    trainer.join("w2")
-    trainer.report(5)
+    trainer = Trainer.of_three(checkpoint_every=1, steps=5)
     commit(trainer, {1: FULL, 5: 0, 2: FULL})
     for session in (1, 5, 2):
         trainer.report(session, step=1)

@@ -442,7 +442,7 @@ def _serve(
     key_file: Path | None,
 ) -> Exit:
     """Have a broker or worker take part in the coordinator's run, or without one in whatever runs there are."""
-    from zswarm.cli.serving import serve_runs
+    from zswarm.cli.serving import or_interrupted, serve_runs
     from zswarm.cli.started_by import started_by
     from zswarm.logs import get_log
     from zswarm.transport import any_port, host_towards
@@ -452,22 +452,12 @@ def _serve(
         place, _ = place_of(name=None, host=host, seeds=seeds, key=swarm_key, beacon_port=BEACON_PORT)
         listen = _address("--host", any_port(place.host), swarm_key, listening=True)
         serve = partial(prepare(), listen=listen, key=swarm_key)
-        return _or_interrupted(lambda: serve_runs(place, serve, say=get_log().info, overseer=started_by()))
+        return or_interrupted(lambda: serve_runs(place, serve, say=get_log().info, overseer=started_by()))
     address = _address("--coordinator", coordinator, swarm_key)
     option, host = ("--coordinator", host_towards(address)) if host is None else ("--host", host)
     listen = _address(option, any_port(host), swarm_key, listening=True)
     take_part = partial(prepare(), coordinator=address, listen=listen, key=swarm_key)
-    return _or_interrupted(lambda: take_part(overseer=started_by()))
-
-
-def _or_interrupted(serve: Callable[[], Exit]) -> Exit:
-    """Tell an end in peace that somebody has asked for with Ctrl-C from others."""
-    from zswarm.overseer import NOBODY
-    from zswarm.signals import signals_as
-
-    with signals_as(None, wake=lambda: None, overseer=NOBODY) as asked:
-        end = serve()
-    return Exit(code=INTERRUPTED, text=end.text) if end.code == 0 and asked.is_interrupted else end
+    return or_interrupted(lambda: take_part(overseer=started_by()))
 
 
 def _running(seeds: tuple[str, ...], swarm_key: SwarmKey | None) -> str:

@@ -16,7 +16,7 @@ from time import monotonic
 
 from zswarm import limits
 from zswarm.beacon.service import Place, Say, listen_for_offers, seek
-from zswarm.errors import REFUSED
+from zswarm.errors import INTERRUPTED, REFUSED
 from zswarm.logs import get_log
 from zswarm.machine import ASKED, Exit, Health
 from zswarm.messages import Offer
@@ -124,3 +124,10 @@ def take_part(offer: Offer, serve: Callable[..., Exit], within: Between) -> Exit
         return Exit(code=0, text="its trainer is gone, and there is another run")
     finally:
         within.offer = None
+
+
+def or_interrupted(serve: Callable[[], Exit]) -> Exit:
+    """Serve, and tell an end in peace that somebody has asked for with Ctrl-C from others."""
+    with signals_as(None, wake=lambda: None, overseer=NOBODY) as asked:
+        end = serve()
+    return Exit(code=INTERRUPTED, text=end.text) if end.code == 0 and asked.is_interrupted else end

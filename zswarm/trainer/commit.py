@@ -149,6 +149,11 @@ class Committer:
         """Does a worker hold the parameters of the step in work, or lack only the last Commit?"""
         return worker.holds(self.version) or self.awaits_commit(worker)
 
+    def keeps_state(self, worker: Record) -> bool:
+        """Does a worker hold the parameters of the step in work, and will as far as anybody knows?"""
+        is_well = not worker.is_silent and not worker.may_hang(self._settings.heartbeat_s)
+        return is_well and worker.leaving is Leaving.NO and self.has_state(worker)
+
     def is_certain(self, worker: Record) -> bool:
         """Is what a worker has counted in a commit, or nothing at all, and does no round wait for it?"""
         opened = self._rounds.get(worker.stage)

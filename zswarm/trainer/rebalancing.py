@@ -144,11 +144,10 @@ class Rebalancer:
 
     def _is_safe(self, stage: Stage, now: float) -> bool:
         """Do others hold a stage's state, so many who are well that it outlives one of them?"""
-        heartbeat_s = self._settings.heartbeat_s
-        since_s = now - limits.QUIET_HEARTBEATS * heartbeat_s
-        staying = [r for r in self._roster.staying(Role.WORKER, stage) if r.session not in self._moves.ordered]
-        holders = [r for r in staying if self._committer.has_state(r)]
-        return sum(r.heard_at_s >= since_s and not r.may_hang(heartbeat_s) for r in holders) >= limits.SAFE_COPIES
+        since_s = now - limits.QUIET_HEARTBEATS * self._settings.heartbeat_s
+        heard = [record for record in self._roster.of(Role.WORKER, stage) if record.heard_at_s >= since_s]
+        remaining = [record for record in heard if record.session not in self._moves.ordered]
+        return sum(map(self._committer.keeps_state, remaining)) >= limits.SAFE_COPIES
 
     def _company(self, node: NodeId, own: Stage) -> list[WorkerView]:
         """Return those of other stages that were lost with a worker: what had cut it off is over for them, too."""

@@ -131,12 +131,7 @@ class Restorer:
         """Do two workers who are well hold a stage's state, so that it outlives one of them, or does a checkpoint?"""
         if self._committer.step in (0, checkpoint_step):
             return True
-        return sum(map(self._keeps, self._roster.of(Role.WORKER, stage))) >= limits.SAFE_COPIES
-
-    def _keeps(self, worker: Record) -> bool:
-        """Does a worker hold its stage's state, and will as far as anybody knows?"""
-        is_well = not worker.is_silent and not worker.may_hang(self._heartbeat_s)
-        return is_well and worker.leaving is Leaving.NO and self._committer.has_state(worker)
+        return sum(map(self._committer.keeps_state, self._roster.of(Role.WORKER, stage))) >= limits.SAFE_COPIES
 
     def begin(self) -> None:
         """The swarm has gone back: what was said and what was empty is of no account."""
