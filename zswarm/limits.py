@@ -127,6 +127,10 @@ ABSENT_HEARTBEATS = 60.0
 """... if they do within so long."""
 TRAVEL_HEARTBEATS = 10.0
 """How long a worker that was moved counts in its new stage before it has registered there."""
+LOSSES_REMEMBERED_S = 1800.0
+"""So long after a loss no plan leaves a stage with one who holds its state, since that one may be the next."""
+WAITING_RATES = 1.25
+"""A stage that is faster than the slowest by so much waits for it: more than speeds are mismeasured by."""
 MAX_SPEED_RATIO = 100.0
 """Nobody counts as further from the median speed when it is planned who works where: a processor beside a large card is
 within it, and a report that is wrong by more would empty or fill a whole stage."""

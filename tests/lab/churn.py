@@ -1,11 +1,13 @@
 """What is left of a swarm's throughput when every few seconds a machine is killed, frozen, cut off, or returns.
 
-    lab0 ... lab5    a worker and a broker each, so two workers for each of 3 stages; 200 Mb/s, `CORES` of a core each
-    trainer          a machine of its own, which nothing befalls
+    lab0 ... lab5    a worker each, so two for each of 3 stages; 200 Mb/s, `CORES` of a core each
+    trainer          a machine of its own, which nothing befalls, with the brokers; as many Mb/s
 
-    calm ---------------> churn: every `every_s` one change -------------------------------> end, audit
-    (measures what all    kill: SIGKILL to all its processes; comes back with a new `zswarm join`
-     six do)              freeze: all stop; comes back by going on      cut: its link loses all; comes back by its link
+    alone -> calm ---------------> churn: every `every_s` one change -------------------------> end, audit -> alone
+             (measures what all    kill: SIGKILL to all its processes; comes back with a new `zswarm join`
+              six do)              freeze: all stop; comes back by going on     cut: its link loses all; comes back by its link
+
+What one machine does alone is measured before and after, since the host's processors differ by a tenth from minute to minute.
 
 Fault or return is a toss of a coin where both are possible. The last machine that holds the parameters of a stage is
 spared, as by `zswarm chaos --spare-last`: what its loss costs is how old the last checkpoint is, not how the swarm deals
@@ -30,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
+from statistics import fmean
 from typing import NamedTuple
 
 from tests.lab.machines import Machine
@@ -45,6 +48,8 @@ FULL = NUM_MACHINES // STAGES
 GLOBAL_BATCH, MICROBATCH, CHECKPOINT_EVERY = 512, 4, 50
 """TINY's microbatch: of half of it, what processes do about each takes twice as much of a quarter of a core. Steps of 35 s in
 calm, which would be lost as a whole if nothing of them were copied."""
+WINDOW = 96
+"""Microbatches in the pipeline: who has less to do than others for a while works ahead by so many."""
 NUM_LAYERS = 9
 """Blocks, three for each stage: of TINY's eight the stages would get three, three and two, and the slowest sets the pace."""
 ALONE_BATCH, ALONE_STEPS = 64, 2
@@ -101,7 +106,7 @@ class Fleet:
         """Have all of them join."""
         self._site = site
         self._machines = {machine.name: machine for machine in machines}
-        self._commands: dict[str, Spoken] = {machine.name: site.join(machine) for machine in machines}
+        self._commands: dict[str, Spoken] = {machine.name: site.join(machine, brokers=0) for machine in machines}
         self.states = {machine.name: State.LIVE for machine in machines}
         self.events: list[Event] = []
 
@@ -121,12 +126,21 @@ class Fleet:
         machine = self._machines[name]
         match self.states[name]:
             case State.KILLED:
-                self._commands[name] = self._site.join(machine)
+                self._commands[name] = self._site.join(machine, brokers=0)
             case State.FROZEN:
                 machine.thaw()
             case State.CUT:
                 machine.mend()
         self._note(name, State.LIVE)
+
+    def stop(self) -> None:
+        """End everything on all machines, whatever has befallen them."""
+        for name, machine in self._machines.items():
+            if self.states[name] is State.FROZEN:
+                machine.thaw()
+            elif self.states[name] is State.CUT:
+                machine.mend()
+            machine.kill()
 
     def check(self) -> None:
         """Raise RunFailed if a `zswarm join` has ended that nobody has killed."""
@@ -173,7 +187,8 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
     """
     machines = [site.lab.machine(f"lab{index}", cores=CORES, rate_mbit=RATE_MBIT) for index in range(NUM_MACHINES)]
     trainer = site.lab.machine(TRAINER, cores=TRAINER_CORES, rate_mbit=RATE_MBIT)
-    alone_rate = _alone(site, trainer, machines[0], options.seed)
+    site.join(trainer, workers=0, brokers=STAGES)
+    alone_before = _alone(site, trainer, machines[0], "alone before", options.seed)
     shape = RunShape(
         stages=STAGES,
         global_batch=GLOBAL_BATCH,
@@ -181,8 +196,9 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
         seed=options.seed,
         checkpoint_every=CHECKPOINT_EVERY,
         num_layers=NUM_LAYERS,
+        window=WINDOW,
     )
-    run = site.train(trainer, "run", shape, workers=FULL)
+    run = site.train(trainer, "run", shape, workers=FULL, brokers=1)
     fleet = Fleet(site, machines)
     run.wait(lambda: run.history.of("commit"), what="the first step", within_s=START_S)
     calm_rate = _calm(run, options.calm_s)
@@ -191,14 +207,16 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
     run.wait_for_steps(1, within_s=LAST_STEP_S)
     run.end()
     time_of_churn = Span(begun_s, begun_s + options.duration_s)
-    return _figures(run, fleet, time_of_churn, alone_rate=alone_rate, calm_rate=calm_rate)
+    fleet.stop()
+    alone_after = _alone(site, trainer, machines[0], "alone after", options.seed)
+    return _figures(run, fleet, time_of_churn, alone_rates=[alone_before, alone_after], calm_rate=calm_rate)
 
 
-def _alone(site: Site, trainer: Machine, machine: Machine, seed: int) -> float:
+def _alone(site: Site, trainer: Machine, machine: Machine, name: str, seed: int) -> float:
     """Return the rate of a machine that is the only one, with one worker as it has later."""
     shape = RunShape(stages=1, global_batch=ALONE_BATCH, microbatch=MICROBATCH, seed=seed, num_layers=NUM_LAYERS)
-    run = site.train(trainer, "alone", shape, workers=1)
-    joined = site.join(machine)
+    run = site.train(trainer, name, shape, workers=1)
+    joined = site.join(machine, brokers=0)
     run.wait_for_steps(1 + ALONE_STEPS, within_s=START_S)
     rate = samples_per_s(run.commits(), ALONE_BATCH)
     run.end()
@@ -247,7 +265,7 @@ def _spared(run: Run, down: Sequence[str]) -> set[str]:
     return {node.split("-")[0] for node in run.history.last_of_their_stage(dead)}
 
 
-def _figures(run: Run, fleet: Fleet, span: Span, *, alone_rate: float, calm_rate: float) -> list[Figure]:
+def _figures(run: Run, fleet: Fleet, span: Span, *, alone_rates: list[float], calm_rate: float) -> list[Figure]:
     """Hold what was done in the time of churn, in whole steps, against what was possible in it."""
     commits = run.commits()
     before = [commit.at_s for commit in commits if commit.at_s <= span.begin_s]
@@ -261,9 +279,8 @@ def _figures(run: Run, fleet: Fleet, span: Span, *, alone_rate: float, calm_rate
     placed = placed_changes(run.records(), liveness, num_stages=STAGES, full=FULL)
     as_placed = mean_of(placed, begin_s=begin, end_s=end)
     states = [event.state for event in fleet.events]
-    all_rate = NUM_MACHINES * alone_rate
+    all_rate = NUM_MACHINES * fmean(alone_rates)
     found = {
-        "samples/s of one machine alone": alone_rate,
         "samples/s of all, without faults": calm_rate,
         "samples/s in churn": rate,
         "share that live machines allow": allowed,
@@ -275,7 +292,8 @@ def _figures(run: Run, fleet: Fleet, span: Span, *, alone_rate: float, calm_rate
         "steps voided by rollbacks": float(len(run.history.of("commit")) - len(commits)),
     }
     aims = {BY_ALLOWED: AT_LEAST}
-    return [Figure(name=name, values=[value], at_least=aims.get(name)) for name, value in found.items()]
+    alone = Figure(name="samples/s of one machine alone, before and after", values=alone_rates)
+    return [alone, *(Figure(name=name, values=[value], at_least=aims.get(name)) for name, value in found.items())]
 
 
 def _allowed(liveness: Sequence[tuple[float, str, bool]], begin_s: float) -> list[Change]:

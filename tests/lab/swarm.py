@@ -53,7 +53,7 @@ global_batch = {global_batch}
 microbatch = {microbatch}
 
 [pipeline]
-stages = {stages}
+stages = {stages}{window}
 
 [wire]
 codec = "int8"
@@ -80,10 +80,12 @@ class RunShape:
     checkpoint_every: int = NEVER
     d_model: int = 256
     num_layers: int = 8
+    window: int | None = None
 
     def text(self) -> str:
         """Return the run file."""
-        return RUN_FILE.format(**{name: getattr(self, name) for name in self.__slots__})
+        window = "" if self.window is None else f"\nwindow = {self.window}"
+        return RUN_FILE.format(**{name: getattr(self, name) for name in self.__slots__} | {"window": window})
 
 
 class Spoken:
@@ -244,15 +246,16 @@ class Site:
         self._key = folder / "key"
         make_key_file(self._key)
 
-    def join(self, machine: Machine, *, workers: int = 1) -> Spoken:
-        """Have a machine join the swarm."""
-        return self._start(machine, ["join", "--workers", str(workers), "--key", str(self._key)])
+    def join(self, machine: Machine, *, workers: int = 1, brokers: int | None = None) -> Spoken:
+        """Have a machine join the swarm; with as many brokers as workers unless it is said."""
+        number = ["--brokers", str(brokers)] if brokers is not None else []
+        return self._start(machine, ["join", "--workers", str(workers), *number, "--key", str(self._key)])
 
-    def train(self, machine: Machine, name: str, shape: RunShape, *, workers: int) -> Run:
+    def train(self, machine: Machine, name: str, shape: RunShape, *, workers: int, brokers: int | None = None) -> Run:
         """Begin a run, in a folder of this name, that waits for so many workers and brokers for each stage."""
         run_file, out = self.folder / f"{name}.toml", self.folder / name
         run_file.write_text(shape.text())
-        enough = ["--workers", str(workers), "--brokers", str(workers)]
+        enough = ["--workers", str(workers), "--brokers", str(workers if brokers is None else brokers)]
         arguments = ["train", str(run_file), "--out", str(out), "--key", str(self._key), *enough]
         return Run(self._start(machine, arguments), out)
 

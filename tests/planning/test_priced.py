@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from math import inf, log
 
@@ -94,6 +95,12 @@ def test_the_last_that_is_ready_stays():
         view = changed(view, session, is_ready=False)
     assert plan(view) == Reason("no move makes the slowest stage faster")
     assert plan(changed(view, 2, is_ready=True)) == [Move(session=2, source=0, target=1)]
+
+
+@pytest.mark.parametrize(("least_ready", "num_moves"), [(1, 1), (2, 1), (3, 0)])
+def test_so_many_who_are_ready_stay_as_a_stage_needs(least_ready, num_moves):
+    moves = plan(replace(view_of(ones(3), ones(1)), least_ready=least_ready))
+    assert len(moves if isinstance(moves, list) else []) == num_moves
 
 
 def test_who_is_not_ready_or_not_measured_stays():

@@ -65,5 +65,15 @@ def test_one_copy_does_not_follow_at_the_heels_of_the_other():
     assert made.every_s(Stage(0)) == 4.0
 
 
+def test_who_waits_for_slower_stages_copies_all_the_time_once_anybody_was_lost():
+    made = backups()
+    assert made.every_s(Stage(0), has_time=True) == inf
+    made.lost()
+    assert (made.every_s(Stage(0), has_time=True), made.every_s(Stage(0))) == (4.0, inf)
+    made.counted(4, 100.0 + 3 * MEMORY_S)
+    assert made.every_s(Stage(0), has_time=True) == inf
+
+
 def test_what_is_set_is_not_learned():
+    assert backups(every_s=3.0).every_s(Stage(1), has_time=True) == 3.0
     assert backups(every_s=3.0).every_s(Stage(1)) == 3.0

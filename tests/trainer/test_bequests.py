@@ -170,15 +170,27 @@ def test_copies_are_made_once_workers_get_lost():
     trainer.gather()
     for name in ("w2", "w3"):
         trainer.join(name, stage=0)
-    trainer.report(5)
-    trainer.report(6)
-    trainer.report(1, 0b0001)
+    for session in (1, 5, 6):
+        trainer.report(session, 0b0001 if session == 1 else 0, job_s=1.0)
+    trainer.report(2, job_s=0.1)
     trainer.live(30.0)
     lose(trainer, 6)
     assert orders(trainer.live(5.0)) == [], "one loss says nothing of the next"
     trainer.join("w3", stage=0)
     lose(trainer, 7)
     assert orders(trainer.live(10.0))
+
+
+def test_a_stage_that_waits_for_a_slower_one_copies_after_the_first_loss():
+    trainer = Trainer()
+    trainer.gather()
+    for session, name in ((5, "w2"), (6, "w3")):
+        trainer.join(name, stage=0)
+        trainer.report(session)
+    trainer.report(1, 0b0001)
+    assert orders(trainer.live(30.0)) == []
+    lose(trainer, 6)
+    assert orders(trainer.live(5.0))
 
 
 def test_without_losses_nothing_is_copied():

@@ -183,6 +183,21 @@ def test_who_is_missed_least_moves_with_the_commit_and_the_log_says_that_it_was_
     assert [(reason, lost) for _, reason, lost in left(commands)] == [("moved to stage 1", 0)]
 
 
+@pytest.mark.parametrize(("ago_s", "num_moves"), [(1.0, 0), (1.0 + limits.LOSSES_REMEMBERED_S, 1)])
+def test_where_workers_get_lost_no_plan_leaves_a_stage_to_one(ago_s, num_moves):
+    """A run went back to its checkpoint: the one who stayed was dead already, and nobody knew."""
+    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 2.0), "c": (0, 0.1), "d": (0, 0.1)})
+    trainer.dies(4)
+    trainer.live(ago_s)
+    assert len(moves(step(trainer))) == num_moves
+
+
+def test_stages_that_are_faster_than_the_slowest_wait_for_it():
+    assert trained(job_s=SLOW_LAST).machine.rebalancer.waiting(0.0) == {0}
+    assert trained(job_s=EVEN | {"c": (0, 9.0)}).machine.rebalancer.waiting(0.0) == set()
+    assert Trainer(rebalancing="priced").machine.rebalancer.waiting(0.0) == set()
+
+
 def test_why_nobody_moves_is_in_the_log():
     trainer = trained(job_s=EVEN)
     (plan,) = [record for record in written(step(trainer)) if record["event"] == "plan"]

@@ -10,7 +10,7 @@ is expected to stay, after the download, less what is lost while those who move 
 several moves before its throughput is any higher, when two stages are equally slow; so it is the beginning as a whole
 that is priced, and that has to raise the throughput by more than the hysteresis.
 
-Nobody moves whose speed is unknown, who is not ready, or who is the last one ready in its stage. Planning again after
+Nobody moves whose speed is unknown, who is not ready, or who is needed where it is, so that enough are ready there. Planning again after
 each plan has been carried out ends: each plan raises the throughput to be, and there are only so many assignments.
 """
 
@@ -122,7 +122,7 @@ def _next_move(
     best: tuple[float, float, int] | None = None
     found: Move | None = None
     for source, candidates in enumerate(movable):
-        if source == target or source in got or rates.num_ready[source] < 2:
+        if source == target or source in got or rates.num_ready[source] <= view.least_ready:
             continue
         surplus = rates.coming[source] - rates.coming[target]
         even = surplus / (1.0 / view.stages[source].cost + 1.0 / view.stages[target].cost)

@@ -64,6 +64,8 @@ class SwarmView:
     """How long a worker is expected to stay, see `Churn`."""
     join_every_s: float = inf
     """Expected time between two newcomers; infinite if nobody joins."""
+    least_ready: int = 1
+    """How many who are ready a move has to leave in a stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

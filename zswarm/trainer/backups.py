@@ -2,7 +2,8 @@
 
 A worker that is lost takes with it what it has counted since the last copy, on average half of what it counts between
 two. To copy every `sqrt(2 * cost * mean time between losses)` costs least (J. W. Young, Communications of the ACM 17(9), 1974).
-With one loss or none that is never, and a step that is shorter is over before.
+With one loss or none that is never, and a step that is shorter is over before. In a stage that waits for slower ones a copy costs
+nothing but the way: there one follows the other, once anybody has been lost.
 """
 
 from __future__ import annotations
@@ -49,10 +50,12 @@ class Backups:
         """A copy has been made."""
         self._took_s[stage] += NEWEST_SHARE * (took_s - self._took_s[stage])
 
-    def every_s(self, stage: Stage) -> float:
-        """Return for how long what a worker of a stage has counted may be in no copy."""
+    def every_s(self, stage: Stage, *, has_time: bool = False) -> float:
+        """Return for how long what a worker of a stage has counted may be in no copy; `has_time`: it waits for slower stages."""
         if self._every_s is not None:
             return self._every_s
+        if has_time and self._num_lost >= MIN_LOST:
+            return 2.0 * self._took_s[stage]
         # The first loss says how long there was none, and not how many are to be expected: without it the rate has no bias.
         num_lost = self._num_lost - 1.0
         between_s = self._worker_s / num_lost if num_lost >= MIN_LOST else inf

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from zswarm import ledger, limits
 from zswarm.bequests import Left, fit
-from zswarm.ids import TRAINER, Attempt, Leaving, Role, Session, Version
+from zswarm.ids import TRAINER, Attempt, Leaving, Role, Session, Stage, Version
 from zswarm.machine import Send
 from zswarm.membership import Header
 from zswarm.messages import Inherit
@@ -88,8 +88,11 @@ class Bequests:
 
     # -- who stays -----------------------------------------------------------------------------------
 
-    def copies(self, attempt: Attempt, now: float, *, avoid: Collection[str]) -> list[Send]:
-        """Have copies made of what has been counted since the last ones, where that is worth it; once per heartbeat."""
+    def copies(self, attempt: Attempt, now: float, *, avoid: Collection[str], waiting: Collection[Stage]) -> list[Send]:
+        """Have copies made of what has been counted since the last ones, where that is worth it; once per heartbeat.
+
+        The stages that are `waiting` for slower ones have time for it.
+        """
         self._backups.counted(self._roster.num_live_workers, now)
         version = self._committer.version
         if self._step[0] != version:
@@ -98,15 +101,15 @@ class Bequests:
         self._drop_bad()
         sends: list[Send] = []
         for worker in self._roster.workers():
-            if worker.leaving is Leaving.NO and self._has_share(worker) and self._is_due(worker, now):
+            every_s = self._backups.every_s(worker.stage, has_time=worker.stage in waiting)
+            if worker.leaving is Leaving.NO and self._has_share(worker) and self._is_due(worker, every_s, now):
                 sends += self._ask(worker, attempt, now, avoid)
         return sends
 
-    def _is_due(self, worker: Record, now: float) -> bool:
+    def _is_due(self, worker: Record, every_s: float, now: float) -> bool:
         if worker.session in self._handovers:
             return True
-        due_s = now - self._backups.every_s(worker.stage)
-        if due_s < self._copied_at_s.get(worker.session, self._step[1]) or not self._has_room(worker.ledger):
+        if now - every_s < self._copied_at_s.get(worker.session, self._step[1]) or not self._has_room(worker.ledger):
             return False
         copyist = self._copyist_of(worker)
         return bool(worker.ledger & ~(copyist.inherited if copyist is not None else 0))

@@ -485,7 +485,8 @@ class Coordinator:
         if self._num_beats % 2:
             return [*self.reception.pings()]
         repeated = [*self.committer.repeat(), *self.supply.beat(now), *self.archive.beat()]
-        return [*repeated, *self.departures.copies(self.supply.replays.newest, now), *self.reception.pings()]
+        copies = self.departures.copies(self.supply.replays.newest, now, waiting=self.rebalancer.waiting(now))
+        return [*repeated, *copies, *self.reception.pings()]
 
     def _excuse_own_silence(self, now: float) -> None:
         """We ourselves were not running: nobody else is to blame for what we did not hear."""

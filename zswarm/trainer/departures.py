@@ -112,9 +112,9 @@ class Departures:
         """Have what they have counted handed over to others; `attempt` is the newest."""
         return self._bequests.orders(self._here(), attempt, now, avoid=self._company.hosts(now))
 
-    def copies(self, attempt: Attempt, now: float) -> list[Send]:
-        """Have copies made of what those have counted who stay: anybody may be lost."""
-        return self._bequests.copies(attempt, now, avoid=self._company.hosts(now))
+    def copies(self, attempt: Attempt, now: float, *, waiting: Collection[Stage]) -> list[Send]:
+        """Have copies made of what those have counted who stay: anybody may be lost; `waiting` are stages that are not the slowest."""
+        return self._bequests.copies(attempt, now, avoid=self._company.hosts(now), waiting=waiting)
 
     def _here(self) -> list[Session]:
         self._asked.intersection_update(self._roster.records)

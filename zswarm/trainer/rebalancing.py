@@ -21,6 +21,7 @@ from zswarm.messages import Register
 from zswarm.planning.churn import Churn
 from zswarm.planning.placement import place, place_again
 from zswarm.planning.planners import planner_named
+from zswarm.planning.rates import Rates, speeds_of
 from zswarm.planning.view import Reason, StageView, SwarmView, WorkerView
 from zswarm.trainer.commit import Committer
 from zswarm.trainer.moves import Moves
@@ -75,6 +76,7 @@ class Rebalancer:
         self._away: dict[NodeId, Away] = {}
         self._lost: dict[NodeId, Lost] = {}
         """Those of late that have not come back."""
+        self._last_loss_s = float("-inf")
         self._loading_since_s: dict[Session, float | None] = {}
         """Of newcomers; None for those who have not reported yet."""
         self._bandwidth_bytes_per_s = limits.FIRST_BANDWIDTH_BYTES_PER_S
@@ -125,6 +127,7 @@ class Rebalancer:
             until_s = now + limits.TRAVEL_HEARTBEATS * self._settings.heartbeat_s
             self._away[record.node] = Away(record.session, until_s, to)
             if is_loss and to is None:
+                self._last_loss_s = now
                 self._lost[record.node] = Lost(now, record.session, record.stage)
 
     # -- what follows --------------------------------------------------------------------------------
@@ -159,6 +162,14 @@ class Rebalancer:
             for other, one in self._lost.items()
             if one.stage != own and abs(one.at_s - lost.at_s) <= within_s
         ]
+
+    def waiting(self, now: float) -> set[Stage]:
+        """Return the stages that wait for a slower one, so that whoever works there has time for other things."""
+        if self._churn is None:
+            return set()
+        view = self._view(self._churn, now)
+        ready = Rates.of(view, speeds_of(view)).ready
+        return {Stage(stage) for stage, rate in enumerate(ready) if rate > limits.WAITING_RATES * min(ready)}
 
     def committed(self, now: float) -> list[Append]:
         """Order the moves of a plan, if one is due; returns the line of the log that says so."""
@@ -207,6 +218,7 @@ class Rebalancer:
             bandwidth_bytes_per_s=self._bandwidth_bytes_per_s,
             residence_s=min(churn.residence_s(now), self._left_s(now)),
             join_every_s=churn.join_every_s(now),
+            least_ready=limits.SAFE_COPIES if now < self._last_loss_s + limits.LOSSES_REMEMBERED_S else 1,
         )
 
     def _left_s(self, now: float) -> float:
