@@ -52,8 +52,8 @@ WINDOW = 96
 """Microbatches in the pipeline: who has less to do than others for a while works ahead by so many."""
 NUM_LAYERS = 9
 """Blocks, three for each stage: of TINY's eight the stages would get three, three and two, and the slowest sets the pace."""
-ALONE_BATCH, ALONE_STEPS = 64, 2
-"""A machine alone has no pipeline to fill; two steps after the first are half a minute each."""
+ALONE_BATCH, ALONE_STEPS = 64, 4
+"""A machine alone has no pipeline to fill; each of the steps after the first takes more than twenty seconds."""
 START_S = 240.0
 """Longest until all are in and the first step is done; far more than it takes."""
 LAST_STEP_S = 120.0
