@@ -7,7 +7,8 @@
              (measures what all    kill: SIGKILL to all its processes; comes back with a new `zswarm join`
               six do)              freeze: all stop; comes back by going on     cut: its link loses all; comes back by its link
 
-What one machine does alone is measured before and after, since the host's processors differ by a tenth from minute to minute.
+Faults hit workers only, and what the trainer's machine does for the brokers is in no share: where machines come and go,
+brokers belong on those that stay. What one machine does alone is measured before and after, since the host's processors differ by a tenth from minute to minute.
 
 Fault or return is a toss of a coin where both are possible. The last machine that holds the parameters of a stage is
 spared, as by `zswarm chaos --spare-last`: what its loss costs is how old the last checkpoint is, not how the swarm deals

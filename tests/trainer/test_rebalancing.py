@@ -183,19 +183,31 @@ def test_who_is_missed_least_moves_with_the_commit_and_the_log_says_that_it_was_
     assert [(reason, lost) for _, reason, lost in left(commands)] == [("moved to stage 1", 0)]
 
 
-@pytest.mark.parametrize(("ago_s", "num_moves"), [(1.0, 0), (1.0 + limits.LOSSES_REMEMBERED_S, 1)])
-def test_where_workers_get_lost_no_plan_leaves_a_stage_to_one(ago_s, num_moves):
+@pytest.mark.parametrize(("remembered_s", "num_moves"), [(limits.LOSSES_REMEMBERED_S, 0), (0.0, 1)])
+def test_where_workers_get_lost_no_plan_leaves_a_stage_to_one(monkeypatch, remembered_s, num_moves):
     """A run went back to its checkpoint: the one who stayed was dead already, and nobody knew."""
-    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 2.0), "c": (0, 0.1), "d": (0, 0.1)})
+    monkeypatch.setattr(limits, "LOSSES_REMEMBERED_S", remembered_s)
+    trainer = trained(job_s=SLOW_LAST)
     trainer.dies(4)
-    trainer.live(ago_s)
+    trainer.live(1.0)
     assert len(moves(step(trainer))) == num_moves
 
 
+@pytest.mark.parametrize(("busy_s", "num_moves"), [(0.0, 1), (3.0, 0)])
+def test_no_plan_leaves_a_stage_to_one_who_may_hang(busy_s, num_moves):
+    trainer = trained(job_s={"a": (0, 0.1), "b": (1, 2.0), "c": (0, 0.1)})
+    rebalancer = trainer.machine.rebalancer
+    trainer.report(3, **(trainer.says[3] | {"busy_s": busy_s, "usual_s": 0.1}))
+    problem = rebalancer._order(Move(session=Session(1), source=Stage(0), target=Stage(1)), trainer.now_s)
+    assert (problem == "") == bool(num_moves)
+
+
 def test_stages_that_are_faster_than_the_slowest_wait_for_it():
-    assert trained(job_s=SLOW_LAST).machine.rebalancer.waiting(0.0) == {0}
-    assert trained(job_s=EVEN | {"c": (0, 9.0)}).machine.rebalancer.waiting(0.0) == set()
-    assert Trainer(rebalancing="priced").machine.rebalancer.waiting(0.0) == set()
+    for extra_s, expected in ((0.3, {0}), (0.5, set())):
+        trainer = trained(job_s=EVEN | {"c": (0, extra_s)})
+        assert trainer.machine.rebalancer.waiting(trainer.now_s) == expected
+    trainer = Trainer(rebalancing="priced")
+    assert trainer.machine.rebalancer.waiting(trainer.now_s) == set()
 
 
 def test_why_nobody_moves_is_in_the_log():
@@ -326,7 +338,7 @@ def test_of_several_moves_those_that_cannot_be_are_in_the_log_with_the_reason(mo
     commands = step(trainer)
     (plan,) = [record for record in written(commands) if record["event"] == "plan"]
     assert plan["moves"] == 2
-    assert "is the last worker of stage 0 that has its state" in plan["reason"]
+    assert "too few who are well hold the state of stage 0" in plan["reason"]
     assert len(moves(commands)) == 2
     assert order(Session(99), Stage(0)) == "session 99 has left"
 

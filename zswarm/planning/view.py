@@ -65,7 +65,7 @@ class SwarmView:
     join_every_s: float = inf
     """Expected time between two newcomers; infinite if nobody joins."""
     least_ready: int = 1
-    """How many who are ready a move has to leave in a stage."""
+    """How many who are ready a move has to leave in a stage; the paper's planner does not ask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 A worker that is lost takes with it what it has counted since the last copy, on average half of what it counts between
 two. To copy every `sqrt(2 * cost * mean time between losses)` costs least (J. W. Young, Communications of the ACM 17(9), 1974).
-With one loss or none that is never, and a step that is shorter is over before. In a stage that waits for slower ones a copy costs
-nothing but the way: there one follows the other, once anybody has been lost.
+With one loss or none that is never, and a step that is shorter is over before. In a stage that waits for slower ones
+a copy costs no throughput unless the link is full: there one begins whenever twice the time has passed that one takes, as long
+as a loss is remembered, about an hour.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Backups:
         self._took_s[stage] += NEWEST_SHARE * (took_s - self._took_s[stage])
 
     def every_s(self, stage: Stage, *, has_time: bool = False) -> float:
-        """Return for how long what a worker of a stage has counted may be in no copy; `has_time`: it waits for slower stages."""
+        """Return for how long what a worker of a stage has counted may be in no copy; `has_time`: it waits for others."""
         if self._every_s is not None:
             return self._every_s
         if has_time and self._num_lost >= MIN_LOST:

@@ -1,7 +1,7 @@
 """Who takes over what a worker has counted that leaves, or is lost, before the step is committed.
 
     a leaver  IDLE, has counted something --an heir is chosen--> Inherit, repeated --the heir holds all of it--> may go
-    others    have counted for longer than a copy costs --------> Inherit, repeated --the heir holds it--> until the next one
+    others    have counted for long, or wait for slower stages -> Inherit, repeated --the heir holds it--> until the next one
 
 The heir is a worker of the same stage that stays: for a leaver who has counted least, if possible on a machine that nobody
 leaves; for others the next one by session, if possible on another machine. Each holds a copy of one share. It holds it aside, so

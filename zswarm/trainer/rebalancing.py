@@ -22,7 +22,7 @@ from zswarm.planning.churn import Churn
 from zswarm.planning.placement import place, place_again
 from zswarm.planning.planners import planner_named
 from zswarm.planning.rates import Rates, speeds_of
-from zswarm.planning.view import Reason, StageView, SwarmView, WorkerView
+from zswarm.planning.view import Move, Reason, StageView, SwarmView, WorkerView
 from zswarm.trainer.commit import Committer
 from zswarm.trainer.moves import Moves
 from zswarm.trainer.roster import Record, Roster
@@ -147,10 +147,24 @@ class Rebalancer:
 
     def _is_safe(self, stage: Stage, now: float) -> bool:
         """Do others hold a stage's state, so many who are well that it outlives one of them?"""
+        return self._num_well(stage, now) >= limits.SAFE_COPIES
+
+    def _num_well(self, stage: Stage, now: float) -> int:
+        """Return how many hold a stage's state who are well, and stay."""
         since_s = now - limits.QUIET_HEARTBEATS * self._settings.heartbeat_s
         heard = [record for record in self._roster.of(Role.WORKER, stage) if record.heard_at_s >= since_s]
         remaining = [record for record in heard if record.session not in self._moves.ordered]
-        return sum(map(self._committer.keeps_state, remaining)) >= limits.SAFE_COPIES
+        return sum(map(self._committer.keeps_state, remaining))
+
+    def _least_ready(self, now: float) -> int:
+        """Return how many of a stage have to stay."""
+        return limits.SAFE_COPIES if now < self._last_loss_s + limits.LOSSES_REMEMBERED_S else 1
+
+    def _order(self, move: Move, now: float) -> str:
+        """Order a planned move; returns why that cannot be, "" if it can. Who is silent or hangs may be lost already."""
+        if self._num_well(move.source, now) <= self._least_ready(now):
+            return f"too few who are well hold the state of stage {move.source}"
+        return self._moves.order(move.session, move.target)
 
     def _company(self, node: NodeId, own: Stage) -> list[WorkerView]:
         """Return those of other stages that were lost with a worker: what had cut it off is over for them, too."""
@@ -185,7 +199,7 @@ class Rebalancer:
         if isinstance(decision, Reason):
             record = {"event": "plan", "step": step, "moves": 0, "reason": decision.text}
             return [] if decision.is_early else [Append(record=record)]
-        problems = [self._moves.order(move.session, move.target) for move in decision]
+        problems = [self._order(move, now) for move in decision]
         return [Append(record=_plan_record(step, [problem for problem in problems if problem], len(problems)))]
 
     def _count_departures(self, churn: Churn, now: float) -> None:
@@ -218,7 +232,7 @@ class Rebalancer:
             bandwidth_bytes_per_s=self._bandwidth_bytes_per_s,
             residence_s=min(churn.residence_s(now), self._left_s(now)),
             join_every_s=churn.join_every_s(now),
-            least_ready=limits.SAFE_COPIES if now < self._last_loss_s + limits.LOSSES_REMEMBERED_S else 1,
+            least_ready=self._least_ready(now),
         )
 
     def _left_s(self, now: float) -> float:
