@@ -8,7 +8,8 @@
               six do)              freeze: all stop; comes back by going on     cut: its link loses all; comes back by its link
 
 Faults hit workers only, and what the trainer's machine does for the brokers is in no share: where machines come and go,
-brokers belong on those that stay. What one machine does alone is measured before and after, since the host's processors differ by a tenth from minute to minute.
+brokers belong on those that stay. What one machine does alone is measured before and after, since the host's processors
+differ by a tenth from minute to minute.
 
 Fault or return is a toss of a coin where both are possible. The last machine that holds the parameters of a stage is
 spared, as by `zswarm chaos --spare-last`: what its loss costs is how old the last checkpoint is, not how the swarm deals
@@ -107,7 +108,9 @@ class Fleet:
         """Have all of them join."""
         self._site = site
         self._machines = {machine.name: machine for machine in machines}
-        self._commands: dict[str, Spoken] = {machine.name: site.join(machine, brokers=0) for machine in machines}
+        self._commands: dict[str, Spoken] = {}
+        for machine in machines:
+            self._join(machine)
         self.states = {machine.name: State.LIVE for machine in machines}
         self.events: list[Event] = []
 
@@ -125,23 +128,28 @@ class Fleet:
     def bring_back(self, name: str) -> None:
         """Make a machine live again."""
         machine = self._machines[name]
-        match self.states[name]:
-            case State.KILLED:
-                self._commands[name] = self._site.join(machine, brokers=0)
-            case State.FROZEN:
-                machine.thaw()
-            case State.CUT:
-                machine.mend()
+        if self.states[name] is State.KILLED:
+            self._join(machine)
+        else:
+            self._release(machine)
         self._note(name, State.LIVE)
 
     def stop(self) -> None:
         """End everything on all machines, whatever has befallen them."""
-        for name, machine in self._machines.items():
-            if self.states[name] is State.FROZEN:
-                machine.thaw()
-            elif self.states[name] is State.CUT:
-                machine.mend()
+        for machine in self._machines.values():
+            self._release(machine)
             machine.kill()
+
+    def _join(self, machine: Machine) -> None:
+        self._commands[machine.name] = self._site.join(machine, brokers=0)
+
+    def _release(self, machine: Machine) -> None:
+        """Have a machine go on that is frozen or cut off."""
+        match self.states[machine.name]:
+            case State.FROZEN:
+                machine.thaw()
+            case State.CUT:
+                machine.mend()
 
     def check(self) -> None:
         """Raise RunFailed if a `zswarm join` has ended that nobody has killed."""

@@ -10,8 +10,9 @@ is expected to stay, after the download, less what is lost while those who move 
 several moves before its throughput is any higher, when two stages are equally slow; so it is the beginning as a whole
 that is priced, and that has to raise the throughput by more than the hysteresis.
 
-Nobody moves whose speed is unknown, who is not ready, or who would leave fewer who are ready than a stage has to keep. Planning again after
-each plan has been carried out ends: each plan raises the throughput to be, and there are only so many assignments.
+Nobody moves whose speed is unknown, who is not ready, or who would leave fewer who are ready than a stage has to keep.
+Planning again after each plan has been carried out ends: each plan raises the throughput to be, and there are only so
+many assignments.
 """
 
 from __future__ import annotations

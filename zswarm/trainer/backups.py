@@ -2,9 +2,9 @@
 
 A worker that is lost takes with it what it has counted since the last copy, on average half of what it counts between
 two. To copy every `sqrt(2 * cost * mean time between losses)` costs least (J. W. Young, Communications of the ACM 17(9), 1974).
-With one loss or none that is never, and a step that is shorter is over before. In a stage that waits for slower ones
-a copy costs no throughput unless the link is full: there one begins whenever twice the time has passed that one takes, as long
-as a loss is remembered, about an hour.
+With one loss or none that is never, and a step that is shorter is over before. In a stage that waits for
+slower ones a copy costs no throughput unless the link is full: there one begins whenever twice the time has passed that
+one takes, as long as a loss is remembered, about an hour.
 """
 
 from __future__ import annotations

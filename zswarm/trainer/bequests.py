@@ -101,15 +101,20 @@ class Bequests:
         self._drop_bad()
         sends: list[Send] = []
         for worker in self._roster.workers():
-            every_s = self._backups.every_s(worker.stage, has_time=worker.stage in waiting)
-            if worker.leaving is Leaving.NO and self._has_share(worker) and self._is_due(worker, every_s, now):
+            has_time = worker.stage in waiting
+            if (
+                worker.leaving is Leaving.NO
+                and self._has_share(worker)
+                and self._is_due(worker, now, has_time=has_time)
+            ):
                 sends += self._ask(worker, attempt, now, avoid)
         return sends
 
-    def _is_due(self, worker: Record, every_s: float, now: float) -> bool:
+    def _is_due(self, worker: Record, now: float, *, has_time: bool) -> bool:
         if worker.session in self._handovers:
             return True
-        if now - every_s < self._copied_at_s.get(worker.session, self._step[1]) or not self._has_room(worker.ledger):
+        due_s = now - self._backups.every_s(worker.stage, has_time=has_time)
+        if due_s < self._copied_at_s.get(worker.session, self._step[1]) or not self._has_room(worker.ledger):
             return False
         copyist = self._copyist_of(worker)
         return bool(worker.ledger & ~(copyist.inherited if copyist is not None else 0))

@@ -113,7 +113,7 @@ class Departures:
         return self._bequests.orders(self._here(), attempt, now, avoid=self._company.hosts(now))
 
     def copies(self, attempt: Attempt, now: float, *, waiting: Collection[Stage]) -> list[Send]:
-        """Have copies made of what those have counted who stay: anybody may be lost; stages that are `waiting` have time for it."""
+        """Have copies made of what those have counted who stay: anybody may be lost; stages `waiting` have time for it."""
         return self._bequests.copies(attempt, now, avoid=self._company.hosts(now), waiting=waiting)
 
     def _here(self) -> list[Session]:
