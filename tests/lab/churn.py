@@ -2,14 +2,17 @@
 
     lab0 ... lab5    a worker each, so two for each of 3 stages; 200 Mb/s, `CORES` of a core each
     trainer          a machine of its own, which nothing befalls, with the brokers; as many Mb/s
+    yardstick        another one, which takes part in nothing: it measures how fast the host's processors are meanwhile
 
     alone -> calm ---------------> churn: every `every_s` one change -------------------------> end, audit -> alone
              (measures what all    kill: SIGKILL to all its processes; comes back with a new `zswarm join`
               six do)              freeze: all stop; comes back by going on     cut: its link loses all; comes back by its link
 
 Faults hit workers only, and what the trainer's machine does for the brokers is in no share: where machines come and go,
-brokers belong on those that stay. What one machine does alone is measured before and after, since the host's processors
-differ by a tenth from minute to minute.
+brokers belong on those that stay.
+
+The host's processors differ by a tenth from minute to minute. So one machine alone is measured before and after, and
+each rate is held against another one as it would have been at the same speed of the processors (yardstick.py).
 
 Fault or return is a toss of a coin where both are possible. The last machine that holds the parameters of a stage is
 spared, as by `zswarm chaos --spare-last`: what its loss costs is how old the last checkpoint is, not how the swarm deals
@@ -35,16 +38,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 from statistics import fmean
-from typing import NamedTuple
 
 from tests.lab.machines import Machine
-from tests.lab.reckoning import Change, allowed_share, mean_of, placed_changes, samples_per_s
+from tests.lab.reckoning import (
+    Change,
+    Pass,
+    Rated,
+    Span,
+    allowed_share,
+    at_speed_of,
+    mean_of,
+    placed_changes,
+    speed_in,
+)
 from tests.lab.swarm import TRAINER, Run, RunShape, Site, Spoken
 from zswarm.benchmarks.figures import Figure
 from zswarm.errors import RunFailed
 
 RATE_MBIT = 200.0
-CORES, TRAINER_CORES = 0.25, 0.2
+CORES, TRAINER_CORES, YARDSTICK_CORES = 0.25, 0.2, 0.05
 NUM_MACHINES, STAGES = 6, 3
 FULL = NUM_MACHINES // STAGES
 GLOBAL_BATCH, MICROBATCH, CHECKPOINT_EVERY = 512, 4, 50
@@ -54,8 +66,8 @@ WINDOW = 96
 """Microbatches in the pipeline: who has less to do than others for a while works ahead by so many."""
 NUM_LAYERS = 9
 """Blocks, three for each stage: of TINY's eight the stages would get three, three and two, and the slowest sets the pace."""
-ALONE_BATCH, ALONE_STEPS = 64, 4
-"""A machine alone has no pipeline to fill; each of the steps after the first takes more than twenty seconds."""
+ALONE_BATCH, ALONE_STEPS = 128, 2
+"""A machine alone has no pipeline to fill; each of the steps after the first takes fifty seconds."""
 START_S = 240.0
 """Longest until all are in and the first step is done; far more than it takes."""
 LAST_STEP_S = 120.0
@@ -94,19 +106,13 @@ class Event:
     state: State
 
 
-class Span(NamedTuple):
-    """A time."""
-
-    begin_s: float
-    end_s: float
-
-
 class Fleet:
     """The machines that take part, and what has befallen each."""
 
-    def __init__(self, site: Site, machines: Sequence[Machine]) -> None:
-        """Have all of them join."""
+    def __init__(self, site: Site, machines: Sequence[Machine], staying: Sequence[Spoken]) -> None:
+        """Have all of them join; `staying` is what runs on other machines, which nothing befalls."""
         self._site = site
+        self._staying = staying
         self._machines = {machine.name: machine for machine in machines}
         self._commands: dict[str, Spoken] = {}
         for machine in machines:
@@ -152,10 +158,11 @@ class Fleet:
                 machine.mend()
 
     def check(self) -> None:
-        """Raise RunFailed if a `zswarm join` has ended that nobody has killed."""
-        for name, command in self._commands.items():
-            if self.states[name] is not State.KILLED and command.has_ended:
-                raise RunFailed(f"`zswarm join` has ended on {name}:\n{command.last_words()}")
+        """Raise RunFailed if a command has ended that nobody has killed."""
+        lively = [command for name, command in self._commands.items() if self.states[name] is not State.KILLED]
+        for command in [*lively, *self._staying]:
+            if command.has_ended:
+                raise RunFailed(f"a command has ended on {command.machine.name}:\n{command.last_words()}")
 
     def liveness(self) -> list[tuple[float, str, bool]]:
         """Return when who became live, or ceased to be."""
@@ -196,8 +203,9 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
     """
     machines = [site.lab.machine(f"lab{index}", cores=CORES, rate_mbit=RATE_MBIT) for index in range(NUM_MACHINES)]
     trainer = site.lab.machine(TRAINER, cores=TRAINER_CORES, rate_mbit=RATE_MBIT)
-    site.join(trainer, workers=0, brokers=STAGES)
-    alone_before = _alone(site, trainer, machines[0], "alone before", options.seed)
+    yardstick = site.measure_speed(site.lab.machine("yardstick", cores=YARDSTICK_CORES, rate_mbit=RATE_MBIT))
+    staying = [yardstick, site.join(trainer, workers=0, brokers=STAGES)]
+    alone = [_alone(site, trainer, machines[0], "alone before", options.seed)]
     shape = RunShape(
         stages=STAGES,
         global_batch=GLOBAL_BATCH,
@@ -208,32 +216,35 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
         window=WINDOW,
     )
     run = site.train(trainer, "run", shape, workers=FULL, brokers=1)
-    fleet = Fleet(site, machines)
+    fleet = Fleet(site, machines, staying)
     run.wait(lambda: run.history.of("commit"), what="the first step", within_s=START_S)
-    calm_rate = _calm(run, options.calm_s)
+    calm = _calm(run, options.calm_s)
     begun_s = time.monotonic()
     _churn(run, fleet, options)
     run.wait_for_steps(1, within_s=LAST_STEP_S)
     run.end()
     time_of_churn = Span(begun_s, begun_s + options.duration_s)
     fleet.stop()
-    alone_after = _alone(site, trainer, machines[0], "alone after", options.seed)
-    return _figures(run, fleet, time_of_churn, alone_rates=[alone_before, alone_after], calm_rate=calm_rate)
+    alone.append(_alone(site, trainer, machines[0], "alone after", options.seed))
+    passes = [Pass(at_s, float(line)) for at_s, line in list(yardstick.lines)]
+    return _figures(run, fleet, time_of_churn, alone=alone, calm=calm, passes=passes)
 
 
-def _alone(site: Site, trainer: Machine, machine: Machine, name: str, seed: int) -> float:
+def _alone(site: Site, trainer: Machine, machine: Machine, name: str, seed: int) -> Rated:
     """Return the rate of a machine that is the only one, with one worker as it has later."""
-    shape = RunShape(stages=1, global_batch=ALONE_BATCH, microbatch=MICROBATCH, seed=seed, num_layers=NUM_LAYERS)
+    shape = RunShape(
+        stages=1, global_batch=ALONE_BATCH, microbatch=MICROBATCH, seed=seed, num_layers=NUM_LAYERS, window=WINDOW
+    )
     run = site.train(trainer, name, shape, workers=1)
     joined = site.join(machine, brokers=0)
     run.wait_for_steps(1 + ALONE_STEPS, within_s=START_S)
-    rate = samples_per_s(run.commits(), ALONE_BATCH)
+    rated = Rated.of(run.commits(), ALONE_BATCH)
     run.end()
     joined.interrupt()
-    return rate
+    return rated
 
 
-def _calm(run: Run, calm_s: float) -> float:
+def _calm(run: Run, calm_s: float) -> Rated:
     """Return the rate without faults, after the first step."""
     first, begun_s = len(run.commits()), time.monotonic()
 
@@ -241,7 +252,7 @@ def _calm(run: Run, calm_s: float) -> float:
         return time.monotonic() >= begun_s + calm_s and len(run.history.of("commit")) >= first + CALM_STEPS
 
     run.wait(is_over, what="steps without faults", within_s=calm_s + START_S)
-    return samples_per_s(run.commits()[first - 1 :], GLOBAL_BATCH)
+    return Rated.of(run.commits()[first - 1 :], GLOBAL_BATCH)
 
 
 def _churn(run: Run, fleet: Fleet, options: ChurnOptions) -> None:
@@ -274,35 +285,49 @@ def _spared(run: Run, down: Sequence[str]) -> set[str]:
     return {node.split("-")[0] for node in run.history.last_of_their_stage(dead)}
 
 
-def _figures(run: Run, fleet: Fleet, span: Span, *, alone_rates: list[float], calm_rate: float) -> list[Figure]:
+def _figures(
+    run: Run, fleet: Fleet, churn: Span, *, alone: Sequence[Rated], calm: Rated, passes: Sequence[Pass]
+) -> list[Figure]:
     """Hold what was done in the time of churn, in whole steps, against what was possible in it."""
     commits = run.commits()
-    before = [commit.at_s for commit in commits if commit.at_s <= span.begin_s]
+    before = [commit.at_s for commit in commits if commit.at_s <= churn.begin_s]
     if not before:
         raise RunFailed("the swarm went back to a step from before the faults: there is no rate of that time")
     begin = max(before)
-    end = min(commit.at_s for commit in commits if commit.at_s >= span.end_s)
-    rate = samples_per_s([commit for commit in commits if begin <= commit.at_s <= end], GLOBAL_BATCH)
+    end = min(commit.at_s for commit in commits if commit.at_s >= churn.end_s)
+    churned = Rated.of([commit for commit in commits if begin <= commit.at_s <= end], GLOBAL_BATCH)
     liveness = fleet.liveness()
     allowed = mean_of(_allowed(liveness, begin), begin_s=begin, end_s=end)
     placed = placed_changes(run.records(), liveness, num_stages=STAGES, full=FULL)
     as_placed = mean_of(placed, begin_s=begin, end_s=end)
     states = [event.state for event in fleet.events]
-    all_rate = NUM_MACHINES * fmean(alone_rates)
+
+    def all_at(span: Span) -> float:
+        return NUM_MACHINES * fmean(at_speed_of(span, each, passes) for each in alone)
+
+    times = [alone[0].span, calm.span, churned.span, alone[1].span]
+    speed = speed_in(passes, churned.span)
+    lists = {
+        "samples/s of one machine alone, before and after": [each.samples_per_s for each in alone],
+        "the same at the processors' speed in churn": [at_speed_of(churned.span, each, passes) for each in alone],
+        "processors' speed alone, without faults, in churn, alone": [speed_in(passes, span) / speed for span in times],
+    }
     found = {
-        "samples/s of all, without faults": calm_rate,
-        "samples/s in churn": rate,
+        "samples/s of all, without faults": calm.samples_per_s,
+        "samples/s in churn": churned.samples_per_s,
         "share that live machines allow": allowed,
         "share that their placement allowed": as_placed,
-        BY_ALLOWED: rate / (all_rate * allowed),
-        CALM_BY_ALL: calm_rate / all_rate,
-        BY_CALM: rate / (calm_rate * allowed),
+        BY_ALLOWED: churned.samples_per_s / (all_at(churned.span) * allowed),
+        CALM_BY_ALL: calm.samples_per_s / all_at(calm.span),
+        BY_CALM: churned.samples_per_s / (at_speed_of(churned.span, calm, passes) * allowed),
         **{f"machines {'returned' if s is State.LIVE else s}": float(states.count(s)) for s in State},
         "steps voided by rollbacks": float(len(run.history.of("commit")) - len(commits)),
     }
     aims = {BY_ALLOWED: AT_LEAST}
-    alone = Figure(name="samples/s of one machine alone, before and after", values=alone_rates)
-    return [alone, *(Figure(name=name, values=[value], at_least=aims.get(name)) for name, value in found.items())]
+    return [
+        *(Figure(name=name, values=values) for name, values in lists.items()),
+        *(Figure(name=name, values=[value], at_least=aims.get(name)) for name, value in found.items()),
+    ]
 
 
 def _allowed(liveness: Sequence[tuple[float, str, bool]], begin_s: float) -> list[Change]:

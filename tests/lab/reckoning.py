@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
+LEAST_PASSES = 10
+"""Of the yardstick in a time, for a mean that says something."""
+
 
 class Record(NamedTuple):
     """A record of the log, and when it was written."""
@@ -94,6 +97,51 @@ def join_of(commits: Sequence[Commit], session: int, *, begun_s: float, before_s
         delay_s=max(durations_s(during)) - median_s,
         delay_before_s=max(durations_s(earlier)) - median_s,
     )
+
+
+class Span(NamedTuple):
+    """A time."""
+
+    begin_s: float
+    end_s: float
+
+
+class Rated(NamedTuple):
+    """A rate, and the time in which it was measured."""
+
+    samples_per_s: float
+    span: Span
+
+    @classmethod
+    def of(cls, commits: Sequence[Commit], global_batch: int) -> Self:
+        """Return the rate of `samples_per_s`; the same errors."""
+        rate = samples_per_s(commits, global_batch)
+        return cls(rate, Span(commits[0].at_s, commits[-1].at_s))
+
+
+class Pass(NamedTuple):
+    """A pass of the yardstick: when it was over, and what it took of the processor's time."""
+
+    at_s: float
+    cpu_s: float
+
+
+def speed_in(passes: Sequence[Pass], span: Span) -> float:
+    """Return how many passes a processor did in a second of its time.
+
+    Raises:
+        ValueError: fewer than LEAST_PASSES ended in that time.
+
+    """
+    some_s = [each.cpu_s for each in passes if span.begin_s < each.at_s <= span.end_s]
+    if len(some_s) < LEAST_PASSES:
+        raise ValueError(f"{len(some_s)} passes of the yardstick in {span.end_s - span.begin_s:.0f} s")
+    return 1 / statistics.fmean(some_s)
+
+
+def at_speed_of(span: Span, rated: Rated, passes: Sequence[Pass]) -> float:
+    """Return what a rate would have been had it been measured at another time; errors as those of `speed_in`."""
+    return rated.samples_per_s * speed_in(passes, span) / speed_in(passes, rated.span)
 
 
 class Change(NamedTuple):

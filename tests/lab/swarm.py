@@ -91,8 +91,8 @@ class RunShape:
 class Spoken:
     """A command on a machine, with what it says and when."""
 
-    def __init__(self, machine: Machine, arguments: list[str], folder: Path) -> None:
-        """Start `zswarm ARGUMENTS` in a folder."""
+    def __init__(self, machine: Machine, command: list[str], folder: Path) -> None:
+        """Start `python -m COMMAND` in a folder."""
         folders = {name: str(folder / machine.name / name.lower()) for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME")}
         environment = os.environ | folders | {"PYTHONPATH": str(SOURCE)}
         # Else each start would compile zswarm anew, which no installation does.
@@ -101,7 +101,7 @@ class Spoken:
         self.begun_s = time.monotonic()
         self.lines: deque[tuple[float, str]] = deque(maxlen=MAX_LINES)
         self._process = machine.popen(
-            [sys.executable, "-m", "zswarm", *arguments],
+            [sys.executable, "-m", *command],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -249,18 +249,22 @@ class Site:
     def join(self, machine: Machine, *, workers: int = 1, brokers: int | None = None) -> Spoken:
         """Have a machine join the swarm; with as many brokers as workers unless it is said."""
         number = ["--brokers", str(brokers)] if brokers is not None else []
-        return self._start(machine, ["join", "--workers", str(workers), *number, "--key", str(self._key)])
+        return self._start(machine, ["zswarm", "join", "--workers", str(workers), *number, "--key", str(self._key)])
 
     def train(self, machine: Machine, name: str, shape: RunShape, *, workers: int, brokers: int | None = None) -> Run:
         """Begin a run, in a folder of this name, that waits for so many workers and brokers for each stage."""
         run_file, out = self.folder / f"{name}.toml", self.folder / name
         run_file.write_text(shape.text())
         enough = ["--workers", str(workers), "--brokers", str(workers if brokers is None else brokers)]
-        arguments = ["train", str(run_file), "--out", str(out), "--key", str(self._key), *enough]
-        return Run(self._start(machine, arguments), out)
+        command = ["zswarm", "train", str(run_file), "--out", str(out), "--key", str(self._key), *enough]
+        return Run(self._start(machine, command), out)
 
-    def _start(self, machine: Machine, arguments: list[str]) -> Spoken:
-        self._commands.append(Spoken(machine, arguments, self.folder))
+    def measure_speed(self, machine: Machine) -> Spoken:
+        """Begin to measure, on a machine of its own, how fast the host's processors are; see yardstick.py."""
+        return self._start(machine, ["tests.lab.yardstick"])
+
+    def _start(self, machine: Machine, command: list[str]) -> Spoken:
+        self._commands.append(Spoken(machine, command, self.folder))
         return self._commands[-1]
 
 

@@ -8,14 +8,20 @@ import pytest
 
 from tests.lab.churn import Fates, State
 from tests.lab.reckoning import (
+    LEAST_PASSES,
     Change,
     Commit,
+    Pass,
+    Rated,
     Record,
+    Span,
     allowed_share,
+    at_speed_of,
     join_of,
     mean_of,
     placed_changes,
     samples_per_s,
+    speed_in,
 )
 
 
@@ -96,6 +102,34 @@ def test_a_worker_counts_while_it_is_in_and_its_machine_is_live():
         Change(0.0, 0.0), Change(1.0, 1.0), Change(2.0, 1.0), Change(4.0, 1.0), Change(6.0, 1.0),
         Change(7.0, 1.0), Change(8.0, 1.0), Change(9.0, 0.0),
     ]  # fmt: skip
+
+
+def passes_of(*slow_s, begin_s=0.0):
+    """As many passes as are asked for, a second apart, each of so many seconds of the processor's time."""
+    return [Pass(begin_s + 1.0 + index, cpu_s) for index, cpu_s in enumerate(slow_s)]
+
+
+def test_a_speed_is_passes_by_the_processors_time_of_those_that_ended_meanwhile():
+    passes = passes_of(*[0.1, 0.3] * LEAST_PASSES, *[9.0] * 5)
+    assert speed_in(passes, Span(0.0, 2.0 * LEAST_PASSES)) == pytest.approx(5.0)
+
+
+def test_too_few_passes_are_no_speed():
+    with pytest.raises(ValueError, match=f"{LEAST_PASSES - 1} passes of the yardstick in 10 s"):
+        speed_in(passes_of(*[0.1] * (LEAST_PASSES - 1)), Span(0.0, 10.0))
+
+
+def test_a_rate_is_less_in_a_time_in_which_processors_are_slower():
+    fast, slow = Span(0.0, 10.0), Span(10.0, 20.0)
+    passes = passes_of(*[0.1] * 10, *[0.125] * 10)
+    assert at_speed_of(slow, Rated(2.5, fast), passes) == pytest.approx(2.0)
+    assert at_speed_of(fast, Rated(2.0, slow), passes) == pytest.approx(2.5)
+    assert at_speed_of(fast, Rated(2.5, fast), passes) == 2.5
+
+
+def test_a_rate_knows_from_which_commit_to_which_it_is():
+    commits = Commit.of([commit(1.0, 0, 7), commit(3.0, 1, 7), commit(5.0, 2, 7)])
+    assert Rated.of(commits, 8) == Rated(samples_per_s=4.0, span=Span(1.0, 5.0))
 
 
 def test_fates_repeat_with_their_seed_and_each_fault_comes_as_often():
