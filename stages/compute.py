@@ -201,8 +201,6 @@ class Compute:
         engine = self._built.engine
         return Built(
             num_parameters=engine.parameters.num_parameters,
-            first_layer=engine.first_layer,
-            num_layers=len(engine.layers),
             parameter_digest=digest(engine.parameters.values),
             job_s=job_s,
             round_s=round_s,

@@ -5,9 +5,11 @@
                                  +- Restore, step 0+--------+-- Restore --> LOADING --Adopt--> ADOPTING --Adopted--> READY
                                                                  steps only, if what it holds is of the same branch
 
+Where the swarm is further, LOADING begins with BUILDING: what comes meanwhile waits for the compute thread behind Build.
+
 READY means that the parameters are those of `StepState.version`; only Apply moves them on (`participant.py`). A
 new life of the process changes none of this, unless it is given another stage; only a load that is not
-complete is given up. While BUILDING and ADOPTING every Restore is ignored: it is repeated. What is held is given to
+complete is given up. While ADOPTING, and while BUILDING what may be READY then, every Restore is ignored: it is repeated. What is held is given to
 whoever asks (`donor.py`).
 """
 
@@ -56,7 +58,7 @@ class Parameters:
         cut = (me.run, me.stage, me.num_stages, configuration)
         if cut == self._cut:
             return []
-        self._cut = cut
+        self._cut, self.layers = cut, me.layers
         self._state.become((me.branch, Step(0)) if me.step == 0 else (Branch(0), Step(0)))
         return [self._build(self._state.version if me.step == 0 else None)]
 
@@ -77,7 +79,6 @@ class Parameters:
             return
         self.is_built = True
         self.digest = outcome.parameter_digest
-        self.layers = range(outcome.first_layer, outcome.first_layer + outcome.num_layers)
         if self._fresh is not None:
             self._state.become(self._fresh)
             self.is_ready = True
@@ -86,7 +87,9 @@ class Parameters:
 
     def wants(self, message: Restore) -> bool:
         """Does this begin something? What is on its way is brought up to a later step of its branch."""
-        if not self.is_built or (self._loader is not None and self._loader.is_adopting):
+        if not self.is_built and (self._fresh is not None or message.step == 0):
+            return False
+        if self._loader is not None and self._loader.is_adopting:
             return False
         version = (message.branch, message.step)
         if self._loader is not None:

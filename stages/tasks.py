@@ -178,8 +178,6 @@ class Built:
     """
 
     num_parameters: int
-    first_layer: int
-    num_layers: int
     parameter_digest: int
     job_s: float
     round_s: float

@@ -153,7 +153,14 @@ def register(
 
 
 def welcome(
-    yours: int, *, nonce: int = 1, stage: int = 0, num_stages: int = 3, wiring: str = "queue", **of: Any
+    yours: int,
+    *,
+    nonce: int = 1,
+    stage: int = 0,
+    num_stages: int = 3,
+    layers: range = range(4, 6),
+    wiring: str = "queue",
+    **of: Any,
 ) -> Welcome:
     return Welcome(
         **about(**of),
@@ -161,6 +168,8 @@ def welcome(
         yours=Session(yours),
         stage=Stage(stage),
         num_stages=num_stages,
+        first_layer=layers.start,
+        num_layers=len(layers),
         heartbeat_s=1.0,
         unit_bytes=SIZE_BYTES,
         wiring=wiring,

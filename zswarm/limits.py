@@ -26,6 +26,8 @@ MAX_TENSORS = 4
 """Tensors travelling together: the activation and what rides along with it, such as labels."""
 MAX_STAGES = 256
 """A route, one session per stage, fits a header: 9 bytes each."""
+MAX_LAYERS = 1 << 20
+"""Of one stage: a worker that gets their state remembers for each where it is."""
 MAX_MICROBATCHES = 8192
 """Microbatches of one step: a ledger is a bitmap of this many bits in a header."""
 MAX_LEDGER_BYTES = MAX_MICROBATCHES // 8

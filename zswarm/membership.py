@@ -47,6 +47,8 @@ class Membership:
         self.session = Session(0)
         self.stage = Stage(0)
         self.num_stages = 1
+        self.layers = range(0)
+        """Of the stage."""
         self.branch = Branch(0)
         self.step = Step(0)
         self.heartbeat_s = limits.HEARTBEAT_S
@@ -116,6 +118,7 @@ class Membership:
             return False
         self.run, self.generation, self.session = message.run, message.generation, message.yours
         self.stage, self.num_stages = message.stage, message.num_stages
+        self.layers = range(message.first_layer, message.first_layer + message.num_layers)
         self.branch, self.step = message.branch, message.step
         self.has_place = True
         self.heartbeat_s = message.heartbeat_s

@@ -183,6 +183,8 @@ def welcome(session: int, nonce: int) -> Welcome:
         yours=Session(session),
         stage=Stage(0),
         num_stages=1,
+        first_layer=0,
+        num_layers=1,
         heartbeat_s=1.0,
         unit_bytes=1,
         wiring="queue",

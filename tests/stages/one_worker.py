@@ -37,8 +37,7 @@ class Fixture:
         return self.do(Received(peer=peer, message=message, frames=frames))
 
     def build(self, *, job_s: float = 0.5, round_s: float = 0.1):
-        layers = {"num_parameters": 1, "first_layer": 4, "num_layers": 2}
-        return self.do(Built(**layers, parameter_digest=5, job_s=job_s, round_s=round_s))
+        return self.do(Built(num_parameters=1, parameter_digest=5, job_s=job_s, round_s=round_s))
 
     def tick(self, now_s: float):
         self.now_s = now_s

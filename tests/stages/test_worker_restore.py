@@ -220,7 +220,6 @@ def test_step_0_is_built_again(worker):
 
 def test_a_newcomer_is_not_ready_before_it_has_the_swarms_state():
     worker = Fixture(built=False, step=5)
-    assert worker.get(restore(DONOR, step=5)) == [], "there are no layers yet"
     assert of_type(worker.build(), Ready)[0].slots == 0
     heartbeat = reported(worker.tick(1.0))
     assert (heartbeat.ready, heartbeat.step) == (False, 0)
@@ -228,6 +227,41 @@ def test_a_newcomer_is_not_ready_before_it_has_the_swarms_state():
     worker.do(WasReset())
     give_all(worker, step=6)
     assert (reported(adopted(worker)).ready, worker.machine.state.step) == (True, 6)
+
+
+def test_a_newcomer_gets_the_swarms_state_while_its_layers_are_built():
+    worker = Fixture(built=False, step=5)
+    assert asked(worker.get(restore(DONOR, step=5))) == [(4, P, 0)]
+    tasks = [task for task in give_all(worker, step=5) if isinstance(task, Import | Adopt)]
+    assert [type(task) for task in tasks] == [Import] * 8 + [Adopt], "the compute thread does them after Build"
+    assert worker.get(restore(DONOR, step=6)) == [], "it is being adopted"
+    assert of_type(worker.build(), Ready)[0].slots == 0
+    assert reported(worker.tick(1.0)).ready is False
+    worker.do(WasReset())
+    heartbeat = reported(adopted(worker))
+    assert (heartbeat.ready, heartbeat.step) == (True, 5)
+
+
+def test_one_that_becomes_of_another_stage_meanwhile_gets_that_ones_state():
+    worker = Fixture(built=False, step=5)
+    worker.get(restore(DONOR, step=5))
+    give(worker, 4, P, 0, step=5)
+    worker.get(fence(ME))
+    worker.do(WasReset())
+    worker.get(welcome(61, stage=0, layers=range(2), step=5, nonce=2), frames=CONFIGURATION)
+    worker.get(view(2, step=5), frames=MEMBERS)
+    assert give(worker, 4, P, SIZE_BYTES, step=5) == []
+    assert asked(worker.get(restore(DONOR, step=5))) == [(0, P, 0)]
+    assert not of_type(worker.build(), Ready), "of the stage that is not its own any more"
+    assert asked(give(worker, 0, P, 0, step=5)) == [(0, P, SIZE_BYTES)]
+    assert of_type(worker.build(), Ready)[0].slots == 0
+
+
+def test_who_is_ready_when_its_layers_are_built_asks_only_then():
+    worker = Fixture(built=False)
+    assert worker.get(restore(DONOR, step=1)) == []
+    worker.build()
+    assert asked(worker.get(restore(DONOR, step=1))) == [(4, U, 0)]
 
 
 def test_what_is_asked_for_is_asked_again(worker):

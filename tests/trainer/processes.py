@@ -88,8 +88,6 @@ class Computer:
                 self.reset()
                 return Built(
                     num_parameters=1,
-                    first_layer=task.stage,
-                    num_layers=1,
                     parameter_digest=self.digest,
                     job_s=0.0,
                     round_s=0.1,

@@ -87,6 +87,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "boot_nonce": 2**64 - 1,
         "stage": 255,
         "num_stages": 256,
+        "first_layer": 2**32 - 1,
+        "num_layers": limits.MAX_LAYERS,
         "heartbeat_s": 0.25,
         "unit_bytes": limits.MAX_PAYLOAD_BYTES,
         "size_bytes": 24,

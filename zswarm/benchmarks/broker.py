@@ -219,6 +219,8 @@ def _place(register: Register, unit_bytes: int) -> list[tuple[Welcome | View, by
         yours=BROKER,
         stage=Stage(0),
         num_stages=1,
+        first_layer=0,
+        num_layers=1,
         heartbeat_s=limits.HEARTBEAT_S,
         unit_bytes=unit_bytes,
         wiring="queue",

@@ -10,6 +10,7 @@ from zswarm.ids import TRAINER, Address, Attempt, Leaving, NodeId, RejectCode, R
 from zswarm.messages.base import (
     FINITE,
     TEXT,
+    U32,
     U64,
     Accused,
     Bytes,
@@ -51,6 +52,9 @@ class Welcome(StepMessage):
     yours: SessionField
     stage: StageField
     num_stages: Annotated[int, Range(1, limits.MAX_STAGES)]
+    first_layer: Annotated[int, U32]
+    num_layers: Annotated[int, Range(1, limits.MAX_LAYERS)]
+    """The stage's layers are this one and those that follow it."""
     heartbeat_s: Seconds
     unit_bytes: Annotated[int, Range(1, limits.MAX_PAYLOAD_BYTES)]
     """What one microbatch costs a broker of this stage, and credits are counted in: the larger of its input and of the gradient of

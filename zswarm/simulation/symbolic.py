@@ -290,8 +290,6 @@ class SymbolicCompute:
         self.applied = []
         return tasks.Built(
             num_parameters=100,
-            first_layer=first,
-            num_layers=len(self._layers),
             parameter_digest=self.version,
             job_s=took_s * (UNITS[JobKind.FORWARD] + UNITS[JobKind.BACKWARD]),
             round_s=0.3 * took_s,

@@ -89,6 +89,8 @@ class Reception:
             yours=record.session,
             stage=record.stage,
             num_stages=settings.num_stages,
+            first_layer=sum(settings.layers_per_stage[: record.stage]),
+            num_layers=settings.layers_per_stage[record.stage],
             heartbeat_s=settings.heartbeat_s,
             unit_bytes=settings.unit_bytes[record.stage],
             wiring=settings.wiring,
