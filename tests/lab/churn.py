@@ -12,7 +12,8 @@ Faults hit workers only, and what the trainer's machine does for the brokers is 
 brokers belong on those that stay.
 
 The host's processors differ by a tenth from minute to minute. So one machine alone is measured before and after, and
-each rate is held against another one as it would have been at the same speed of the processors (yardstick.py).
+each rate is held against another one as it would have been at the same speed of the processors (yardstick.py); without
+that, too, for comparison.
 
 Fault or return is a toss of a coin where both are possible. The last machine that holds the parameters of a stage is
 spared, as by `zswarm chaos --spare-last`: what its loss costs is how old the last checkpoint is, not how the swarm deals
@@ -56,13 +57,13 @@ from zswarm.benchmarks.figures import Figure
 from zswarm.errors import RunFailed
 
 RATE_MBIT = 200.0
-CORES, TRAINER_CORES, YARDSTICK_CORES = 0.25, 0.2, 0.05
+CORES, TRAINER_CORES, YARDSTICK_CORES = 0.25, 0.2, 0.1
 NUM_MACHINES, STAGES = 6, 3
 FULL = NUM_MACHINES // STAGES
-GLOBAL_BATCH, MICROBATCH, CHECKPOINT_EVERY = 512, 4, 50
-"""TINY's microbatch: of half of it, what processes do about each takes twice as much of a quarter of a core. Steps of 35 s in
+GLOBAL_BATCH, MICROBATCH, CHECKPOINT_EVERY = 1024, 4, 50
+"""TINY's microbatch: of half of it, what processes do about each takes twice as much of a quarter of a core. Steps of 75 s in
 calm, which would be lost as a whole if nothing of them were copied."""
-WINDOW = 96
+WINDOW = 192
 """Microbatches in the pipeline: who has less to do than others for a while works ahead by so many."""
 NUM_LAYERS = 9
 """Blocks, three for each stage: of TINY's eight the stages would get three, three and two, and the slowest sets the pace."""
@@ -70,9 +71,11 @@ ALONE_BATCH, ALONE_STEPS = 128, 2
 """A machine alone has no pipeline to fill; each of the steps after the first takes fifty seconds."""
 START_S = 240.0
 """Longest until all are in and the first step is done; far more than it takes."""
-LAST_STEP_S = 120.0
+LAST_STEP_S = 300.0
 """Longest that the commit after the last change may take."""
-CALM_STEPS = 5
+ALONE_S = 600.0
+"""The same of a machine alone and all its steps."""
+CALM_STEPS = 2
 BY_ALLOWED, CALM_BY_ALL = "in churn / what live machines allow", "without faults / what all machines allow"
 BY_CALM = "in churn / rate without faults, scaled"
 AT_LEAST = 0.90
@@ -203,9 +206,19 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
     """
     machines = [site.lab.machine(f"lab{index}", cores=CORES, rate_mbit=RATE_MBIT) for index in range(NUM_MACHINES)]
     trainer = site.lab.machine(TRAINER, cores=TRAINER_CORES, rate_mbit=RATE_MBIT)
-    yardstick = site.measure_speed(site.lab.machine("yardstick", cores=YARDSTICK_CORES, rate_mbit=RATE_MBIT))
+    alone_shape = RunShape(
+        stages=1,
+        global_batch=ALONE_BATCH,
+        microbatch=MICROBATCH,
+        seed=options.seed,
+        num_layers=NUM_LAYERS,
+        window=WINDOW,
+    )
+    yardstick = site.measure_speed(
+        site.lab.machine("yardstick", cores=YARDSTICK_CORES, rate_mbit=RATE_MBIT), alone_shape
+    )
     staying = [yardstick, site.join(trainer, workers=0, brokers=STAGES)]
-    alone = [_alone(site, trainer, machines[0], "alone before", options.seed)]
+    alone = [_alone(site, trainer, machines[0], "alone before", alone_shape)]
     shape = RunShape(
         stages=STAGES,
         global_batch=GLOBAL_BATCH,
@@ -225,19 +238,19 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
     run.end()
     time_of_churn = Span(begun_s, begun_s + options.duration_s)
     fleet.stop()
-    alone.append(_alone(site, trainer, machines[0], "alone after", options.seed))
-    passes = [Pass(at_s, float(line)) for at_s, line in list(yardstick.lines)]
-    return _figures(run, fleet, time_of_churn, alone=alone, calm=calm, passes=passes)
+    alone.append(_alone(site, trainer, machines[0], "alone after", alone_shape))
+    passes = Pass.of(list(yardstick.lines))
+    try:
+        return _figures(run, fleet, time_of_churn, alone=alone, calm=calm, passes=passes)
+    except ValueError as error:
+        raise RunFailed(str(error)) from None
 
 
-def _alone(site: Site, trainer: Machine, machine: Machine, name: str, seed: int) -> Rated:
+def _alone(site: Site, trainer: Machine, machine: Machine, name: str, shape: RunShape) -> Rated:
     """Return the rate of a machine that is the only one, with one worker as it has later."""
-    shape = RunShape(
-        stages=1, global_batch=ALONE_BATCH, microbatch=MICROBATCH, seed=seed, num_layers=NUM_LAYERS, window=WINDOW
-    )
     run = site.train(trainer, name, shape, workers=1)
     joined = site.join(machine, brokers=0)
-    run.wait_for_steps(1 + ALONE_STEPS, within_s=START_S)
+    run.wait_for_steps(1 + ALONE_STEPS, within_s=ALONE_S)
     rated = Rated.of(run.commits(), ALONE_BATCH)
     run.end()
     joined.interrupt()
@@ -318,6 +331,8 @@ def _figures(
         "share that live machines allow": allowed,
         "share that their placement allowed": as_placed,
         BY_ALLOWED: churned.samples_per_s / (all_at(churned.span) * allowed),
+        "the same, by one machine alone as it was measured": churned.samples_per_s
+        / (NUM_MACHINES * fmean(each.samples_per_s for each in alone) * allowed),
         CALM_BY_ALL: calm.samples_per_s / all_at(calm.span),
         BY_CALM: churned.samples_per_s / (at_speed_of(churned.span, calm, passes) * allowed),
         **{f"machines {'returned' if s is State.LIVE else s}": float(states.count(s)) for s in State},

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
-LEAST_PASSES = 10
+LEAST_PASSES = 8
 """Of the yardstick in a time, for a mean that says something."""
 
 
@@ -124,6 +124,12 @@ class Pass(NamedTuple):
 
     at_s: float
     cpu_s: float
+
+    @classmethod
+    def of(cls, lines: Sequence[tuple[float, str]]) -> list[Self]:
+        """Return those that a yardstick has told of; torch may have said other things."""
+        words = [(at_s, line.split()) for at_s, line in lines]
+        return [cls(at_s, float(told[1])) for at_s, told in words if len(told) == 2 and told[0] == "pass"]
 
 
 def speed_in(passes: Sequence[Pass], span: Span) -> float:

@@ -30,7 +30,7 @@ POLL_S = 0.02
 TRAINER = "trainer"
 END_S = 30.0
 """Longest that a process may take to end when it is asked to."""
-MAX_LINES = 1000
+MAX_LINES = 10_000
 LAST_WORDS = 20
 RUN_FILE = """
 [run]
@@ -253,15 +253,19 @@ class Site:
 
     def train(self, machine: Machine, name: str, shape: RunShape, *, workers: int, brokers: int | None = None) -> Run:
         """Begin a run, in a folder of this name, that waits for so many workers and brokers for each stage."""
-        run_file, out = self.folder / f"{name}.toml", self.folder / name
-        run_file.write_text(shape.text())
+        run_file, out = self._write(name, shape), self.folder / name
         enough = ["--workers", str(workers), "--brokers", str(workers if brokers is None else brokers)]
         command = ["zswarm", "train", str(run_file), "--out", str(out), "--key", str(self._key), *enough]
         return Run(self._start(machine, command), out)
 
-    def measure_speed(self, machine: Machine) -> Spoken:
-        """Begin to measure, on a machine of its own, how fast the host's processors are; see yardstick.py."""
-        return self._start(machine, ["tests.lab.yardstick"])
+    def measure_speed(self, machine: Machine, shape: RunShape) -> Spoken:
+        """Begin to measure, on a machine of its own, how fast the host's processors are at a run; see yardstick.py."""
+        return self._start(machine, ["tests.lab.yardstick", str(self._write(machine.name, shape))])
+
+    def _write(self, name: str, shape: RunShape) -> Path:
+        run_file = self.folder / f"{name}.toml"
+        run_file.write_text(shape.text())
+        return run_file
 
     def _start(self, machine: Machine, command: list[str]) -> Spoken:
         self._commands.append(Spoken(machine, command, self.folder))

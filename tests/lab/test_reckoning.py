@@ -104,9 +104,13 @@ def test_a_worker_counts_while_it_is_in_and_its_machine_is_live():
     ]  # fmt: skip
 
 
-def passes_of(*slow_s, begin_s=0.0):
-    """As many passes as are asked for, a second apart, each of so many seconds of the processor's time."""
-    return [Pass(begin_s + 1.0 + index, cpu_s) for index, cpu_s in enumerate(slow_s)]
+def passes_of(*cpu_s):
+    """Passes that end a second apart, each of so many seconds of the processor's time."""
+    return [Pass(1.0 + index, each_s) for index, each_s in enumerate(cpu_s)]
+
+
+def test_what_else_a_yardstick_says_is_no_pass():
+    assert Pass.of([(1.0, "UserWarning: 0.5"), (2.0, "pass 0.25"), (3.0, "")]) == [Pass(2.0, 0.25)]
 
 
 def test_a_speed_is_passes_by_the_processors_time_of_those_that_ended_meanwhile():
