@@ -230,6 +230,9 @@ class Device:
         """
         if not self._unanswered:
             return 0.0
+        if any(task is Build for task, _, _ in self._unanswered):
+            # Whatever waits behind it has not begun.
+            return UNTIMED[Build]
         usual_s = {self._usual_s(task, sort) for task, sort, _ in self._unanswered if task is not Reset}
         return 0.0 if 0.0 in usual_s else max(usual_s, default=self._usual_s(Reset, None))
 

@@ -1,7 +1,7 @@
 """Getting a stage's state from those who have it, layer by layer, from several at once, while steps go on.
 
     a layer   NOTHING --PARAMETERS, OPTIMIZER, of one version--> of that version --GRADIENT--> of the next --> ...
-    all layers of the newest version that has been heard of: Adopt
+    all layers of the newest version that has been heard of, and the layers are built: Adopt
 
 Each file comes in ranges: Pull, repeated --State--> Import --> the next range. A layer is begun at whatever version is
 present when its turn comes, and its donor gives it to the end (`donor.py`); then it takes the steps that the swarm has
@@ -80,7 +80,9 @@ class Loader:
         self._me = membership
         self._importing = importing
         self.version: Version = (order.branch, order.step)
-        """The newest that has been heard of: what all layers are brought to."""
+        """The newest that has been heard of: what all layers are brought to, and none later once they are adopted."""
+        self.is_built = True
+        """Do the layers exist that this is the state of? Nothing is put in place before."""
         self.is_adopting = False
         """Is everything here, and being put in place? Then there is no way back."""
         self._resend_s = resend_s
@@ -153,8 +155,17 @@ class Loader:
         branch, step = version
         self._layers[fetch.layer] = (branch, Step(step + 1)) if fetch.part is StatePart.GRADIENT else version
         self._givers[fetch.layer] = fetch.donor
-        self.is_adopting = all(held == self.version for held in self._layers.values())
-        return [task, Adopt()] if self.is_adopting else [task, *self._ask_idle(now)]
+        return [task, *self._adopt(), *self._ask_idle(now)]
+
+    def built(self) -> list[Task]:
+        """From now on the layers exist."""
+        self.is_built = True
+        return self._adopt()
+
+    def _adopt(self) -> list[Task]:
+        """Put all in place as soon as all is here: until the layers exist the swarm may go on, and so does this."""
+        self.is_adopting = self.is_built and all(held == self.version for held in self._layers.values())
+        return [Adopt()] if self.is_adopting else []
 
     def imported(self, now: float) -> list[Send | Task]:
         """There is room for more: go on where that was lacking."""

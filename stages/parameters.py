@@ -5,11 +5,12 @@
                                  +- Restore, step 0+--------+-- Restore --> LOADING --Adopt--> ADOPTING --Adopted--> READY
                                                                  steps only, if what it holds is of the same branch
 
-Where the swarm is further, LOADING begins with BUILDING: what comes meanwhile waits for the compute thread behind Build.
+Where the swarm is further, LOADING begins with BUILDING: what comes meanwhile waits for the compute thread behind Build. Adopt
+waits for Built, so that of two cuts that are built in a row each gets its own.
 
 READY means that the parameters are those of `StepState.version`; only Apply moves them on (`participant.py`). A
 new life of the process changes none of this, unless it is given another stage; only a load that is not
-complete is given up. While ADOPTING, and while BUILDING what may be READY then, every Restore is ignored: it is repeated. What is held is given to
+complete is given up. While ADOPTING every Restore is ignored, while BUILDING one of step 0, and any where the swarm is no further: it is repeated. What is held is given to
 whoever asks (`donor.py`).
 """
 
@@ -40,7 +41,6 @@ class Parameters:
         self.is_ready = False
         """The parameters are those of the state's version."""
         self.digest = 0
-        self.layers = range(0)
         self._cut: Cut | None = None
         self._num_builds = 0
         """In work; the outcome of the last one counts."""
@@ -58,7 +58,7 @@ class Parameters:
         cut = (me.run, me.stage, me.num_stages, configuration)
         if cut == self._cut:
             return []
-        self._cut, self.layers = cut, me.layers
+        self._cut = cut
         self._state.become((me.branch, Step(0)) if me.step == 0 else (Branch(0), Step(0)))
         return [self._build(self._state.version if me.step == 0 else None)]
 
@@ -72,16 +72,17 @@ class Parameters:
         self._num_builds += 1
         return Build(stage=stage, num_stages=num_stages, configuration=configuration)
 
-    def built(self, outcome: Built) -> None:
+    def built(self, outcome: Built) -> list[Task]:
         """The layers exist, with fresh parameters."""
         self._num_builds -= 1
         if self._num_builds:
-            return
+            return []
         self.is_built = True
         self.digest = outcome.parameter_digest
         if self._fresh is not None:
             self._state.become(self._fresh)
             self.is_ready = True
+        return self._loader.built() if self._loader is not None else []
 
     # -- those of somebody else ----------------------------------------------------------------------
 
@@ -113,11 +114,12 @@ class Parameters:
         self._loader = Loader(
             self._me,
             message,
-            layers=self.layers,
+            layers=self._me.layers,
             held=self._state.version if is_behind else None,
             resend_s=limits.RESEND_HEARTBEATS * self._me.heartbeat_s,
             importing=self._importing,
         )
+        self._loader.is_built = self.is_built
         return self._loader.start(now)
 
     def received(self, message: State, load: Load, now: float) -> list[Send | Task]:
@@ -177,7 +179,7 @@ class Parameters:
         branch, step = self._state.version
         present = (branch, Step(step + is_applying)) if self.is_ready else None
         return self._donor.pull(
-            message, peer, layers=self.layers, present=present, shares=shares and not is_applying, now=now
+            message, peer, layers=self._me.layers, present=present, shares=shares and not is_applying, now=now
         )
 
     def exported(self, outcome: Exported) -> list[Send | Task]:

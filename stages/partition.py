@@ -156,6 +156,10 @@ def split_evenly(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
 
 
 def _check_num_stages(config: RunConfig, num_layers: int) -> None:
+    if num_layers > limits.MAX_LAYERS:
+        raise UserError(
+            f"the model has {num_layers} layers, and a run may have {limits.MAX_LAYERS}: let each of them do more"
+        )
     if config.pipeline.stages > num_layers:
         raise UserError(
             f"pipeline.stages = {config.pipeline.stages} and the model has {num_layers} layers: "

@@ -157,9 +157,12 @@ class Reports:
         """Has something failed without which the run cannot go on?"""
         return self._fatal is not None
 
-    def fail(self, layer: str, text: str) -> None:
-        """Something has failed that is no job's: from here on every report says this."""
+    def fail(self, layer: str, text: str) -> list[Send]:
+        """Something has failed that is no job's: from here on every report says this, and not what fails behind it."""
+        if self._fatal is not None:
+            return []
         self._fatal = (layer, text)
+        return [Send(peer=self._me.coordinator, message=self.failure())]
 
     def failure(self) -> Failure:
         """Return what ends the run."""

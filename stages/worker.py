@@ -23,7 +23,7 @@ own brokers; Attach to the own and the next stage's brokers; Prepared until Comm
 until acknowledged.
 
 Ignored on purpose: Prepare, Abort and Commit of another step than the own; results of rounds that have
-been replaced; outcomes of jobs that are void; Restore while the parameters are being replaced; jobs while the stage
+been replaced; outcomes of jobs that are void; Restore while the parameters are being put in place; jobs while the stage
 is not built.
 """
 
@@ -300,7 +300,7 @@ class WorkerMachine:
                 receiver = self.work.heir if message.part is StatePart.SHARE else self.parameters
                 return [*receiver.received(message, load, now)]
             case Inherit() as message if self._is_able and not self.participant.is_applying:
-                return [*self.work.inherit(message, layer=self.parameters.layers.start, now=now)]
+                return [*self.work.inherit(message, layer=self.membership.layers.start, now=now)]
             case _:
                 return []
 
@@ -412,7 +412,7 @@ class WorkerMachine:
     def _outcome(self, outcome: Outcome, now: float) -> list[Command]:
         match outcome:
             case Built():
-                self.parameters.built(outcome)
+                return [*self.parameters.built(outcome)]
             case Adopted():
                 self.parameters.adopted(outcome)
             case WasReset():
@@ -454,17 +454,16 @@ class WorkerMachine:
 
     def _failed(self, outcome: Failed) -> list[Command]:
         """A layer raised in a job: the accumulator may hold half a gradient. Anything else ends the run."""
-        coordinator = self.membership.coordinator
         if outcome.lease is None:
-            self._reports.fail(outcome.layer, outcome.text)
-            return [Send(peer=coordinator, message=self._reports.failure())] if self.outbox is not None else []
+            said = self._reports.fail(outcome.layer, outcome.text)
+            return [*said] if self.outbox is not None else []
         held = self.work.device.running_of(outcome.lease)
         if held is None:
             return []
         failure = self._reports.failed(outcome.layer, outcome.text, held.job.microbatch)
         return [
             *self.work.refuse(held.job, JobStatus.FAILED),
-            Send(peer=coordinator, message=failure),
+            Send(peer=self.membership.coordinator, message=failure),
             *self._begin_new_life(),
         ]
 

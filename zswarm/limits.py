@@ -26,8 +26,8 @@ MAX_TENSORS = 4
 """Tensors travelling together: the activation and what rides along with it, such as labels."""
 MAX_STAGES = 256
 """A route, one session per stage, fits a header: 9 bytes each."""
-MAX_LAYERS = 1 << 20
-"""Of one stage: a worker that gets their state remembers for each where it is."""
+MAX_LAYERS = 1 << 16
+"""Of a model: a worker that gets their state remembers for each where it is."""
 MAX_MICROBATCHES = 8192
 """Microbatches of one step: a ledger is a bitmap of this many bits in a header."""
 MAX_LEDGER_BYTES = MAX_MICROBATCHES // 8
@@ -199,8 +199,8 @@ LINGER_S = 0.2
 GREET_S = 0.5
 """How often a trainer with a run to offer greets the beacons that it hears, and who looks for one: a run is noticed within
 this."""
-GREET_CALM_S = 2.0
-"""How often beacons that hear each other greet each other: of n machines each sends and answers n - 1 small messages a
+GREET_CALM_S = 4.0
+"""How often beacons that hear each other greet each other: of n machines each sends and answers (n - 1) / 2 small messages a
 second, all in all."""
 GREET_LONGEST_S = 4.0
 """Between two tries of an address that does not answer: each takes twice the wait of the one before it."""

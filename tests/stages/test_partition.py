@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from stages.model import load_model
 from stages.partition import layers_of_stage, plan, split_evenly
 from stages.trace import trace
+from zswarm import limits
 from zswarm.compression import encode
 from zswarm.errors import UserError
 
@@ -170,3 +171,9 @@ def test_a_plan_leaves_the_number_of_threads_alone(make_config):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_model_of_too_many_layers_is_told(make_config, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_LAYERS", 3)
+    with pytest.raises(UserError, match="the model has 4 layers, and a run may have 3"):
+        plan(make_config(pipeline={"stages": 2}))

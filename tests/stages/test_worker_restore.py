@@ -229,32 +229,88 @@ def test_a_newcomer_is_not_ready_before_it_has_the_swarms_state():
     assert (reported(adopted(worker)).ready, worker.machine.state.step) == (True, 6)
 
 
+def imports(commands: list[Any]) -> list[type]:
+    return [type(task) for task in commands if isinstance(task, Import | Adopt)]
+
+
 def test_a_newcomer_gets_the_swarms_state_while_its_layers_are_built():
     worker = Fixture(built=False, step=5)
     assert asked(worker.get(restore(DONOR, step=5))) == [(4, P, 0)]
-    tasks = [task for task in give_all(worker, step=5) if isinstance(task, Import | Adopt)]
-    assert [type(task) for task in tasks] == [Import] * 8 + [Adopt], "the compute thread does them after Build"
-    assert worker.get(restore(DONOR, step=6)) == [], "it is being adopted"
-    assert of_type(worker.build(), Ready)[0].slots == 0
-    assert reported(worker.tick(1.0)).ready is False
+    assert imports(give_all(worker, step=5)) == [Import] * 8, "the compute thread does them after Build"
+    overdue_at_s = worker.machine.work.device.overdue_at_s(1.0)
+    assert overdue_at_s == Fixture(built=False).machine.work.device.overdue_at_s(1.0), "they do not make Build late"
+    commands = worker.build()
+    assert imports(commands) == [Adopt]
+    assert of_type(commands, Ready)[0].slots == 0
     worker.do(WasReset())
+    assert reported(worker.tick(1.0)).ready is False
     heartbeat = reported(adopted(worker))
     assert (heartbeat.ready, heartbeat.step) == (True, 5)
 
 
-def test_one_that_becomes_of_another_stage_meanwhile_gets_that_ones_state():
+def test_what_is_here_before_its_layers_takes_the_steps_of_the_swarm():
+    worker = Fixture(built=False, step=5)
+    worker.get(restore(DONOR, step=5))
+    give_all(worker, step=5)
+    assert asked(worker.get(restore(DONOR, step=6))) == [(4, U, 0)]
+    assert imports(worker.build()) == [], "a step is missing"
+    worker.do(WasReset())
+    commands = [*give(worker, 4, U, 0, step=5), *give(worker, 4, U, SIZE_BYTES, step=5)]
+    commands += [*give(worker, 5, U, 0, step=5), *give(worker, 5, U, SIZE_BYTES, step=5)]
+    assert imports(commands) == [Import] * 4 + [Adopt]
+    assert reported(adopted(worker)).step == 6
+
+
+def test_where_the_swarm_goes_back_while_layers_are_built_that_is_what_is_asked_for():
+    worker = Fixture(built=False, step=5)
+    worker.get(restore(DONOR, step=5))
+    give(worker, 4, P, 0, step=5)
+    assert asked(worker.get(restore(TRAINER, branch=1, step=3))) == [(4, P, 0)]
+    assert imports(give_all(worker, step=5)) == []
+    assert imports(give_all(worker, donor=TRAINER, branch=1, step=3)) == [Import] * 8
+    assert worker.get(restore(TRAINER, branch=2, step=0)) == [], "it is repeated"
+    assert imports(worker.build()) == [Adopt]
+    worker.do(WasReset())
+    assert reported(adopted(worker)).branch == 1
+    assert of_type(worker.get(restore(TRAINER, branch=2, step=0)), Build)
+
+
+def move_to_stage_0(worker: Fixture) -> list[Any]:
+    """Let it begin another life there, in a swarm that is at step 5; returns what follows from the order to get the state."""
+    worker.get(welcome(61, stage=0, layers=range(2), step=5, nonce=2), frames=CONFIGURATION)
+    worker.get(view(2, step=5), frames=MEMBERS)
+    return worker.get(restore(DONOR, step=5))
+
+
+def test_one_that_becomes_of_another_stage_while_it_loads_gets_that_ones_state():
     worker = Fixture(built=False, step=5)
     worker.get(restore(DONOR, step=5))
     give(worker, 4, P, 0, step=5)
     worker.get(fence(ME))
+    worker.build()
     worker.do(WasReset())
-    worker.get(welcome(61, stage=0, layers=range(2), step=5, nonce=2), frames=CONFIGURATION)
-    worker.get(view(2, step=5), frames=MEMBERS)
+    assert asked(move_to_stage_0(worker)) == [(0, P, 0)]
     assert give(worker, 4, P, SIZE_BYTES, step=5) == []
-    assert asked(worker.get(restore(DONOR, step=5))) == [(0, P, 0)]
-    assert not of_type(worker.build(), Ready), "of the stage that is not its own any more"
     assert asked(give(worker, 0, P, 0, step=5)) == [(0, P, SIZE_BYTES)]
     assert of_type(worker.build(), Ready)[0].slots == 0
+
+
+def test_what_was_adopted_of_the_stage_before_makes_nobody_ready_in_another():
+    worker = Fixture(step=5, built=False)
+    worker.build()
+    worker.get(restore(DONOR, step=5))
+    assert imports(give_all(worker, step=5))[-1] is Adopt
+    worker.get(fence(ME))
+    worker.do(WasReset())
+    move_to_stage_0(worker)
+    files = [(layer, part, offset) for layer in (0, 1) for part in (P, O) for offset in (0, SIZE_BYTES)]
+    for layer, part, offset_bytes in files:
+        assert imports(give(worker, layer, part, offset_bytes, step=5)) == [Import]
+    adopted(worker)
+    assert not worker.machine.parameters.is_ready
+    assert imports(worker.build()) == [Adopt]
+    worker.do(WasReset())
+    assert reported(adopted(worker)).ready is True
 
 
 def test_who_is_ready_when_its_layers_are_built_asks_only_then():

@@ -87,7 +87,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "boot_nonce": 2**64 - 1,
         "stage": 255,
         "num_stages": 256,
-        "first_layer": 2**32 - 1,
+        "first_layer": limits.MAX_LAYERS - 1,
         "num_layers": limits.MAX_LAYERS,
         "heartbeat_s": 0.25,
         "unit_bytes": limits.MAX_PAYLOAD_BYTES,

@@ -10,7 +10,6 @@ from zswarm.ids import TRAINER, Address, Attempt, Leaving, NodeId, RejectCode, R
 from zswarm.messages.base import (
     FINITE,
     TEXT,
-    U32,
     U64,
     Accused,
     Bytes,
@@ -52,7 +51,7 @@ class Welcome(StepMessage):
     yours: SessionField
     stage: StageField
     num_stages: Annotated[int, Range(1, limits.MAX_STAGES)]
-    first_layer: Annotated[int, U32]
+    first_layer: Annotated[int, Range(0, limits.MAX_LAYERS - 1)]
     num_layers: Annotated[int, Range(1, limits.MAX_LAYERS)]
     """The stage's layers are this one and those that follow it."""
     heartbeat_s: Seconds
