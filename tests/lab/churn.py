@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 from statistics import fmean
@@ -219,15 +219,7 @@ def measure(site: Site, options: ChurnOptions) -> list[Figure]:
     )
     staying = [yardstick, site.join(trainer, workers=0, brokers=STAGES)]
     alone = [_alone(site, trainer, machines[0], "alone before", alone_shape)]
-    shape = RunShape(
-        stages=STAGES,
-        global_batch=GLOBAL_BATCH,
-        microbatch=MICROBATCH,
-        seed=options.seed,
-        checkpoint_every=CHECKPOINT_EVERY,
-        num_layers=NUM_LAYERS,
-        window=WINDOW,
-    )
+    shape = replace(alone_shape, stages=STAGES, global_batch=GLOBAL_BATCH, checkpoint_every=CHECKPOINT_EVERY)
     run = site.train(trainer, "run", shape, workers=FULL, brokers=1)
     fleet = Fleet(site, machines, staying)
     run.wait(lambda: run.history.of("commit"), what="the first step", within_s=START_S)
